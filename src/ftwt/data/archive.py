@@ -1,0 +1,142 @@
+"""Files of a published archive: found, or fetched, and checked before they are used."""
+
+import hashlib
+import http.client
+import os
+import tarfile
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A .tar.gz with an address, a checksum, and one folder in it."""
+
+    url: str
+    md5: str
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The archive's file name."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive, with what is known of it beforehand."""
+
+    name: str
+    size: int | None = None
+    md5: str | None = None
+
+
+def locate(
+    archive: Archive, root: Path, members: Sequence[Member], *, download: bool
+) -> list[Path]:
+    """Find an archive's files under `root`, unpacking or downloading the archive if need be.
+
+    Args:
+        archive: what to look for: `root/<folder>/`, then `root/<name>.tar.gz`, then its address.
+        root: the data folder.
+        members: the files wanted.
+        download: whether to go to the address.
+
+    Returns:
+        Where each member lies; each has the size and the MD5 that are known of it.
+
+    Raises:
+        FileNotFoundError: not there, and `download` is off.
+        ValueError: the archive or a file is truncated or was changed.
+        ConnectionError: the download failed.
+    """
+    folder, packed = root / archive.folder, root / archive.name
+    paths = [folder / member.name for member in members]
+    if not all(path.is_file() for path in paths):
+        if not packed.is_file():
+            if not download:
+                raise FileNotFoundError(
+                    f"no {archive.folder}{os.sep} and no {archive.name} in {root.resolve()}; name "
+                    f"their folder (--data-root), or download=True (--download) fetches "
+                    f"{archive.url}"
+                )
+            _download(archive.url, packed, md5=archive.md5)
+        else:
+            _check_md5(packed, archive.md5)
+        _unpack(packed, members, archive.folder, root)
+    for path, member in zip(paths, members, strict=True):
+        size = path.stat().st_size
+        if member.size is not None and size != member.size:
+            raise ValueError(
+                f"{path}: expected {member.size:,} bytes, found {size:,}; delete the file and "
+                f"unpack or download {archive.name} again"
+            )
+        if member.md5 is not None:
+            _check_md5(path, member.md5)
+    return paths
+
+
+def _check_md5(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path}: expected MD5 {expected}, found {found}; the file is truncated or was "
+            f"changed, delete it and get it again"
+        )
+
+
+def _download(url: str, target: Path, *, md5: str) -> None:
+    """Fetch `url` under another name, check it, and only then give it its own."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    columns = (TextColumn(target.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=30) as source,
+            partial.open("wb") as sink,
+            Progress(*columns, transient=True) as progress,
+        ):
+            size = source.headers.get("Content-Length")
+            task = progress.add_task("", total=int(size) if size else None)
+            while chunk := source.read(CHUNK):
+                sink.write(chunk)
+                progress.advance(task, len(chunk))
+        _check_md5(partial, md5)
+        partial.replace(target)
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        TimeoutError,
+        ConnectionError,
+    ) as error:
+        raise ConnectionError(
+            f"could not download {url} ({error}); get {target.name} some other way, put it into "
+            f"{target.parent.resolve()}, or name the folder that has it (--data-root)"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _unpack(packed: Path, members: Sequence[Member], folder: str, root: Path) -> None:
+    """Copy the members, by name alone: no path from inside the archive reaches the disk."""
+    (root / folder).mkdir(exist_ok=True)
+    with tarfile.open(packed) as tar:
+        for member in members:
+            source = tar.extractfile(f"{folder}/{member.name}")
+            if source is None:
+                raise ValueError(f"{packed}: {folder}/{member.name} is not a file")
+            partial = root / folder / f"{member.name}.{os.getpid()}.part"
+            try:
+                with source, partial.open("wb") as sink:
+                    while chunk := source.read(CHUNK):
+                        sink.write(chunk)
+                partial.replace(root / folder / member.name)
+            finally:
+                partial.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""A whole split of labelled images, in memory."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Images:
+    """Labelled images of one size, as raw pixels, on one device.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,), each in [0, len(classes)).
+        classes: the name of each label.
+        name: the dataset they come from.
+        mean: per channel, of pixel values in [0, 1].
+        std: per channel, of pixel values in [0, 1].
+
+    Raises:
+        ValueError: a wrong dtype or shape, no images, or a label out of range.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"{self.name}: images must be uint8 of shape (N, C, H, W), "
+                f"got {self.images.dtype} of shape {tuple(self.images.shape)}"
+            )
+        if self.images.numel() == 0:
+            raise ValueError(f"{self.name}: no images, shape {tuple(self.images.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"{self.name}: labels must be int64 of shape ({len(self.images)},), one an image, "
+                f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(
+                f"{self.name}: labels must lie in [0, {len(self.classes) - 1}], one for each of "
+                f"{len(self.classes)} classes; found {low if low < 0 else high}"
+            )
+        channels = self.images.shape[1]
+        if not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
+            raise ValueError(
+                f"{self.name}: mean and std must hold a value for each of {channels} channels and "
+                f"std be positive, got mean {self.mean} and std {self.std}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        size = "x".join(str(n) for n in self.images.shape[1:])
+        return (
+            f"Images({self.name}: {len(self):,} of {size}, {len(self.classes)} classes, "
+            f"{self.images.device})"
+        )
+
+    def to(self, device: torch.device | str) -> "Images":
+        """Copy to `device`, where Batches then cuts and augments them; a no-op if there already."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def select(self, indices: Tensor) -> "Images":
+        """Take the images at `indices`, int64 (M,), in that order."""
+        indices = indices.to(self.images.device)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+def hold_out(images: Images, *, count: int, seed: int) -> tuple[Images, Images]:
+    """Split off a class-balanced validation set; the same one for the same seed, everywhere.
+
+    Args:
+        images: a training split.
+        count: how many images to hold out, `count / classes` of each class. What is left over
+            of an uneven division goes to classes drawn by the seed, one each.
+        seed: draws which images, >= 0.
+
+    Returns:
+        What remains for training, and the images held out; both in their original order.
+
+    Raises:
+        ValueError: `count` is not positive, or would leave a class without training images.
+    """
+    classes = len(images.classes)
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    rng = np.random.default_rng(seed)
+    shares = count // classes + (rng.permutation(classes) < count % classes)
+    labels = images.labels.cpu().numpy()
+    held = np.zeros(len(images), dtype=bool)
+    for label, share in enumerate(shares):
+        members = np.flatnonzero(labels == label)
+        if share >= len(members):
+            raise ValueError(
+                f"count={count} holds out {share} images of class {images.classes[label]!r}, which "
+                f"has {len(members)}; leave at least one of each class for training"
+            )
+        held[rng.permutation(members)[:share]] = True
+    train, val = (torch.from_numpy(np.flatnonzero(part)) for part in (~held, held))
+    return images.select(train), images.select(val)
