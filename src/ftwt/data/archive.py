@@ -4,11 +4,13 @@ import hashlib
 import http.client
 import os
 import tarfile
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 CHUNK = 1 << 20
@@ -68,27 +70,27 @@ def locate(
                 )
             _download(archive.url, packed, md5=archive.md5)
         else:
-            _check_md5(packed, archive.md5)
+            _check_md5(packed, archive.md5, fix="delete it and download it again")
         _unpack(packed, members, archive.folder, root)
+    again = f"delete it and unpack or download {archive.name} again"
     for path, member in zip(paths, members, strict=True):
         size = path.stat().st_size
         if member.size is not None and size != member.size:
             raise ValueError(
-                f"{path}: expected {member.size:,} bytes, found {size:,}; delete the file and "
-                f"unpack or download {archive.name} again"
+                f"{path}: expected {member.size:,} bytes, found {size:,}: truncated or changed; "
+                f"{again}"
             )
         if member.md5 is not None:
-            _check_md5(path, member.md5)
+            _check_md5(path, member.md5, fix=again)
     return paths
 
 
-def _check_md5(path: Path, expected: str) -> None:
+def _check_md5(path: Path, expected: str, *, fix: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != expected:
         raise ValueError(
-            f"{path}: expected MD5 {expected}, found {found}; the file is truncated or was "
-            f"changed, delete it and get it again"
+            f"{path}: expected MD5 {expected}, found {found}: truncated or changed; {fix}"
         )
 
 
@@ -101,14 +103,14 @@ def _download(url: str, target: Path, *, md5: str) -> None:
         with (
             urllib.request.urlopen(url, timeout=30) as source,
             partial.open("wb") as sink,
-            Progress(*columns, transient=True) as progress,
+            Progress(*columns, console=Console(stderr=True), transient=True) as progress,
         ):
             size = source.headers.get("Content-Length")
             task = progress.add_task("", total=int(size) if size else None)
             while chunk := source.read(CHUNK):
                 sink.write(chunk)
                 progress.advance(task, len(chunk))
-        _check_md5(partial, md5)
+        _check_md5(partial, md5, fix="the download went wrong, try again")
         partial.replace(target)
     except (
         urllib.error.URLError,
@@ -130,8 +132,7 @@ def _unpack(packed: Path, members: Sequence[Member], folder: str, root: Path) ->
     with tarfile.open(packed) as tar:
         for member in members:
             source = tar.extractfile(f"{folder}/{member.name}")
-            if source is None:
-                raise ValueError(f"{packed}: {folder}/{member.name} is not a file")
+            assert source is not None  # the archive's checksum was right
             partial = root / folder / f"{member.name}.{os.getpid()}.part"
             try:
                 with source, partial.open("wb") as sink:

@@ -82,14 +82,16 @@ class Batches:
                 f"empty loader: {len(images)} images make no batch of {batch_size} for rank {rank} "
                 f"of {world} with drop_last={self.drop_last}; lower batch_size"
             )
-        scale = torch.tensor(images.std, device=self.device).mul(255).reciprocal()
-        self._scale = scale.view(-1, 1, 1)
-        self._shift = (-255 * scale * torch.tensor(images.mean, device=self.device)).view(-1, 1, 1)
+        # (x / 255 - mean) / std as one product and one sum.
+        scale = 1 / (255 * torch.tensor(images.std))
+        shift = -255 * scale * torch.tensor(images.mean)
+        self._scale = scale.view(-1, 1, 1).to(self.device)
+        self._shift = shift.view(-1, 1, 1).to(self.device)
 
     def __len__(self) -> int:
         """Count this rank's batches in an epoch."""
         full, ragged = divmod(len(self.images), self.batch_size)
-        # np.array_split hands the last batch out from rank 0 on: a rank beyond it gets nothing.
+        # The last batch is handed out from rank 0 on: a rank beyond its size gets none of it.
         return full + (not self.drop_last and self.shard[0] < ragged)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,26 +102,33 @@ class Batches:
         self.epoch = epoch
 
     def iterate(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the epoch from the `start`-th on."""
+        """Yield the epoch's batches from the `start`-th on, the same that `__iter__` yields."""
         rng = np.random.default_rng((self.seed, self.epoch))
         count = len(self.images)
         order = rng.permutation(count) if self.train else np.arange(count)
-        # Drawn for the whole epoch at once, so that a batch's draws depend on its position alone.
-        crops = rng.integers(0, 2 * PADDING + 1, size=(2, count))
+        # Drawn for the whole epoch at once, so that an image's draws depend on its position alone.
+        corners = rng.integers(2 * PADDING + 1, size=(2, count))
         flips = rng.random(count) < 0.5
+        indices = torch.from_numpy(order).to(self.images.images.device)
+        top, left = torch.from_numpy(corners).to(self.device)
+        flip = torch.from_numpy(flips).to(self.device)
         for step in range(start, len(self)):
-            batch = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, count))
-            mine = np.array_split(batch, self.shard[1])[self.shard[0]]
-            indices = torch.from_numpy(order[mine]).to(self.images.images.device)
-            pixels = self.images.images[indices].to(self.device)
-            labels = self.images.labels[indices].to(self.device)
+            mine = self._share(step)
+            pixels = self.images.images[indices[mine]].to(self.device)
+            labels = self.images.labels[indices[mine]].to(self.device)
             if self.augment:
-                top, left = torch.from_numpy(crops[:, mine]).to(self.device)
-                flip = torch.from_numpy(flips[mine]).to(self.device)
-                pixels = crop_and_flip(pixels, top=top, left=left, flip=flip)
+                pixels = crop_and_flip(pixels, top=top[mine], left=left[mine], flip=flip[mine])
             if self.channels_last:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
             yield pixels.float().mul_(self._scale).add_(self._shift), labels
+
+    def _share(self, step: int) -> slice:
+        """Find this rank's positions in the global batch: equal parts, the first ones longer."""
+        rank, world = self.shard
+        first = step * self.batch_size
+        size, longer = divmod(min(self.batch_size, len(self.images) - first), world)
+        begin = first + rank * size + min(rank, longer)
+        return slice(begin, begin + size + (rank < longer))
 
 
 def crop_and_flip(images: Tensor, *, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:

@@ -81,8 +81,7 @@ def hold_out(images: Images, *, count: int, seed: int) -> tuple[Images, Images]:
 
     Args:
         images: a training split.
-        count: how many images to hold out, `count / classes` of each class. What is left over
-            of an uneven division goes to classes drawn by the seed, one each.
+        count: how many images to hold out, see `balanced`.
         seed: draws which images, >= 0.
 
     Returns:
@@ -91,20 +90,39 @@ def hold_out(images: Images, *, count: int, seed: int) -> tuple[Images, Images]:
     Raises:
         ValueError: `count` is not positive, or would leave a class without training images.
     """
-    classes = len(images.classes)
+    held = torch.zeros(len(images), dtype=torch.bool)
+    held[balanced(images, count=count, seed=seed)] = True
+    return images.select((~held).nonzero()[:, 0]), images.select(held.nonzero()[:, 0])
+
+
+def balanced(images: Images, *, count: int, seed: int) -> Tensor:
+    """Draw images without replacement, as many of one class as of another.
+
+    Args:
+        images: what to draw from.
+        count: how many to draw. What is left over of an uneven division goes to classes drawn
+            by the seed, one each.
+        seed: >= 0.
+
+    Returns:
+        Their indices, int64 (count,), ascending.
+
+    Raises:
+        ValueError: `count` is not positive, or takes the last image of a class.
+    """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     rng = np.random.default_rng(seed)
+    classes = len(images.classes)
     shares = count // classes + (rng.permutation(classes) < count % classes)
     labels = images.labels.cpu().numpy()
-    held = np.zeros(len(images), dtype=bool)
+    drawn = []
     for label, share in enumerate(shares):
         members = np.flatnonzero(labels == label)
         if share >= len(members):
             raise ValueError(
-                f"count={count} holds out {share} images of class {images.classes[label]!r}, which "
-                f"has {len(members)}; leave at least one of each class for training"
+                f"count={count} takes {share} images of class {images.classes[label]!r}, which has "
+                f"{len(members)}; one of each must remain, lower count"
             )
-        held[rng.permutation(members)[:share]] = True
-    train, val = (torch.from_numpy(np.flatnonzero(part)) for part in (~held, held))
-    return images.select(train), images.select(val)
+        drawn.append(rng.permutation(members)[:share])
+    return torch.from_numpy(np.sort(np.concatenate(drawn)))

@@ -1,31 +1,90 @@
 """Networks by name."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
+import safetensors
+import safetensors.torch
 from torch import nn
 
+from .mobilenet import mobilenet_v1, mobilenet_v2
 from .resnet import resnet
+from .vgg import vgg
+from .vision import check_name, create_timm, create_torchvision
 
+_SOURCES = {"torchvision": create_torchvision, "timm": create_timm}
+_DATASETS = {"cifar10": 10, "cifar100": 100}
 _FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
+    **{f"vgg{depth}-bn": partial(vgg, depth) for depth in (11, 13, 16, 19)},
     **{f"resnet{depth}": partial(resnet, depth) for depth in (20, 32, 44, 56, 110)},
+    "mobilenet-v1": mobilenet_v1,
+    "mobilenet-v2": mobilenet_v2,
+    **{f"mobilenet-v1-x{width}": partial(mobilenet_v1, width=width) for width in (0.25, 0.5, 0.75)},
+    **{f"mobilenet-v2-x{width}": partial(mobilenet_v2, width=width) for width in (0.25, 0.5, 0.75)},
 }
-_DATASETS: Mapping[str, int] = {"cifar10": 10, "cifar100": 100}
+_WEIGHTS = Path(__file__).parent / "weights"
 
 
-def names() -> list[str]:
-    """List the networks that are our own; torchvision's and timm's come by prefix."""
-    return [f"{dataset}-{family}" for dataset in _DATASETS for family in _FAMILIES]
+def names(*, pretrained: bool = False) -> list[str]:
+    """List our own networks, `<dataset>-<family>`; with `pretrained`, those that have weights."""
+    own = [f"{dataset}-{family}" for dataset in _DATASETS for family in _FAMILIES]
+    return [name for name in own if not pretrained or _weights_of(name).is_file()]
 
 
 def create(
     name: str, *, num_classes: int | None = None, pretrained: bool = False, **kwargs: object
 ) -> nn.Module:
-    """Build a network by name."""
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join(names())}")
+    """Build a network by name.
+
+    Args:
+        name: one of `names()`, or `torchvision:<name>`, `timm:<name>` with the names of those
+            libraries (the `vision` extra).
+        num_classes: outputs of the classifier, by default those of the dataset.
+        pretrained: load trained weights: our own come with the package, the others are downloaded.
+        kwargs: passed to the builder, `width=0.5` for the MobileNets, say.
+
+    Returns:
+        The network, in training mode. Ours map (B, 3, 32, 32) to logits (B, num_classes).
+
+    Raises:
+        ValueError: an unknown name, a name without weights, or weights that do not fit.
+        ImportError: torchvision or timm is needed and not installed.
+
+    Example:
+        >>> model = create("cifar10-mobilenet-v1", width=0.5)
+    """
+    source, _, foreign = name.rpartition(":")
+    if source in _SOURCES:
+        if num_classes is not None:
+            kwargs["num_classes"] = num_classes
+        return _SOURCES[source](foreign, pretrained=pretrained, **kwargs)
+    check_name(name, names(), source="ftwt")
     dataset, family = name.split("-", 1)
-    return _FAMILIES[family](num_classes=num_classes or _DATASETS[dataset], **kwargs)
+    classes = _DATASETS[dataset] if num_classes is None else num_classes
+    model = _FAMILIES[family](num_classes=classes, **kwargs)
+    if pretrained:
+        _load_weights(model, name)
+    return model
+
+
+def _weights_of(name: str) -> Path:
+    return _WEIGHTS / f"{name}.safetensors"
+
+
+def _load_weights(model: nn.Module, name: str) -> None:
+    """Load our own weights, stored in half or single precision, into a model of that name."""
+    path = _weights_of(name)
+    if not path.is_file():
+        known = ", ".join(names(pretrained=True)) or "none"
+        raise ValueError(f"no weights for {name!r}; names with weights: {known}")
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))  # copies: f16 becomes f32
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({error}); reinstall ftwt"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name!r} has weights only for its own num_classes and width; {error}"
+        ) from error
