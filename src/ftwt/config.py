@@ -1,0 +1,243 @@
+"""What a run is made of: frozen dataclasses, checked when built, to and from JSON."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+Saliency = Literal["peak", "mean", "norm", "energy"]
+Pool = Literal["max", "mean", "both"]
+
+
+class _Config:
+    """Shared by all configs: choices checked when built, JSON both ways."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                options = ", ".join(map(repr, get_args(hint)))
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {options}")
+
+    def _check(
+        self,
+        name: str,
+        low: float,
+        high: float = math.inf,
+        *,
+        open_low: bool = False,
+        open_high: bool = False,
+        fix: str,
+    ) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name}={value!r} is not a number; {fix}")
+        above = value > low if open_low else value >= low
+        below = value < high if open_high or math.isinf(high) else value <= high
+        if not (above and below):
+            left = "(" if open_low else "["
+            right = ")" if open_high or math.isinf(high) else "]"
+            raise ValueError(f"{name}={value} is outside {left}{low:g}, {high:g}{right}; {fix}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The config as a dict of JSON values, nested configs included."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild a config from `to_json`'s dict; keys left out take their defaults.
+
+        Args:
+            values: Keys are field names, values JSON values.
+
+        Raises:
+            ValueError: A key is unknown (the message lists the valid ones), or a value invalid.
+        """
+        hints = get_type_hints(cls)
+        unknown = [key for key in values if key not in hints]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], hints, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"{cls.__name__} has no key {unknown[0]!r}; {hint}Valid: {', '.join(hints)}"
+            )
+        return cls(**{key: _from_json(hints[key], value) for key, value in values.items()})
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)]
+    if isinstance(value, Mapping):
+        for kind in kinds:
+            if issubclass(kind, _Config):
+                return kind.from_json(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class PruneConfig(_Config):
+    """How gates are put into a network: the options of `ftwt.convert`."""
+
+    r: float | dict[str, float] = 0.9
+    """Share of the saliency's mass that the kept filters hold, in (0, 1]; or one a unit."""
+    mode: Literal["decoupled", "joint"] = "decoupled"
+    """Decoupled: the mask loss trains the predictors only. Joint: the network too."""
+    saliency: Saliency = "peak"
+    """What ranks filters: the heatmap's peak (published), its mean, L2 norm or energy."""
+    variant: Literal["mass", "uniform"] = "mass"
+    """Mass: as many filters as reach the mass r. Uniform: the same share r for every image."""
+    pool: Pool = "mean"
+    """How a predictor pools its input over space."""
+    head: Literal["softmax", "standardized"] = "standardized"
+    """Softmax as published, or a standardisation that folds into the affine layer."""
+    rank: int | None = None
+    """Rank of a predictor's bottleneck; None: a full C_in x C_out layer."""
+    residual: Literal["before", "after"] = "before"
+    """Where the last unit of a residual block is masked: before or after the add."""
+    depthwise: Literal["inherit", "gate"] = "inherit"
+    """A depthwise conv takes its producer's mask, or has a gate of its own."""
+    straight_through: bool = False
+    """Let the task loss reach the predictors through the 0/1 mask."""
+    min_gain: float | None = None
+    """Leave out gates whose estimated saving, less the predictor's cost, is below this (MACs)."""
+    skip: tuple[str, ...] = ()
+    """Names of convolutions that get no gate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for unit, r in (self.r if isinstance(self.r, dict) else {"r": self.r}).items():
+            if not (isinstance(r, int | float) and 0 < r <= 1):
+                raise ValueError(f"r={r!r} for {unit!r} is outside (0, 1]; 0.9 is a gentle start")
+        if self.rank is not None:
+            self._check("rank", 1, fix="None means a full predictor")
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """One training run; the same for a plain network and a dynamic one."""
+
+    epochs: int = 20
+    """Passes over the training set."""
+    batch_size: int = 128
+    """Images a step, over all processes together."""
+    lr: float = 0.01
+    """Peak learning rate of the network."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay of all the network's parameters; predictors have none."""
+    nesterov: bool = False
+    """Nesterov's momentum instead of the classical one."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Cosine to zero, or a drop by lr_decay at each milestone."""
+    milestones: tuple[float, ...] = (0.405, 0.61, 0.755)
+    """Drops of the step schedule as fractions of the run (81, 122, 151 of 200 epochs)."""
+    lr_decay: float = 0.1
+    """Factor of each drop of the step schedule."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the network's rate rises linearly from 0."""
+    predictor_lr: float = 0.1
+    """Learning rate of the predictors, constant."""
+    predictor_warmup_steps: int = 0
+    """First steps in which gates stand open and only the predictors learn."""
+    mask_loss_weight: float = 1.0
+    """Weight of the mask loss before the cooldown."""
+    cooldown: float = 0.5
+    """Fraction of the run after which the predictors stand still; 1: never."""
+    anneal_epochs: float = 0.0
+    """Epochs over which r falls linearly from 1 to its target."""
+    target_reduction: float | None = None
+    """Steer r, then the thresholds, so that this share of the executed MACs is saved."""
+    distillation: float = 0.0
+    """Weight of the divergence from a dense teacher's outputs; 0: no teacher."""
+    temperature: float = 4.0
+    """Softening of both outputs in the distillation."""
+    label_smoothing: float = 0.0
+    """Probability spread over the wrong classes."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights stay fp32."""
+    channels_last: bool = False
+    """Store images and feature maps with channels last: faster in bf16 and on GPUs."""
+    clip_norm: float | None = None
+    """Largest norm of a step's gradient."""
+    ema_decay: float | None = None
+    """Return (and validate) a moving average of the weights with this decay."""
+    freeze_batchnorm: bool = False
+    """Use the stored batch-norm statistics, as fine-tuning on small batches wants."""
+    seed: int = 0
+    """Decides everything random in training."""
+    tracker: str | None = None
+    """Also log to a tracker that Accelerate knows, such as tensorboard or wandb."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("epochs", 1, fix="train for one epoch or more")
+        self._check("batch_size", 1, fix="128 is usual on CIFAR")
+        self._check("lr", 0, fix="0.01 fine-tunes, 0.1 trains from nothing")
+        self._check("momentum", 0, 1, open_high=True, fix="0.9 is usual")
+        self._check("weight_decay", 0, fix="5e-4 is usual on CIFAR")
+        self._check("lr_decay", 0, 1, open_low=True, fix="0.1 is usual")
+        self._check("warmup_epochs", 0, self.epochs, fix="warm up in fewer epochs than there are")
+        self._check("predictor_lr", 0, fix="0.1 is published")
+        self._check("predictor_warmup_steps", 0, fix="0 turns it off")
+        self._check("mask_loss_weight", 0, fix="1 is published")
+        self._check("cooldown", 0, 1, fix="0.5 is published, 1 turns it off")
+        self._check("anneal_epochs", 0, self.epochs, fix="0 turns it off")
+        self._check("distillation", 0, fix="0 turns it off")
+        self._check("temperature", 0, open_low=True, fix="4 is usual")
+        self._check("label_smoothing", 0, 1, open_high=True, fix="0 turns it off")
+        self._check("seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
+        if self.target_reduction is not None:
+            self._check("target_reduction", 0, 1, open_low=True, open_high=True, fix="0.3 is mild")
+        if self.clip_norm is not None:
+            self._check("clip_norm", 0, open_low=True, fix="None turns it off")
+        if self.ema_decay is not None:
+            self._check("ema_decay", 0, 1, open_high=True, fix="0.999 is usual")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=True with momentum=0.0; give a momentum such as 0.9")
+        if not all(0 < drop < 1 for drop in self.milestones):
+            raise ValueError(
+                f"milestones={self.milestones} are fractions of the run in (0, 1); "
+                f"divide epochs by epochs={self.epochs}"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig(_Config):
+    """Which images, and which of them are held out for validation."""
+
+    name: Literal["cifar10", "cifar100", "cifar10-embedded"] = "cifar10"
+    """The dataset."""
+    root: str | None = None
+    """Folder that holds (or will hold) the dataset's files; None: ./data."""
+    validation: int = 5000
+    """Training images held out, class-balanced, for validation."""
+    seed: int = 0
+    """Decides which images are held out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("validation", 1, fix="5000 is usual on CIFAR")
+        self._check("seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
+
+
+@dataclass(frozen=True)
+class RunConfig(_Config):
+    """A whole run: a network, its data, its gates and its training."""
+
+    model: str = "cifar10-resnet20"
+    """Name of the architecture; `ftwt models` lists them."""
+    weights: str | None = None
+    """Where training starts: a saved folder, 'pretrained', or None for random weights."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    prune: PruneConfig | None = None
+    """The gates; None trains the dense network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training."""
+
+
+def differing(a: _Config, b: _Config) -> list[str]:
+    """Names of the fields in which two configs of one kind differ."""
+    return [f.name for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)]  # type: ignore[arg-type]

@@ -1,0 +1,118 @@
+"""How a run tells what it does: a progress bar, `metrics.jsonl`, and trackers on request."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .results import replacing
+
+
+class Journal:
+    """A run's progress, for eyes and for files; silent on all processes but the main one.
+
+    Args:
+        accelerator: Knows the main process and holds the trackers.
+        path: The JSON-lines file; None writes none.
+        after: Lines of later steps than this are cut off: a resumed run writes them again.
+        show: Whether to show progress at all.
+        steps: Steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path | None,
+        *,
+        after: int = 0,
+        show: bool = True,
+        steps: int,
+    ) -> None:
+        main = accelerator.is_main_process
+        self.accelerator = accelerator
+        self.console = Console(stderr=True, quiet=not (show and main))
+        self.file = None
+        if path is not None and main:
+            truncate(path, after=after)
+            self.file = open(path, "a", encoding="utf-8")
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+            disable=not (show and main and self.console.is_terminal),
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=after, figures="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+        if self.file is not None:
+            self.file.close()
+        for tracker in getattr(self.accelerator, "trackers", []):
+            tracker.finish()
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step` steps done."""
+        self.bar.update(self.task, completed=step)
+
+    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Keep a line of figures: of some steps (`kind="step"`) or of an epoch (`"epoch"`)."""
+        figures = {key: value for key, value in figures.items() if value is not None}
+        if self.file is not None:
+            self.file.write(json.dumps({"kind": kind, "step": step} | figures) + "\n")
+            self.file.flush()
+        numbers = {f"{kind}/{key}": value for key, value in figures.items()}
+        self.accelerator.log(numbers, step=step)
+        if kind == "epoch":
+            self.console.print(_line(figures), highlight=False)
+        self.bar.update(self.task, figures=_line(figures))
+
+
+def _line(figures: dict[str, Any]) -> str:
+    shares = ("accuracy", "val_accuracy", "mask_accuracy", "reduction", "val_reduction")
+    short = {"mask_accuracy": "masks", "val_accuracy": "val", "images_per_s": "images/s"}
+    parts = []
+    for key, value in figures.items():
+        name = short.get(key, key.replace("_", " "))
+        if key in shares:
+            parts.append(f"{name} {value:.1%}")
+        elif key in ("epoch", "images_per_s"):
+            parts.append(f"{name} {value:.0f}")
+        elif key in ("loss", "val_loss", "r"):
+            parts.append(f"{name} {value:.3f}")
+    return "  ".join(parts)
+
+
+def truncate(path: str | os.PathLike[str], *, after: int) -> None:
+    """Drop a metrics file's lines of steps after `after`, and one that a crash left unfinished."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for line in lines:
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= after:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

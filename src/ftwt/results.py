@@ -1,0 +1,150 @@
+"""How every result is kept: JSON with where it came from, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def provenance(
+    *, config: Any = None, seed: int | None = None, duration_s: float | None = None
+) -> dict[str, Any]:
+    """What a reader needs to repeat a result: command, config, seed, versions, hardware, commit.
+
+    Args:
+        config: A dataclass or a dict of JSON values.
+        seed: The seed that decided everything random.
+        duration_s: How long the work took, in seconds.
+    """
+    return {
+        "command": command_line(),
+        "config": _plain(config),
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": _version("torch"),
+            "ftwt": _version("ftwt"),
+        },
+        "hardware": _hardware(),
+        "git": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "duration_s": None if duration_s is None else round(duration_s, 3),
+    }
+
+
+def command_line() -> str:
+    """The command as typed, without this machine's folders."""
+    program, *arguments = sys.argv or ["python"]
+    return " ".join([Path(program).name or "python", *map(_relative, arguments)])
+
+
+def _relative(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    return flag + equals + (os.path.relpath(value) if os.path.isabs(value) else value)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a dataclass or JSON value; the file is whole or, on an error, as it was before.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full.
+        ValueError: The value holds a NaN or an infinity, which JSON has not.
+    """
+    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read what `write_json` wrote.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is not JSON (truncated, or another kind of file).
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file ({error}); write it again") from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there takes its place if all went well.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full; `path` is as it was before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"cannot write {path} ({error.strerror or error}), what was there is unharmed"
+        fix = "free space, get write permission, or choose another folder"
+        raise type(error)(error.errno, f"{reason}; {fix}") from error
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": _cpu_name(), "cores": torch.get_num_threads(), "gpu": gpu}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> dict[str, Any] | None:
+    """Commit of the checkout that this very file is tracked in; None for an installed package."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    here = Path(__file__)
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
