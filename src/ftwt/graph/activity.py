@@ -1,0 +1,207 @@
+"""Which channels can be non-zero, and which are needed: one walk forward, one back.
+
+A channel is *active* for a sample when it can be non-zero, and *needed* when something that is
+computed later depends on it. A convolution must do the pairs of active inputs and needed outputs.
+Each operation has one rule (`rules.py`, chosen in `operations.py`); one without makes its output
+fully active, and is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ftwt.graph.operations import Conv, Shaped, find_rule, natural_layout, operation
+from ftwt.graph.rules import Contract, Rule, Silence, join
+
+PROBES = 2  # samples in the shape pass: enough to see an operation that mixes them
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Something that multiplies.
+
+    Args:
+        name: Qualified name of the module, or the node's.
+        kind: `conv`, `linear`, or the name of another operation, which is always counted in full.
+        in_channels: Input channels (0 for other operations), and so on for the next two.
+        out_channels: Output channels.
+        groups: Groups of a convolution.
+        positions: Multiply-accumulates for one sample and one pair of input and output channel.
+        macs: Multiply-accumulates for one sample with every channel active.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    groups: int
+    positions: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What masks leave to do.
+
+    Args:
+        macs: Layer name -> (N,) float64 multiply-accumulates for each sample.
+        read: Unit name -> (N,) float64 input channels that are active where its gate looks.
+    """
+
+    macs: dict[str, Tensor]
+    read: dict[str, Tensor]
+
+
+class ChannelGraph:
+    """The rules of one network for one input size, ready to be walked with any masks.
+
+    Args:
+        network: A traced network, gated or not. A gate's node carries `meta["gate"]`, a node that
+            applies another unit's mask `meta["inherits"]`, one that hands out what a gate decided
+            `meta["info"]`; each names the unit.
+        example: The inputs of one forward pass.
+
+    Attributes:
+        layers: All that multiplies, in execution order.
+        unknown: Operations without a rule, as "node (operation)".
+        shapes: Node name -> shape of its value for one sample.
+    """
+
+    def __init__(self, network: fx.GraphModule, example: tuple[Any, ...]) -> None:
+        values, flops = _record(network, example)
+        self.shapes = {n.name: v.shape[1:] for n, v in values.items() if isinstance(v, Shaped)}
+        self._rules: dict[str, Rule] = {}
+        self._layers: dict[str, Layer] = {}
+        self._results: tuple[str, ...] = ()
+        layouts: dict[fx.Node, Any] = {}
+        unknown = []
+        for node in network.graph.nodes:
+            if node.op == "placeholder" and isinstance(value := values[node], Shaped):
+                layouts[node] = natural_layout(value.shape)
+            elif node.op == "output":
+                self._results = tuple(n.name for n in node.all_input_nodes if "info" not in n.meta)
+            elif node.op.startswith("call") and (
+                found := find_rule(node, network, values, layouts)
+            ):
+                rule, known = found
+                self._rules[node.name], layouts[node] = rule, rule.layout
+                if not known:
+                    unknown.append(f"{node.name} ({operation(node, network)})")
+            if flops.get(node) or isinstance(self._rules.get(node.name), Contract):
+                self._layers[node.name] = self._layer(node, network, values, flops.get(node, 0))
+        self.layers, self.unknown = tuple(self._layers.values()), tuple(unknown)
+
+    def walk(self, masks: Mapping[str, Tensor]) -> Flow:
+        """Follow activity forward and need back.
+
+        Args:
+            masks: Unit -> (N, C) bool mask; the gates of units that are not named are open.
+
+        Returns:
+            The work that is left in each layer for each of the N samples.
+        """
+        masks = {unit: mask.detach().cpu() for unit, mask in masks.items()}
+        samples = len(next(iter(masks.values()))) if masks else 1
+        active: dict[str, Any] = {}
+        for node, rule in self._rules.items():
+            active[node] = rule.forward([active.get(source) for source in rule.sources], masks)
+        needed: dict[str, Any] = dict.fromkeys(self._results)
+        for node, rule in reversed(self._rules.items()):
+            if node not in needed:
+                continue
+            given = [active.get(source) for source in rule.sources]
+            wanted = rule.backward(needed[node], given, masks)
+            for source, part in zip(rule.sources, wanted, strict=True):
+                needed[source] = join(needed[source], part) if source in needed else part
+
+        def each(count: Any) -> Tensor:
+            return torch.as_tensor(count, dtype=torch.float64).expand(samples)
+
+        macs, read = {}, {}
+        for node, layer in self._layers.items():
+            work = self._rules.get(node)
+            if not isinstance(work, Contract):
+                macs[layer.name] = each(layer.macs)
+            elif node not in needed:
+                macs[layer.name] = each(0)
+            else:
+                pairs = work.pairs(active.get(work.sources[0]), needed[node])
+                macs[layer.name] = each(pairs) * layer.positions
+        for rule in self._rules.values():
+            if isinstance(rule, Silence) and rule.gate:
+                activity = active.get(rule.sources[0])
+                full = math.prod(rule.layouts[0])
+                read[rule.unit] = each(full if activity is None else activity.flatten(1).sum(1))
+        return Flow(macs, read)
+
+    def _layer(
+        self, node: fx.Node, network: fx.GraphModule, values: Mapping[fx.Node, Any], flops: int
+    ) -> Layer:
+        rule = self._rules.get(node.name)
+        taken = {layer.name for layer in self._layers.values()}
+        name = str(node.target) if node.op == "call_module" else node.name
+        name = name if name not in taken else node.name
+        if not isinstance(rule, Contract):
+            return Layer(name, operation(node, network), 0, 0, 1, 0, flops // 2 // PROBES)
+        module = network.get_submodule(str(node.target))
+        if isinstance(module, Conv):
+            spatial = values[node.all_input_nodes[0] if module.transposed else node].shape[2:]
+            kind, positions = "conv", math.prod(spatial) * math.prod(module.kernel_size)
+        else:
+            kind, positions = "linear", math.prod(values[node].shape[1:-1])
+        channels = (rule.in_channels, rule.out_channels, rule.groups)
+        macs = positions * rule.in_channels * rule.out_channels // rule.groups
+        return Layer(name, kind, *channels, positions, macs)
+
+
+def _record(
+    network: fx.GraphModule, example: tuple[Any, ...]
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
+    """Run the network once on two samples; return all values' shapes and each node's FLOPs."""
+    values: dict[fx.Node, Any] = {}
+    flops: dict[fx.Node, int] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            with FlopCounterMode(display=False) as counter:
+                result = super().run_node(node)
+            values[node], flops[node] = _shaped(result), counter.get_total_flops()
+            return result
+
+    inputs = [_probe(value) for value in example]
+    with _evaluating(network), torch.no_grad():
+        Recorder(network).run(*inputs)
+    return values, flops
+
+
+def _shaped(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Shaped(tuple(value.shape), value.dtype)
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return tuple(_shaped(part) for part in value)
+    return value
+
+
+def _probe(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value[:1].expand(PROBES, *value.shape[1:]).contiguous()
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    flags = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag

@@ -1,0 +1,185 @@
+"""Find the units of a network: each convolution with the norm and the activation that follow it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import fx, nn
+
+from ftwt.graph.operations import SUMS, BatchNorm, Conv, operation
+
+Residual = Literal["before", "after"]
+Depthwise = Literal["inherit", "gate"]
+Skip = Iterable[str] | Callable[[str], bool]
+
+ACTIVATIONS = frozenset(
+    "ReLU ReLU6 LeakyReLU PReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardtanh Tanh Sigmoid "
+    "Hardsigmoid Softplus relu relu_ relu6 leaky_relu elu selu celu gelu silu mish hardswish "
+    "hardtanh tanh sigmoid hardsigmoid softplus".split()
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A convolution whose filters are computed only where a mask says so.
+
+    Args:
+        name: Qualified name of the convolution.
+        in_channels: Channels of its input.
+        out_channels: Its filters.
+        inherits: The unit whose mask this one takes (a depthwise convolution's producer); None for
+            a unit with a gate of its own.
+        conv: Graph node of the convolution.
+        end: Graph node whose value is masked.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    inherits: str | None
+    conv: str
+    end: str
+
+
+def find_units(
+    network: fx.GraphModule,
+    *,
+    residual: Residual = "before",
+    depthwise: Depthwise = "inherit",
+    skip: Callable[[str], bool] = lambda name: False,
+) -> tuple[tuple[Unit, ...], dict[str, str]]:
+    """Find all units of a traced network.
+
+    Args:
+        network: A traced network without gates.
+        residual: Mask the last convolution of a residual branch `before` the add, or mask the block
+            `after` the add and its activation.
+        depthwise: A depthwise convolution takes its producer's mask (`inherit`) or has its own.
+        skip: Says of a convolution's name whether to leave it alone.
+
+    Returns:
+        The units in execution order, and for every other convolution the reason why it is none.
+    """
+    units: list[Unit] = []
+    reasons: dict[str, str] = {}
+    masked: dict[fx.Node, str] = {}  # end of a unit -> the unit whose mask lies on it
+    convs = [
+        (node, module)
+        for node in network.graph.nodes
+        if isinstance(module := _module(node, network), Conv)
+    ]
+    calls = Counter(str(node.target) for node, _ in convs)
+    for node, conv in convs:
+        name = str(node.target)
+        end = _end(node, network)
+        channelwise = 1 < conv.groups == conv.in_channels
+        source = None
+        if skip(name):
+            reasons[name] = "skipped on request"
+        elif calls[name] > 1:
+            reasons[name] = f"called {calls[name]} times: one mask cannot serve them all"
+        elif conv.transposed:
+            reasons[name] = "a transposed convolution"
+        elif _reaches_output(end, network):
+            reasons[name] = "its filters are the network's outputs"
+        elif (add := _sum_after(end, network)) is not None and _is_shortcut(node, add, network):
+            reasons[name] = "a shortcut: the main branch of its block has the gate"
+        elif channelwise and depthwise == "inherit":
+            source = masked.get(_producer(node, network))
+            if source is None or conv.out_channels != conv.in_channels:
+                reasons[name] = "depthwise, and its producer has no gate"
+        elif add is not None and residual == "after":
+            end = add
+            if (user := _only_user(end)) is not None and operation(user, network) in ACTIVATIONS:
+                end = user
+            if end in masked or _reaches_output(end, network):
+                reasons[name] = f"its block's output has the gate of {masked.get(end)}"
+        if name not in reasons:
+            masked[end] = source or name
+            channels = (conv.in_channels, conv.out_channels)
+            units.append(Unit(name, *channels, source, node.name, end.name))
+    return tuple(units), reasons
+
+
+def _module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _end(conv: fx.Node, network: fx.GraphModule) -> fx.Node:
+    """Follow a convolution through its norm and its activation."""
+    end = conv
+    user = _only_user(end)
+    if user is not None and isinstance(_module(user, network), BatchNorm):
+        end, user = user, _only_user(user)
+    if user is not None and user.op != "output" and operation(user, network) in ACTIVATIONS:
+        end = user
+    return end
+
+
+def _sum_after(end: fx.Node, network: fx.GraphModule) -> fx.Node | None:
+    """Return the residual add that is all that uses a unit's output, if that is so."""
+    user = _only_user(end)
+    if user is None or user.op not in ("call_function", "call_method"):
+        return None
+    return user if operation(user, network) in SUMS and len(user.all_input_nodes) == 2 else None
+
+
+def _is_shortcut(conv: fx.Node, add: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether the other term of the add comes from further down the block than this convolution."""
+    start = conv.all_input_nodes[0]
+    others = [_last_conv(term, network) for term in add.all_input_nodes]
+    return any(
+        start in _ancestors(other.all_input_nodes[0])
+        for other in others
+        if other is not None and other is not conv
+    )
+
+
+def _last_conv(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
+    """Walk back through single-input nodes to the convolution that made a value."""
+    while not isinstance(_module(node, network), Conv):
+        if len(node.all_input_nodes) != 1:
+            return None
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node depends on, without itself."""
+    found: set[fx.Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        current = stack.pop()
+        if current not in found:
+            found.add(current)
+            stack.extend(current.all_input_nodes)
+    return found
+
+
+def _producer(conv: fx.Node, network: fx.GraphModule) -> fx.Node:
+    """Return the node that made a depthwise convolution's input, but for dropout between."""
+    node = conv.all_input_nodes[0]
+    while operation(node, network).startswith(("Dropout", "Identity")) and node.op == "call_module":
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _reaches_output(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether a value reaches the network's output without passing another layer."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "output":
+                return True
+            if user not in seen and not isinstance(_module(user, network), Conv | nn.Linear):
+                seen.add(user)
+                stack.append(user)
+    return False

@@ -1,0 +1,257 @@
+"""Fire Together Wire Together: the method, in one file.
+
+A *unit* is a convolution with the normalisation and the activation that follow it. For each sample
+a small predictor looks at the unit's input and says which of its filters to compute; it learns from
+the unit's own output, which tells afterwards which were worth computing.
+
+Source: Elkerdawy, Elhoushi, Zhang, Ray, "Fire Together Wire Together: A Dynamic Pruning Approach
+with Self-Supervised Mask Prediction", CVPR 2022, arXiv 2110.08232 ("the paper" below).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Saliency = Literal["peak", "energy", "norm", "mean"]
+Variant = Literal["mass", "uniform"]
+Pool = Literal["max", "mean", "both"]
+Head = Literal["softmax", "standardized"]
+Mode = Literal["decoupled", "joint"]
+Apply = Literal["predicted", "target", "open"]
+
+SILENT = 1e-5  # a filter with at most this share of its unit's saliency fires nowhere
+STARTS_OPEN = 1.0  # first bias of a predictor (logits): until it has learned, all is computed
+
+
+def saliency(features: Tensor, kind: Saliency = "peak") -> Tensor:
+    """Say how strongly each filter fires for each sample.
+
+    Args:
+        features: (B, C, *spatial) outputs of a unit.
+        kind: `peak` is the heatmap's largest absolute value, as published; `energy` the sum of its
+            squares, `norm` the root of that, `mean` the mean absolute value.
+
+    Returns:
+        (B, C) non-negative saliencies.
+
+    Source: section 3 of the paper (peak); the others are ours.
+    """
+    if kind == "peak":
+        return _spatial_max(features.abs())
+    if kind == "mean":
+        return _spatial_mean(features.abs())
+    pixels = features[0, 0].numel()
+    energy = _spatial_mean(features.float().square()) * pixels
+    return energy if kind == "energy" else energy.sqrt()
+
+
+def mass(saliency: Tensor) -> Tensor:
+    """Share a sample's (B, C) saliency among its filters: s / sum(s), zero where it is <= 1e-5."""
+    share = F.normalize(saliency.float(), p=1.0, dim=1, eps=1e-30)
+    return F.normalize(share * (share > SILENT), p=1.0, dim=1)
+
+
+def target_mask(saliency: Tensor, r: float | Tensor) -> Tensor:
+    """Keep, per sample, the fewest filters whose heatmap mass reaches `r`.
+
+    Filters are taken from the largest on until their cumulative mass is at least `r`; the one that
+    crosses `r` is kept. r = 1 keeps every filter that fires at all. One filter is always kept.
+
+    Args:
+        saliency: (B, C) non-negative saliencies.
+        r: Share of the mass to keep, in (0, 1].
+
+    Returns:
+        (B, C) bool, true where a filter is kept.
+
+    Source: section 3 of the paper, the criterion on the mass of heatmaps.
+    """
+    ranked, order = mass(saliency).sort(dim=1, descending=True, stable=True)
+    before = ranked.cumsum(1) - ranked
+    kept = ((before < r) | (r >= 1)) & (ranked > 0)
+    kept[:, 0] = True
+    return torch.zeros_like(kept).scatter(1, order, kept)
+
+
+def uniform_mask(saliency: Tensor, r: float | Tensor) -> Tensor:
+    """Keep the same number of filters for every sample: the largest ceil(r C), as bool (B, C)."""
+    order = saliency.argsort(dim=1, descending=True, stable=True)
+    kept = torch.arange(saliency.shape[1], device=saliency.device) < r * saliency.shape[1]
+    return torch.zeros_like(saliency, dtype=torch.bool).scatter(1, order, kept.expand_as(order))
+
+
+class Standardize(nn.BatchNorm1d):
+    """Batch norm of (B, width) features without scale and shift; one sample uses running values."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Standardize the features."""
+        learn = self.training and len(input) > 1
+        stats = (self.running_mean, self.running_var)
+        return F.batch_norm(input, *stats, training=learn, momentum=0.1, eps=self.eps)
+
+
+class MaskPredictor(nn.Module):
+    """Guess from a unit's input which of its filters will fire.
+
+    The input is pooled over space, scaled by the head, and mapped to one logit a filter by a linear
+    layer. The `softmax` head is the published one. The `standardized` head (mean 0, variance 1)
+    folds into the linear layer: then a channel that is zero adds nothing and need not be read.
+
+    Args:
+        in_channels: Channels of the unit's input.
+        out_channels: Filters of the unit.
+        pool: `max`, `mean`, or `both` side by side.
+        head: `standardized` or `softmax`.
+        rank: Width of a linear bottleneck; None for one full matrix.
+
+    Source: section 3 and figure 2 of the paper (softmax of the global maximum, a linear layer).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        pool: Pool = "mean",
+        head: Head = "standardized",
+        rank: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.pool, self.head = pool, head
+        width = in_channels * (2 if pool == "both" else 1)
+        self.standardize = Standardize(width, affine=False) if head == "standardized" else None
+        self.reduce = None if rank is None else nn.Linear(width, rank, bias=False)
+        self.linear = nn.Linear(rank or width, out_channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, STARTS_OPEN)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C_in, *spatial) inputs of the unit to (B, C) logits."""
+        pools = {
+            "max": [_spatial_max],
+            "mean": [_spatial_mean],
+            "both": [_spatial_max, _spatial_mean],
+        }
+        pooled = torch.cat([pool(features).float() for pool in pools[self.pool]], 1)
+        scaled = pooled.softmax(1) if self.standardize is None else self.standardize(pooled)
+        return self.linear(scaled if self.reduce is None else self.reduce(scaled))
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Return the (C, width) weight and (C,) bias that map pooled features to logits."""
+        if self.standardize is None:
+            raise ValueError("a softmax head does not fold; convert with head='standardized'")
+        weight = (
+            self.linear.weight if self.reduce is None else self.linear.weight @ self.reduce.weight
+        )
+        scale = (self.standardize.running_var + self.standardize.eps).rsqrt()
+        return weight * scale, self.linear.bias - weight @ (scale * self.standardize.running_mean)
+
+
+class GateOutput(NamedTuple):
+    """What a gate did for a batch: masks are outputs of a network, never hidden state."""
+
+    mask: Tensor  # (B, C) bool: the filters that were computed
+    logits: Tensor | None = None  # (B, C): the predictor's guess, if one was made
+    target: Tensor | None = None  # (B, C) bool: what the rule would keep, if asked for
+    saliency: Tensor | None = None  # (B, C): how strongly each filter fired, if asked for
+
+
+class Gate(nn.Module):
+    """Decide per sample which filters of a unit are computed, and silence the others.
+
+    Args:
+        predictor: Maps the unit's input to (B, C) logits.
+        r: Share of the mass (or of the filters, for `uniform`) that a target keeps.
+        mode: `decoupled` stops the mask loss at the predictor's input, `joint` does not.
+        saliency: How firing is measured.
+        variant: The rule behind the targets, `mass` or `uniform`.
+        straight_through: Let the task loss reach the predictor through the 0/1 mask.
+    """
+
+    r: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self,
+        predictor: MaskPredictor,
+        *,
+        r: float = 0.9,
+        mode: Mode = "decoupled",
+        saliency: Saliency = "peak",
+        variant: Variant = "mass",
+        straight_through: bool = False,
+    ) -> None:
+        super().__init__()
+        self.predictor, self.mode, self.saliency = predictor, mode, saliency
+        self.variant, self.straight_through = variant, straight_through
+        self.register_buffer("r", torch.tensor(float(r)))
+        self.register_buffer("threshold", torch.tensor(0.0))
+
+    def forward(
+        self, inputs: Tensor, outputs: Tensor, apply: Apply = "predicted", explain: bool = False
+    ) -> tuple[Tensor, GateOutput]:
+        """Mask a unit's (B, C, *spatial) outputs, by what its (B, C_in, *spatial) inputs predict.
+
+        `apply` chooses the mask: `predicted`, `target`, or none (`open`). `explain` also returns
+        logits, target and saliency where `apply` does not need them.
+        """
+        strength = target = logits = None
+        if explain or apply == "target":
+            with torch.no_grad():
+                strength = saliency(outputs, self.saliency)
+                target = (target_mask if self.variant == "mass" else uniform_mask)(strength, self.r)
+        if explain or apply == "predicted":
+            logits = self.predictor(inputs if self.mode == "joint" else inputs.detach())
+        if apply == "predicted" and logits is not None:
+            mask = hard_mask(logits, self.threshold)
+        elif apply == "target" and target is not None:
+            mask = target
+        else:
+            mask = torch.ones(outputs.shape[:2], dtype=torch.bool, device=outputs.device)
+            return outputs, GateOutput(mask, logits, target, strength)
+        scale = mask.to(outputs.dtype)
+        if self.straight_through and logits is not None:
+            scale = scale + (logits.sigmoid() - logits.sigmoid().detach()).to(outputs.dtype)
+        return silence(outputs, scale), GateOutput(mask, logits, target, strength)
+
+
+def hard_mask(logits: Tensor, threshold: float | Tensor = 0.0) -> Tensor:
+    """Keep filters whose logit exceeds the threshold (0: sigmoid > 0.5), and always the largest."""
+    return (logits > threshold) | (logits == logits.amax(1, keepdim=True))
+
+
+def silence(outputs: Tensor, mask: Tensor) -> Tensor:
+    """Multiply (B, C, *spatial) outputs by their (B, C) mask: M * O."""
+    return outputs * mask.to(outputs.dtype).reshape(*mask.shape, *[1] * (outputs.dim() - 2))
+
+
+def mask_loss(gates: Mapping[str, GateOutput]) -> Tensor:
+    """Score predictions: mean over units of the mean over samples of the filters' summed BCE.
+
+    Units without logits or target (static gates) do not count; with none at all it is zero.
+    """
+    bce = F.binary_cross_entropy_with_logits
+    losses = [
+        bce(gate.logits, gate.target.to(gate.logits.dtype), reduction="none").sum(1).mean()
+        for gate in gates.values()
+        if gate.logits is not None and gate.target is not None
+    ]
+    return torch.stack(losses).mean() if losses else torch.zeros(())
+
+
+def _spatial_max(features: Tensor) -> Tensor:
+    if features.dim() == 4 and not features.is_contiguous():  # amax crawls in channels-last memory
+        return F.adaptive_max_pool2d(features, 1).flatten(1)
+    return features.flatten(2).amax(2) if features.dim() > 2 else features
+
+
+def _spatial_mean(features: Tensor) -> Tensor:
+    return features.mean(tuple(range(2, features.dim()))) if features.dim() > 2 else features
