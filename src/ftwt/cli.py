@@ -26,9 +26,6 @@ class Where:
 def _train(arguments: list[str]) -> None:
     name, rest = arguments[0], arguments[1:]
 
-    def go(config: tyro.conf.OmitArgPrefixes[RunConfig], where: tyro.conf.OmitArgPrefixes[Where]) -> None:
-        run(config, output=where.output, resume=where.resume)
-
     default = recipes.get(name)
     config, where = tyro.cli(
         tyro.conf.OmitArgPrefixes[tuple[RunConfig, Where]],

@@ -207,19 +207,19 @@ class TrainConfig(_Config):
 class DataConfig(_Config):
     """Which images, and which of them are held out for validation."""
 
-    name: Literal["cifar10", "cifar100", "cifar10-embedded"] = "cifar10"
+    dataset: Literal["cifar10", "cifar100", "cifar10-embedded"] = "cifar10"
     """The dataset."""
-    root: str | None = None
+    data_root: str | None = None
     """Folder that holds (or will hold) the dataset's files; None: ./data."""
     validation: int = 5000
     """Training images held out, class-balanced, for validation."""
-    seed: int = 0
+    split_seed: int = 0
     """Decides which images are held out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("validation", 1, fix="5000 is usual on CIFAR")
-        self._check("seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
+        self._check("split_seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
 
 
 @dataclass(frozen=True)

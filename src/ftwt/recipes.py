@@ -49,7 +49,7 @@ def published(model: str, *, r: float = 0.9, mode: str = "decoupled") -> RunConf
     return RunConfig(
         model=model,
         weights="pretrained",
-        data=DataConfig(name="cifar100" if model.startswith("cifar100") else "cifar10"),
+        data=DataConfig(dataset="cifar100" if model.startswith("cifar100") else "cifar10"),
         prune=PruneConfig(r=r, mode=mode, head="softmax", pool="mean"),
         train=TrainConfig(epochs=200, lr=0.01, schedule="step", weight_decay=5e-4),
     )

@@ -18,8 +18,8 @@ def load_batches(
     Returns:
         Batches to train on (augmented) and to validate on.
     """
-    images = data.load(config.name, config.root or "data", train=True)
-    fit, held = data.hold_out(images, count=config.validation, seed=config.seed)
+    images = data.load(config.dataset, config.data_root or "data", train=True)
+    fit, held = data.hold_out(images, count=config.validation, seed=config.split_seed)
     return (
         Batches(fit, batch_size=batch_size, train=True, seed=seed, shard=shard),
         Batches(held, batch_size=500, shard=shard),
