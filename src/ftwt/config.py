@@ -194,6 +194,8 @@ class TrainConfig(_Config):
             self._check("clip_norm", 0, open_low=True, fix="None turns it off")
         if self.ema_decay is not None:
             self._check("ema_decay", 0, 1, open_high=True, fix="0.999 is usual")
+        if self.predictor_warmup_steps and not self.mask_loss_weight:
+            raise ValueError("predictor_warmup_steps without a mask_loss_weight; give it, say, 1")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True with momentum=0.0; give a momentum such as 0.9")
         if not all(0 < drop < 1 for drop in self.milestones):

@@ -1,0 +1,74 @@
+"""Configs: checked when built, the same after a trip through JSON, helpful about mistakes."""
+
+import json
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from ftwt import config, method
+from ftwt.config import DataConfig, PruneConfig, RunConfig, TrainConfig, differing
+
+RUNS = [
+    RunConfig(),
+    RunConfig(
+        model="cifar10-vgg16-bn",
+        weights="pretrained",
+        data=DataConfig(validation=100),
+        prune=PruneConfig(r={"conv1": 0.85, "conv2": 1.0}, skip=("conv3",), rank=4),
+        train=TrainConfig(epochs=50, milestones=(0.58, 0.78, 0.98), target_reduction=0.5),
+    ),
+]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_json_round_trip(run: RunConfig) -> None:
+    assert RunConfig.from_json(json.loads(json.dumps(run.to_json()))) == run
+
+
+def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'epochs'.*lr_decay"):
+        TrainConfig.from_json({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (PruneConfig, {"r": 0}, r"r=0.*\(0, 1\]"),
+        (PruneConfig, {"r": -1.0}, r"r=-1.0.*\(0, 1\]"),
+        (PruneConfig, {"r": 2.0}, r"r=2.0.*\(0, 1\]"),
+        (PruneConfig, {"r": float("nan")}, r"r=nan.*\(0, 1\]"),
+        (PruneConfig, {"r": {"a": 1.5}}, "'a'"),
+        (PruneConfig, {"mode": "jointly"}, "'decoupled', 'joint'"),
+        (PruneConfig, {"rank": 0}, "rank=0"),
+        (TrainConfig, {"epochs": 0}, "epochs=0"),
+        (TrainConfig, {"lr": float("nan")}, "lr=nan"),
+        (TrainConfig, {"lr": "fast"}, "lr='fast'"),
+        (TrainConfig, {"momentum": 1.0}, r"momentum=1.0.*\[0, 1\)"),
+        (TrainConfig, {"cooldown": 1.1}, r"cooldown=1.1.*\[0, 1\]"),
+        (TrainConfig, {"target_reduction": 1.0}, "target_reduction=1.0"),
+        (TrainConfig, {"precision": "fp16"}, "'fp32', 'bf16'"),
+        (TrainConfig, {"milestones": (81.0,)}, "fractions"),
+        (TrainConfig, {"nesterov": True, "momentum": 0}, "momentum"),
+        (TrainConfig, {"warmup_epochs": 9, "epochs": 8}, "warmup_epochs=9"),
+        (TrainConfig, {"predictor_warmup_steps": 9, "mask_loss_weight": 0}, "mask_loss_weight"),
+        (DataConfig, {"validation": 0}, "validation=0"),
+    ],
+)
+def test_a_bad_value_is_named(kind: type, values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+def test_differing_names_the_fields() -> None:
+    a = TrainConfig()
+    assert differing(a, replace(a, lr=0.5, seed=2)) == ["lr", "seed"]
+    assert differing(a, replace(a)) == []
+
+
+def test_choices_are_those_of_the_method() -> None:
+    hints = {"saliency": method.Saliency, "pool": method.Pool, "head": method.Head}
+    hints |= {"mode": method.Mode, "variant": method.Variant}
+    types = config.get_type_hints(PruneConfig)
+    for name, hint in hints.items():
+        assert set(get_args(types[name])) == set(get_args(hint)), name
