@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import replace
 
 from .config import DataConfig, PruneConfig, RunConfig, TrainConfig
 from .models import names as model_names

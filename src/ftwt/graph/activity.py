@@ -88,6 +88,8 @@ class ChannelGraph:
                 layouts[node] = natural_layout(value.shape)
             elif node.op == "output":
                 self._results = tuple(n.name for n in node.all_input_nodes if "info" not in n.meta)
+            elif "info" in node.meta:
+                continue  # a gate's report: nothing that is computed depends on it
             elif node.op.startswith("call") and (
                 found := find_rule(node, network, values, layouts)
             ):

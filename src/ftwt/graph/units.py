@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from torch import fx, nn
@@ -13,7 +14,6 @@ from ftwt.graph.operations import SUMS, BatchNorm, Conv, operation
 
 Residual = Literal["before", "after"]
 Depthwise = Literal["inherit", "gate"]
-Skip = Iterable[str] | Callable[[str], bool]
 
 ACTIVATIONS = frozenset(
     "ReLU ReLU6 LeakyReLU PReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardtanh Tanh Sigmoid "
@@ -49,7 +49,7 @@ def find_units(
     *,
     residual: Residual = "before",
     depthwise: Depthwise = "inherit",
-    skip: Callable[[str], bool] = lambda name: False,
+    skip: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[tuple[Unit, ...], dict[str, str]]:
     """Find all units of a traced network.
 
@@ -58,7 +58,7 @@ def find_units(
         residual: Mask the last convolution of a residual branch `before` the add, or mask the block
             `after` the add and its activation.
         depthwise: A depthwise convolution takes its producer's mask (`inherit`) or has its own.
-        skip: Says of a convolution's name whether to leave it alone.
+        skip: Convolution to leave alone -> reason.
 
     Returns:
         The units in execution order, and for every other convolution the reason why it is none.
@@ -77,8 +77,8 @@ def find_units(
         end = _end(node, network)
         channelwise = 1 < conv.groups == conv.in_channels
         source = None
-        if skip(name):
-            reasons[name] = "skipped on request"
+        if name in skip:
+            reasons[name] = skip[name]
         elif calls[name] > 1:
             reasons[name] = f"called {calls[name]} times: one mask cannot serve them all"
         elif conv.transposed:

@@ -1,0 +1,300 @@
+"""A network whose units are gated: what `convert` returns."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, fx, nn
+
+from ftwt.graph.activity import ChannelGraph
+from ftwt.graph.units import Unit
+from ftwt.macs import MaskedMacs, masked_macs, predictor_macs
+from ftwt.method import Apply, Gate, GateOutput, MaskPredictor, silence
+from ftwt.names import nearest
+
+GATES = "ftwt_gates"  # where the gates live inside the traced network
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class FrozenGate(nn.Module):
+    """Compute the same filters for every sample: the gate of a static twin.
+
+    Args:
+        mask: (C,) bool.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.bool())
+
+    def forward(
+        self, inputs: Tensor, outputs: Tensor, apply: Apply = "predicted", explain: bool = False
+    ) -> tuple[Tensor, GateOutput]:
+        """Mask the outputs as a `Gate` would, by the one mask there is; `open` masks nothing."""
+        mask = self.mask.expand(outputs.shape[:2])
+        if apply == "open":
+            return outputs, GateOutput(torch.ones_like(mask))
+        return silence(outputs, mask), GateOutput(mask)
+
+
+class DynamicModel(nn.Module):
+    """A network that computes, for each input, only the filters that it needs.
+
+    Made by `ftwt.convert`. Called like the network it was made from, it returns what that returns.
+    Its parameters keep the names they had, under `network.`.
+
+    Attributes:
+        network: The traced network with its gates.
+        units: The gated units, in execution order.
+        reasons: Convolution -> why it is not a unit.
+        config: The options of `convert`, as JSON values.
+    """
+
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        units: tuple[Unit, ...],
+        reasons: Mapping[str, str],
+        example: tuple[Any, ...],
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.units, self.reasons, self.config = units, dict(reasons), dict(config)
+        self.input_shape = tuple(example[0].shape[1:])
+        self.channels = ChannelGraph(network, example)
+        self._held = False
+
+    def forward(
+        self,
+        *inputs: Any,
+        gates: Apply = "predicted",
+        return_gates: bool | Literal["masks"] = False,
+    ) -> Any:
+        """Run the network.
+
+        Args:
+            inputs: What the original network takes.
+            gates: The masks to apply: `predicted`, the `target` masks themselves, or none (`open`).
+            return_gates: Return what the gates decided too: all of it (True: logits, targets and
+                saliencies are computed even where `gates` does not need them), or only the masks.
+
+        Returns:
+            The network's output; with `return_gates`, that and a dict unit -> `GateOutput`.
+
+        Raises:
+            ValueError: If `gates` is none of these.
+        """
+        if gates not in get_args(Apply):
+            raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Apply))}")
+        explain = return_gates is True
+        output, decided = self.network(*inputs, ftwt_apply=gates, ftwt_explain=explain)
+        return (output, decided) if return_gates else output
+
+    @property
+    def gates(self) -> dict[str, Gate | FrozenGate]:
+        """The gates by unit, in execution order; units that inherit a mask have none."""
+        return {unit.name: self._gate(unit.name) for unit in self.units if unit.inherits is None}
+
+    @property
+    def predictors(self) -> dict[str, MaskPredictor]:
+        """The predictors by unit; a static twin has none."""
+        return {name: g.predictor for name, g in self.gates.items() if isinstance(g, Gate)}
+
+    def predictor_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that the mask loss trains."""
+        for predictor in self.predictors.values():
+            yield from predictor.parameters()
+
+    def network_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the network itself."""
+        held = {id(parameter) for parameter in self.predictor_parameters()}
+        yield from (parameter for parameter in self.parameters() if id(parameter) not in held)
+
+    def hold_predictors(self, held: bool = True) -> None:
+        """Let the predictors stand still (no gradients, their normalisation too), or learn again."""
+        self._held = held
+        for parameter in self.predictor_parameters():
+            parameter.requires_grad_(not held)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DynamicModel:
+        """Set training mode; predictors that are held stay in eval mode."""
+        super().train(mode)
+        if self._held:
+            for predictor in self.predictors.values():
+                predictor.eval()
+        return self
+
+    @property
+    def r(self) -> dict[str, float]:
+        """The share of the mass that each unit's targets keep."""
+        return {name: float(g.r) for name, g in self.gates.items() if isinstance(g, Gate)}
+
+    def set_r(self, r: float | Mapping[str, float]) -> None:
+        """Set one r for all units, or each named unit's own.
+
+        Raises:
+            ValueError: If a value lies outside (0, 1] or a unit does not exist.
+        """
+        gates = {name: g for name, g in self.gates.items() if isinstance(g, Gate)}
+        for name, value in check_r(r, gates).items():
+            gates[name].r.fill_(value)
+
+    def macs(self, masks: Mapping[str, Tensor]) -> MaskedMacs:
+        """Count the multiply-accumulates that masks leave.
+
+        Args:
+            masks: Unit -> (N, C) bool, as `GateOutput.mask`; missing units compute everything.
+
+        Returns:
+            Counts per sample, `executed` and `published`.
+        """
+        return masked_macs(self.channels, self.units, self.predictors, masks)
+
+    def calibrate(self, batches: Batches, *, reduction: float) -> Any:
+        """Shift all gates' thresholds until `batches` execute exactly `reduction` fewer MACs.
+
+        See `ftwt.budget.calibrate`.
+        """
+        from ftwt.budget import calibrate
+
+        return calibrate(self, batches, reduction=reduction)
+
+    def freeze(self, batches: Batches) -> DynamicModel:
+        """Return the static twin: each unit computes its most frequent filters, for every input.
+
+        Args:
+            batches: (images, labels) over which the gates' masks are counted.
+
+        Returns:
+            A copy without predictors, with as many filters a unit as this network computes on
+            average (rounded), trainable like any other network.
+        """
+        rates = self.firing_rates(batches)
+        twin = copy.deepcopy(self)
+        for name, rate in rates.items():
+            kept = max(1, round(float(rate.sum())))
+            mask = torch.zeros_like(rate, dtype=torch.bool)
+            mask[rate.argsort(descending=True, stable=True)[:kept]] = True
+            twin._set_gate(name, FrozenGate(mask))
+        twin.config["static"] = True
+        return twin.to(next(self.parameters()).device)
+
+    @torch.no_grad()
+    def firing_rates(self, batches: Batches) -> dict[str, Tensor]:
+        """Return unit -> (C,) share of the samples for which each filter is computed."""
+        mode, device = self.training, next(self.parameters()).device
+        sums: dict[str, Tensor] = {}
+        samples = 0
+        self.eval()
+        try:
+            for images, _ in batches:
+                _, gates = self(images.to(device), return_gates="masks")
+                for name, gate in gates.items():
+                    sums[name] = sums.get(name, 0) + gate.mask.sum(0, dtype=torch.float64)
+                samples += len(images)
+        finally:
+            self.train(mode)
+        if not samples:
+            raise ValueError("no batches to count masks on; give (images, labels) batches")
+        return {name: total / samples for name, total in sums.items()}
+
+    def restore(self) -> fx.GraphModule:
+        """Return a plain network with this one's weights and no gates, under the original names."""
+        network = copy.deepcopy(self.network)
+        for node in reversed(network.graph.nodes):
+            if "gate" in node.meta or "inherits" in node.meta:
+                masked = node if "inherits" in node.meta else next(iter(node.users))
+                masked.replace_all_uses_with(node.args[1] if "gate" in node.meta else node.args[0])
+        output = next(node for node in network.graph.nodes if node.op == "output")
+        output.args = (output.args[0][0],)
+        for node in reversed(list(network.graph.nodes)):
+            added = {"gate", "inherits", "info"} & node.meta.keys() or node.name.startswith("ftwt_")
+            if added and not node.users and node.op != "output":
+                network.graph.erase_node(node)
+        network.graph.eliminate_dead_code()
+        delattr(network, GATES)
+        network.recompile()
+        return network
+
+    def summary(self) -> Summary:
+        """Return a table of the units, and of every convolution that is none, with the reason."""
+        return Summary(self)
+
+    def _gate(self, name: str) -> Gate | FrozenGate:
+        return self.network.get_submodule(f"{GATES}.{name}")  # type: ignore[return-value]
+
+    def _set_gate(self, name: str, gate: nn.Module) -> None:
+        parent, _, leaf = f"{GATES}.{name}".rpartition(".")
+        setattr(self.network.get_submodule(parent), leaf, gate)
+
+
+class Summary:
+    """The units of a network and the convolutions that are none; prints as a table."""
+
+    def __init__(self, dynamic: DynamicModel) -> None:
+        self.units, self.reasons = dynamic.units, dynamic.reasons
+        self.unknown = dynamic.channels.unknown
+        self.macs = {layer.name: layer.macs for layer in dynamic.channels.layers}
+        self.r = dynamic.r
+        self.costs = {
+            name: int(
+                predictor_macs(predictor, next(u for u in self.units if u.name == name).in_channels)
+            )
+            for name, predictor in dynamic.predictors.items()
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        total = sum(self.macs.values())
+        table = Table("unit", "channels", title=f"{len(self.units)} units")
+        for column in ("r", "share of MACs", "predictor MACs"):
+            table.add_column(column, justify="right")
+        for unit in self.units:
+            r = f"{self.r[unit.name]:.3g}" if unit.name in self.r else ""
+            cost = f"{self.costs[unit.name]:,}" if unit.name in self.costs else ""
+            if unit.inherits is not None:
+                r = f"mask of {unit.inherits}"
+            share = f"{self.macs[unit.name] / total:.1%}"
+            table.add_row(unit.name, f"{unit.in_channels} -> {unit.out_channels}", r, share, cost)
+        yield table
+        for name, reason in self.reasons.items():
+            yield f"not gated: {name} ({self.macs[name] / total:.1%} of the MACs): {reason}"
+        for name in self.unknown:
+            yield f"counted as fully active: {name}"
+
+    def __str__(self) -> str:
+        console = Console(width=100, no_color=True)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    __repr__ = __str__
+
+
+def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, float]:
+    """Return r for each unit that it names, all of them if it is one number.
+
+    Raises:
+        ValueError: If a value lies outside (0, 1] or a unit does not exist.
+    """
+    known = list(units)
+    values = dict(r) if isinstance(r, Mapping) else dict.fromkeys(known, r)
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"r names an unknown unit {name!r}; {nearest(name, known)}")
+        if not isinstance(value, int | float) or math.isnan(value) or not 0 < value <= 1:
+            raise ValueError(
+                f"r={value!r} for unit {name!r}: r is the share of the mass to keep, in (0, 1]; "
+                "1 keeps every filter that fires, 0.9 is a good start"
+            )
+    return {name: float(value) for name, value in values.items()}
