@@ -21,7 +21,7 @@ def create_torchvision(name: str, *, pretrained: bool, **kwargs: object) -> nn.M
     models = import_vision("torchvision").models
     check_name(name, models.list_models(module=models), source="torchvision")
     if name in ("googlenet", "inception_v3"):
-        # Their own initialisation needs scipy, takes a minute, and warns that it will go.
+        # Left open, they warn that their slow initialisation will not stay the default.
         kwargs.setdefault("init_weights", False)
     return models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
 
@@ -37,7 +37,7 @@ def check_name(name: str, known: list[str], *, source: str) -> None:
     """Raise a ValueError that names the nearest of the known models, if this is none of them."""
     if name in known:
         return
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
     hint = f"; the nearest: {', '.join(near)}" if near else ""
     valid = f"; valid: {', '.join(known)}" if len(known) < 50 else ""  # timm has over 1,000
     raise ValueError(f"unknown {source} model {name!r}{hint}{valid}")
