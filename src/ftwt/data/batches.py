@@ -24,7 +24,7 @@ class Batches:
         images: a split; move it to the GPU first (`images.to("cuda")`) to keep it there whole.
         batch_size: the *global* batch. In training every rank gets `batch_size / world` of it.
         train: shuffle, anew each epoch (see `set_epoch`); also the default of the next two.
-        augment: pad by 4 zero pixels, crop at random, flip every second image.
+        augment: pad by 4 zero pixels, crop at random, flip one in two at random.
         drop_last: leave out the last batch when it is not full.
         seed: of order and augmentation, >= 0.
         device: where the batches are needed; cropping and flipping run there.

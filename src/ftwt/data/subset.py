@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def embedded(*, train: bool) -> Images:
         ValueError: the pixels are not those that were packed.
     """
     split = "train" if train else "test"
-    index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
+    index = read_index()
     path = FOLDER / f"{split}.webp"
     with Image.open(path) as mosaic:
         pixels = from_mosaic(np.asarray(mosaic.convert("RGB")))
@@ -49,6 +50,11 @@ def embedded(*, train: bool) -> Images:
         mean=CIFAR10.mean,
         std=CIFAR10.std,
     )
+
+
+def read_index() -> dict[str, Any]:
+    """Read what is known of the packed images: classes and, for each split, places and labels."""
+    return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 
 
 def to_mosaic(pixels: np.ndarray, *, columns: int) -> np.ndarray:
