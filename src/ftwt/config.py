@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from .names import nearest
 
 Saliency = Literal["peak", "mean", "norm", "energy"]
 Pool = Literal["max", "mean", "both"]
@@ -58,10 +59,8 @@ class _Config:
         hints = get_type_hints(cls)
         unknown = [key for key in values if key not in hints]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], hints, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"{cls.__name__} has no key {unknown[0]!r}; {hint}Valid: {', '.join(hints)}"
+                f"{cls.__name__} has no key {unknown[0]!r}; {nearest(unknown[0], hints)}"
             )
         return cls(**{key: _from_json(hints[key], value) for key, value in values.items()})
 

@@ -37,13 +37,29 @@ class Schedule:
         drops = sum(step >= round(milestone * self.steps) for milestone in config.milestones)
         return config.lr * config.lr_decay**drops
 
+    @property
+    def steering_start(self) -> int:
+        """First step at which the budget is steered: warm-up and annealing are over."""
+        falling = round(self.config.anneal_epochs * self.steps_per_epoch)
+        return max(self.config.predictor_warmup_steps, falling)
+
+    @property
+    def cooldown_start(self) -> int:
+        """First step at which the predictors stand still."""
+        return round(self.config.cooldown * self.steps)
+
     def warms_up(self, step: int) -> bool:
         """Whether only the predictors learn, behind open gates."""
         return step < self.config.predictor_warmup_steps
 
     def cools_down(self, step: int) -> bool:
         """Whether the predictors stand still."""
-        return step >= round(self.config.cooldown * self.steps)
+        return step >= self.cooldown_start
+
+    def steers(self, step: int) -> bool:
+        """Whether r moves: it is annealed, or follows a budget."""
+        moves = self.config.anneal_epochs > 0 or self.config.target_reduction is not None
+        return moves and not self.cools_down(step)
 
     def anneal(self, step: int) -> float:
         """How far r has come from 1 to its target, in [0, 1]."""

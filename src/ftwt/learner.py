@@ -1,0 +1,306 @@
+"""One training step: the losses, the two groups of parameters, the phases, the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .budget import BudgetController
+from .checkpoint import load_weights
+from .config import TrainConfig
+from .dynamic import DynamicModel
+from .method import Gate, GateOutput, Standardize, hard_mask, mask_loss
+from .schedules import Schedule
+
+MEASURE = 10  # steps between measurements of the masks
+NEVER = 2**62  # the step at which the loss became NaN, as long as it did not
+
+
+class Totals(NamedTuple):
+    """Sums of a loop's figures: over images, over steps with targets, over measured steps."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    images: float = 0.0
+    mask_loss: float = 0.0
+    mask_accuracy: float = 0.0
+    targeted: float = 0.0
+    reduction: float = 0.0
+    measured: float = 0.0
+
+    def means(self) -> dict[str, Any]:
+        """The means, under the names of `Epoch`'s fields; None where nothing was summed."""
+        return {
+            "loss": self.loss / self.images,
+            "accuracy": self.correct / self.images,
+            "mask_loss": self.mask_loss / self.targeted if self.targeted else None,
+            "mask_accuracy": self.mask_accuracy / self.targeted if self.targeted else None,
+            "reduction": self.reduction / self.measured if self.measured else None,
+        }
+
+
+class Learner:
+    """A network with what it needs to learn from a batch.
+
+    Args:
+        model: A plain network or a `DynamicModel`, trained in place.
+        config: Settings.
+        schedule: Learning rates and phases by step.
+        accelerator: Knows the device and the other processes.
+        teacher: Dense network to imitate, or None.
+
+    Raises:
+        ValueError: A budget is asked of a network without gates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        schedule: Schedule,
+        accelerator: Accelerator,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.config, self.schedule, self.accelerator = config, schedule, accelerator
+        self.device = accelerator.device
+        self.layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.network = self._place(model)
+        self.teacher = None if teacher is None else self._place(teacher).eval()
+        self.dynamic = model if isinstance(model, DynamicModel) else None
+        r = self.dynamic.r if self.dynamic else {}
+        if config.target_reduction is not None and not r:
+            raise ValueError(
+                f"target_reduction={config.target_reduction} needs gates to steer, and "
+                f"{type(model).__name__} has none: give what ftwt.convert returns"
+            )
+        steered = schedule.cooldown_start - schedule.steering_start
+        self.controller = BudgetController(
+            r, target=config.target_reduction, horizon=max(1, min(200, steered // 4))
+        )
+        predictors = list(self.dynamic.predictor_parameters()) if self.dynamic else []
+        apart = {id(parameter) for parameter in predictors}
+        self.parameters = [p for p in model.parameters() if id(p) not in apart]
+        groups: list[dict[str, Any]] = [
+            {"params": self.parameters, "weight_decay": config.weight_decay},
+            {"params": predictors, "lr": config.predictor_lr, "weight_decay": 0.0},
+        ]
+        self.sgd = torch.optim.SGD(
+            groups if predictors else groups[:1],
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            foreach=True,  # one call for all tensors: a loop over them costs milliseconds on CPUs
+        )
+        # r and the thresholds, which have no dimension, are settings: they are not averaged.
+        state = model.state_dict().items() if config.ema_decay is not None else ()
+        self.live = {name: t for name, t in state if t.is_floating_point() and t.dim()}
+        self.average = {name: value.clone() for name, value in self.live.items()}
+        self.measure_every = max(1, min(MEASURE, schedule.steps_per_epoch // 4))
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        self.totals = torch.zeros(len(Totals._fields), dtype=exact, device=self.device)
+        self.bad_step = torch.tensor(NEVER, device=self.device)
+        self.model: Any
+        self.model, self.optimizer = accelerator.prepare(self.network, self.sgd)
+
+    def _place(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
+
+    def seed(self, step: int) -> None:
+        """Make randomness a function of seed, step and process: there is no state to resume."""
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        torch.manual_seed((self.config.seed << 32) + step * processes + process)
+
+    def begin(self, step: int) -> None:
+        """Set modes and phase for the steps from `step` on."""
+        if self.dynamic:
+            self.dynamic.hold_predictors(self.schedule.cools_down(step))
+        self.model.train()
+        if self.config.freeze_batchnorm:
+            for module in self.network.modules():
+                norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+                if norm and not isinstance(module, Standardize):
+                    module.eval()
+
+    def learn(self, step: int, images: Tensor, labels: Tensor) -> None:
+        """Take a step; nothing in it waits for the GPU, but for the budget's rare measurements."""
+        config = self.config
+        self.seed(step)
+        if step == self.schedule.cooldown_start:
+            self.begin(step)
+        if self.dynamic and step % self.measure_every == 0 and self.schedule.steers(step):
+            self.dynamic.set_r(self.controller.r(self.schedule.anneal(step)))
+        images = images.to(self.device, memory_format=self.layout, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            outputs, gates = self._forward(step, images)
+            if step == 0 or labels.is_cpu:  # afterwards it would mean to wait for the GPU
+                _check_labels(labels, classes=outputs.shape[1])
+            task = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    dense = self.teacher(images)
+                task = task + config.distillation * divergence(outputs, dense, config.temperature)
+            targets = mask_loss(gates)
+        loss = task + config.mask_loss_weight * targets
+        self.optimizer.zero_grad()
+        if self.warms_up(step) and self.accelerator.num_processes == 1:
+            self.accelerator.backward(config.mask_loss_weight * targets)
+        else:
+            self.accelerator.backward(loss)  # several processes expect all gradients, always
+        if self.warms_up(step):
+            for parameter in self.parameters:
+                parameter.grad = None  # so that neither momentum nor weight decay moves it
+        if config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm)
+        self.sgd.param_groups[0]["lr"] = self.schedule.network_lr(step)
+        self.optimizer.step()
+        with torch.no_grad():
+            self._average(step)
+            self._sum(step, loss, outputs, labels, gates, targets)
+
+    def warms_up(self, step: int) -> bool:
+        """Whether only the predictors learn at this step."""
+        return self.schedule.warms_up(step) and len(self.sgd.param_groups) > 1
+
+    def _forward(self, step: int, images: Tensor) -> tuple[Tensor, dict[str, GateOutput]]:
+        if self.dynamic is None:
+            try:
+                return self.model(images), {}
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                shape = tuple(images.shape)
+                raise ValueError(f"the network cannot take images of {shape}: {error}") from error
+        self.dynamic.check_input(images)
+        if self.warms_up(step):
+            return self.model(images, gates="open", return_gates=True)
+        if not self.schedule.cools_down(step):
+            return self.model(images, return_gates=True)
+        if step % self.measure_every == 0:
+            return self.model(images, return_gates="masks")
+        return self.model(images), {}
+
+    def _average(self, step: int) -> None:
+        if self.config.ema_decay is not None:
+            # Early on the average follows closely, or the first weights would linger in it.
+            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+            averages, live = list(self.average.values()), list(self.live.values())
+            torch._foreach_lerp_(averages, live, 1 - decay)
+
+    def _sum(
+        self,
+        step: int,
+        loss: Tensor,
+        outputs: Tensor,
+        labels: Tensor,
+        gates: Mapping[str, GateOutput],
+        targets: Tensor,
+    ) -> None:
+        """Add a step's figures to the totals; measure the masks when that is due."""
+        self.bad_step = torch.where(loss.isfinite(), self.bad_step, self.bad_step.clamp(max=step))
+        correct = (outputs.argmax(1) == labels).sum()
+        row = torch.stack([loss.double() * len(labels), correct.double()])
+        self.totals[:2] += row
+        self.totals[2] += len(labels)
+        if gates and step % self.measure_every == 0:
+            self._measure(step, gates, targets)
+
+    def _measure(self, step: int, gates: Mapping[str, GateOutput], targets: Tensor) -> None:
+        assert self.dynamic is not None
+        asked = {unit: gate.target for unit, gate in gates.items() if gate.target is not None}
+        masks = {unit: gate.mask for unit, gate in gates.items()}
+        if self.warms_up(step):  # the gates stand open: judge what the predictors would do
+            modules = self.dynamic.gates
+            for unit, gate in gates.items():
+                if gate.logits is not None and isinstance(module := modules[unit], Gate):
+                    masks[unit] = hard_mask(gate.logits, module.threshold)
+        if asked:
+            right = [(masks[unit] == target).float().mean() for unit, target in asked.items()]
+            accuracy = torch.stack(right).mean()
+            self.totals[3:6] += torch.stack([targets, accuracy, torch.ones_like(accuracy)])
+        executed = self.dynamic.macs(masks).reduction.mean()
+        self.totals[6:] += torch.stack([executed, torch.ones_like(executed)]).to(self.totals)
+        start, end = self.schedule.steering_start, self.schedule.cooldown_start
+        if self.controller.target is not None and start <= step < end:
+            both = torch.stack([executed, self.dynamic.macs(asked).reduction.mean()])
+            both = self.accelerator.reduce(both.to(self.device), "mean")
+            self.controller.observe(*both.tolist(), steps=self.measure_every)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the weights' moving average, if one is kept, in their place for a while."""
+        own = {name: value.clone() for name, value in self.live.items()}
+        self.settle()
+        try:
+            yield
+        finally:
+            _copy(own, into=self.live)
+
+    def settle(self) -> None:
+        """Make the moving average, if one is kept, the weights."""
+        _copy(self.average, into=self.live)
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that the next step depends on, and the totals over all processes."""
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for parameter, state in self.sgd.state.items():
+            if state.get("momentum_buffer") is not None:
+                tensors[f"momentum.{names[id(parameter)]}"] = state["momentum_buffer"]
+        return tensors | {"totals": self.accelerator.reduce(self.totals, "sum")}
+
+    def restore(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: It is of another network.
+        """
+
+        def section(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        load_weights(self.network, section("model."), source=source)
+        _copy(section("average."), into=self.average)
+        parameters = dict(self.network.named_parameters())
+        for name, value in section("momentum.").items():
+            # Laid out like its parameter (channels-last or not), or every step would be slower.
+            buffer = torch.empty_like(parameters[name]).copy_(value)
+            self.sgd.state[parameters[name]]["momentum_buffer"] = buffer
+        if self.accelerator.is_main_process:  # the others begin at zero: the sum is the same
+            self.totals.copy_(tensors["totals"])
+
+
+def divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Say how far outputs are from a teacher's: KL at a temperature, times its square.
+
+    Args:
+        outputs: (B, classes) logits.
+        teacher: (B, classes) logits to imitate.
+        temperature: Divides both; > 0.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", section 2.
+    """
+    ours, theirs = (F.log_softmax(logits / temperature, 1) for logits in (outputs, teacher))
+    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * temperature**2
+
+
+def _check_labels(labels: Tensor, *, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels from {low} to {high} for a network with {classes} outputs; they must lie in "
+            f"[0, {classes - 1}]: create the network with more classes or correct the labels"
+        )
+
+
+def _copy(values: Mapping[str, Tensor], *, into: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            into[name].copy_(value)
