@@ -100,6 +100,18 @@ class DynamicModel(nn.Module):
         output, decided = self.network(*inputs, ftwt_apply=gates, ftwt_explain=explain)
         return (output, decided) if return_gates else output
 
+    def check_input(self, images: Tensor) -> None:
+        """Refuse images of another size or channel count than the network was converted for.
+
+        Raises:
+            ValueError: If (C, *spatial) differs; work is counted for one size.
+        """
+        if tuple(images.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"images of shape {tuple(images.shape[1:])} for a network converted for "
+                f"{self.input_shape}; resize them, or convert with an example of their size"
+            )
+
     @property
     def gates(self) -> dict[str, Gate | FrozenGate]:
         """The gates by unit, in execution order; units that inherit a mask have none."""
@@ -121,7 +133,7 @@ class DynamicModel(nn.Module):
         yield from (parameter for parameter in self.parameters() if id(parameter) not in held)
 
     def hold_predictors(self, held: bool = True) -> None:
-        """Let the predictors stand still (no gradients, their normalisation too), or learn again."""
+        """Let the predictors stand still, their normalisation too, or let them learn again."""
         self._held = held
         for parameter in self.predictor_parameters():
             parameter.requires_grad_(not held)
@@ -247,10 +259,9 @@ class Summary:
         self.unknown = dynamic.channels.unknown
         self.macs = {layer.name: layer.macs for layer in dynamic.channels.layers}
         self.r = dynamic.r
+        channels = {unit.name: unit.in_channels for unit in self.units}
         self.costs = {
-            name: int(
-                predictor_macs(predictor, next(u for u in self.units if u.name == name).in_channels)
-            )
+            name: int(predictor_macs(predictor, channels[name]))
             for name, predictor in dynamic.predictors.items()
         }
 

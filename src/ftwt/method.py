@@ -38,15 +38,12 @@ def saliency(features: Tensor, kind: Saliency = "peak") -> Tensor:
 
     Returns:
         (B, C) non-negative saliencies.
-
-    Source: section 3 of the paper (peak); the others are ours.
     """
     if kind == "peak":
         return _spatial_max(features.abs())
     if kind == "mean":
         return _spatial_mean(features.abs())
-    pixels = features[0, 0].numel()
-    energy = _spatial_mean(features.float().square()) * pixels
+    energy = _spatial_mean(features.float().square()) * features[0, 0].numel()
     return energy if kind == "energy" else energy.sqrt()
 
 
@@ -56,33 +53,41 @@ def mass(saliency: Tensor) -> Tensor:
     return F.normalize(share * (share > SILENT), p=1.0, dim=1)
 
 
-def target_mask(saliency: Tensor, r: float | Tensor) -> Tensor:
+def entry(saliency: Tensor, variant: Variant = "mass") -> Tensor:
+    """Return, as (B, C), the r above which each filter is kept: what lies before it in rank.
+
+    That is the heatmap mass of the larger filters (`mass`), or their share of all filters
+    (`uniform`). Zero for the largest filter; infinite, for `mass`, where a filter is silent.
+    """
+    ranked, order = mass(saliency).sort(dim=1, descending=True, stable=True)
+    if variant == "uniform":
+        before = torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked) / len(
+            ranked[0]
+        )
+    else:
+        before = (ranked.cumsum(1) - ranked).clamp(0, 1 - 1e-7)  # r = 1 takes all that fire
+        before[ranked == 0] = torch.inf
+        before[:, 0] = 0
+    return torch.empty_like(ranked).scatter(1, order, before)
+
+
+def target_mask(saliency: Tensor, r: float | Tensor, variant: Variant = "mass") -> Tensor:
     """Keep, per sample, the fewest filters whose heatmap mass reaches `r`.
 
-    Filters are taken from the largest on until their cumulative mass is at least `r`; the one that
-    crosses `r` is kept. r = 1 keeps every filter that fires at all. One filter is always kept.
+    Filters are taken from the largest on until their cumulative mass is at least `r`. r = 1 keeps
+    every filter that fires at all. One filter is always kept.
 
     Args:
         saliency: (B, C) non-negative saliencies.
         r: Share of the mass to keep, in (0, 1].
+        variant: `mass`, or `uniform`: the largest ceil(r C) filters of every sample.
 
     Returns:
         (B, C) bool, true where a filter is kept.
 
     Source: section 3 of the paper, the criterion on the mass of heatmaps.
     """
-    ranked, order = mass(saliency).sort(dim=1, descending=True, stable=True)
-    before = ranked.cumsum(1) - ranked
-    kept = ((before < r) | (r >= 1)) & (ranked > 0)
-    kept[:, 0] = True
-    return torch.zeros_like(kept).scatter(1, order, kept)
-
-
-def uniform_mask(saliency: Tensor, r: float | Tensor) -> Tensor:
-    """Keep the same number of filters for every sample: the largest ceil(r C), as bool (B, C)."""
-    order = saliency.argsort(dim=1, descending=True, stable=True)
-    kept = torch.arange(saliency.shape[1], device=saliency.device) < r * saliency.shape[1]
-    return torch.zeros_like(saliency, dtype=torch.bool).scatter(1, order, kept.expand_as(order))
+    return entry(saliency, variant) < r
 
 
 class Standardize(nn.BatchNorm1d):
@@ -101,16 +106,10 @@ class Standardize(nn.BatchNorm1d):
 class MaskPredictor(nn.Module):
     """Guess from a unit's input which of its filters will fire.
 
-    The input is pooled over space, scaled by the head, and mapped to one logit a filter by a linear
-    layer. The `softmax` head is the published one. The `standardized` head (mean 0, variance 1)
-    folds into the linear layer: then a channel that is zero adds nothing and need not be read.
-
-    Args:
-        in_channels: Channels of the unit's input.
-        out_channels: Filters of the unit.
-        pool: `max`, `mean`, or `both` side by side.
-        head: `standardized` or `softmax`.
-        rank: Width of a linear bottleneck; None for one full matrix.
+    The input is pooled over space (`max`, `mean`, or `both` side by side), scaled by the head, and
+    mapped to one logit a filter by a linear layer, through a bottleneck of width `rank` if given.
+    The `softmax` head is the published one. The `standardized` head (mean 0, variance 1) folds into
+    the linear layer: then a channel that is zero adds nothing and need not be read.
 
     Source: section 3 and figure 2 of the paper (softmax of the global maximum, a linear layer).
     """
@@ -135,12 +134,8 @@ class MaskPredictor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C_in, *spatial) inputs of the unit to (B, C) logits."""
-        pools = {
-            "max": [_spatial_max],
-            "mean": [_spatial_mean],
-            "both": [_spatial_max, _spatial_mean],
-        }
-        pooled = torch.cat([pool(features).float() for pool in pools[self.pool]], 1)
+        pools = [_spatial_max] * (self.pool != "mean") + [_spatial_mean] * (self.pool != "max")
+        pooled = torch.cat([pool(features).float() for pool in pools], 1)
         scaled = pooled.softmax(1) if self.standardize is None else self.standardize(pooled)
         return self.linear(scaled if self.reduce is None else self.reduce(scaled))
 
@@ -167,13 +162,9 @@ class GateOutput(NamedTuple):
 class Gate(nn.Module):
     """Decide per sample which filters of a unit are computed, and silence the others.
 
-    Args:
-        predictor: Maps the unit's input to (B, C) logits.
-        r: Share of the mass (or of the filters, for `uniform`) that a target keeps.
-        mode: `decoupled` stops the mask loss at the predictor's input, `joint` does not.
-        saliency: How firing is measured.
-        variant: The rule behind the targets, `mass` or `uniform`.
-        straight_through: Let the task loss reach the predictor through the 0/1 mask.
+    The mask is what `predictor` says. Its targets keep a share `r` of the mass (`saliency`, or of
+    the filters: `variant`). `mode` decoupled stops the mask loss at the predictor's input, joint
+    does not; `straight_through` lets the task loss reach the predictor through the 0/1 mask.
     """
 
     r: Tensor
@@ -207,7 +198,7 @@ class Gate(nn.Module):
         if explain or apply == "target":
             with torch.no_grad():
                 strength = saliency(outputs, self.saliency)
-                target = (target_mask if self.variant == "mass" else uniform_mask)(strength, self.r)
+                target = target_mask(strength, self.r, self.variant)
         if explain or apply == "predicted":
             logits = self.predictor(inputs if self.mode == "joint" else inputs.detach())
         if apply == "predicted" and logits is not None:
