@@ -134,54 +134,56 @@ def calibrate(
     processes = accelerator.num_processes if accelerator else 1
     inputs = _first(batches, -(-images // processes), device=gates[0].threshold.device)
     base = [gate.threshold.clone() for gate in gates]
-    probes = 0
 
     def shift(offset: float) -> None:
         for gate, threshold in zip(gates, base, strict=True):
             gate.threshold.copy_(threshold + offset)
 
-    def measure(offset: float) -> float:
-        nonlocal probes
-        probes += 1
+    seen: dict[float, float] = {}
+
+    def gap(offset: float) -> float:
+        """Measure how much more is saved at an offset than asked."""
         shift(offset)
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in inputs:
             decided = dynamic(batch, return_gates="masks")[1]
             masks = {unit: gate.mask for unit, gate in decided.items()}
             sums += torch.stack([dynamic.macs(masks).reduction.sum(), torch.tensor(len(batch))])
-        if accelerator is not None:
+        if accelerator is not None and accelerator.num_processes > 1:
             sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
-        return float(sums[0] / sums[1])
+        seen[offset] = float(sums[0] / sums[1])
+        return seen[offset] - reduction
+
+    def nearest() -> float:
+        return min(seen, key=lambda offset: abs(seen[offset] - reduction))
 
     with _eval_mode(dynamic):
-        before = measure(0.0)
-        seen = {0.0: before}
-        sign = 1.0 if before < reduction else -1.0
-        outside, inside = 0.0, sign / 2  # the offset asked for lies between them, once bracketed
-        while (seen.setdefault(inside, measure(inside)) - reduction) * sign < 0:
-            if abs(inside) >= FAR:
-                shift(0.0)
-                ends = sorted([seen[inside], measure(-inside)])
-                shift(0.0)
-                raise ValueError(
-                    f"reduction={reduction} is out of reach of these gates; thresholds give "
-                    f"{ends[0]:.3f} to {ends[1]:.3f}: train with another r"
-                )
-            outside, inside = inside, 2 * inside
-        best = min(seen, key=lambda offset: abs(seen[offset] - reduction))
-        while abs(seen[best] - reduction) > tolerance and abs(inside - outside) > 1e-4:
-            slope = (seen[inside] - seen[outside]) or sign
-            share = min(0.9, max(0.1, (reduction - seen[outside]) / slope))
-            middle = outside + share * (inside - outside)
-            seen[middle] = measure(middle)
-            if (seen[middle] - reduction) * sign < 0:
-                outside = middle
+        low = high = 0.0  # offsets that save too little and too much, once found
+        less = more = gap(0.0)
+        while more < -tolerance and high < FAR:
+            low, less, high = high, more, max(0.5, 2 * high)
+            more = gap(high)
+        while less > tolerance and low > -FAR:
+            high, more, low = low, less, min(-0.5, 2 * low)
+            less = gap(low)
+        if more < -tolerance or less > tolerance:
+            gap(-FAR if high == FAR else FAR)
+            shift(0.0)
+            raise ValueError(
+                f"reduction={reduction} is out of reach of these gates; their thresholds give "
+                f"{min(seen.values()):.3f} to {max(seen.values()):.3f}: train with another r"
+            )
+        while abs(seen[nearest()] - reduction) > tolerance and high - low > 1e-4:
+            share = min(0.9, max(0.1, less / (less - more)))
+            middle = low + share * (high - low)
+            if (found := gap(middle)) < 0:
+                low, less = middle, found
             else:
-                inside = middle
-            best = min(seen, key=lambda offset: abs(seen[offset] - reduction))
+                high, more = middle, found
+        best = nearest()
         shift(best)
     count = sum(len(batch) for batch in inputs) * processes
-    return Calibration(reduction, seen[best], before, best, count, probes)
+    return Calibration(reduction, seen[best], seen[0.0], best, count, len(seen))
 
 
 def _first(
