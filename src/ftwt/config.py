@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+from .graph.units import Depthwise, Residual
+from .method import Head, Mode, Pool, Saliency, Variant
 from .names import nearest
-
-Saliency = Literal["peak", "mean", "norm", "energy"]
-Pool = Literal["max", "mean", "both"]
 
 
 class _Config:
@@ -80,26 +79,26 @@ class PruneConfig(_Config):
 
     r: float | dict[str, float] = 0.9
     """Share of the saliency's mass that the kept filters hold, in (0, 1]; or one a unit."""
-    mode: Literal["decoupled", "joint"] = "decoupled"
+    mode: Mode = "decoupled"
     """Decoupled: the mask loss trains the predictors only. Joint: the network too."""
     saliency: Saliency = "peak"
     """What ranks filters: the heatmap's peak (published), its mean, L2 norm or energy."""
-    variant: Literal["mass", "uniform"] = "mass"
+    variant: Variant = "mass"
     """Mass: as many filters as reach the mass r. Uniform: the same share r for every image."""
     pool: Pool = "mean"
     """How a predictor pools its input over space."""
-    head: Literal["softmax", "standardized"] = "standardized"
+    head: Head = "standardized"
     """Softmax as published, or a standardisation that folds into the affine layer."""
     rank: int | None = None
     """Rank of a predictor's bottleneck; None: a full C_in x C_out layer."""
-    residual: Literal["before", "after"] = "before"
+    residual: Residual = "before"
     """Where the last unit of a residual block is masked: before or after the add."""
-    depthwise: Literal["inherit", "gate"] = "inherit"
+    depthwise: Depthwise = "inherit"
     """A depthwise conv takes its producer's mask, or has a gate of its own."""
     straight_through: bool = False
     """Let the task loss reach the predictors through the 0/1 mask."""
     min_gain: float | None = None
-    """Leave out gates whose estimated saving, less the predictor's cost, is below this (MACs)."""
+    """Leave out gates that save less than this share of all MACs, their predictor paid."""
     skip: tuple[str, ...] = ()
     """Names of convolutions that get no gate."""
 
@@ -235,6 +234,8 @@ class RunConfig(_Config):
     """The images."""
     prune: PruneConfig | None = None
     """The gates; None trains the dense network."""
+    twin_of: str | None = None
+    """Folder of a finished dynamic run: train its static twin from the same weights."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training."""
 

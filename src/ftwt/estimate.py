@@ -62,6 +62,17 @@ class Allocation:
     single_r: float
     single_lost: float
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table("unit", title=f"r for a reduction of {self.reduction:.1%}")
+        table.add_column("r", justify="right")
+        for name, r in self.r.items():
+            table.add_row(name, f"{r:.4f}")
+        yield table
+        yield (
+            f"mass lost, summed over units: {self.lost:.3f}; "
+            f"by r = {self.single_r:.4f} everywhere: {self.single_lost:.3f}"
+        )
+
 
 class Evidence:
     """What one pass saw: for each unit and image, when each filter enters, and its mass."""
@@ -157,10 +168,14 @@ class Estimate:
             raise ValueError("allocate needs the pass over images; make the estimate again")
         return _allocate(self, self.evidence, reduction)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the curves (not the pass) as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "evidence"}
+        return values | {"units": [asdict(unit) for unit in self.units]}
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the curves (not the pass) as JSON."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "evidence"}
-        write_json(path, values | {"units": [asdict(unit) for unit in self.units]})
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Estimate:
