@@ -1,0 +1,188 @@
+"""The house rules that docs/architecture.md states, read off the source without running it."""
+
+import ast
+import graphlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "ftwt"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+ANALYSIS = {"method", "graph", "macs", "names"}
+NETWORK = ANALYSIS | {"dynamic", "convert"}
+MEASURING = NETWORK | {"estimate", "evaluate", "results"}
+LEARNING = MEASURING | {"config", "schedules", "budget", "checkpoint"}
+RUNNING = LEARNING | {"data", "models", "journal", "learner", "train", "recipes"}
+
+ALLOWED = {  # room -> the rooms that it may import beside its own: those that lie below it
+    "method": set(),
+    "names": set(),
+    "results": set(),
+    "config": {"method", "graph", "names"},  # the options, spelled once
+    "data": {"names"},
+    "models": {"names"},
+    "graph": {"method"},
+    "macs": {"method", "graph"},
+    "dynamic": ANALYSIS,
+    "convert": ANALYSIS | {"dynamic"},
+    "estimate": NETWORK | {"results"},
+    "evaluate": NETWORK | {"results"},
+    "budget": MEASURING,
+    "checkpoint": MEASURING | {"models"},
+    "schedules": {"config"},
+    "journal": {"results"},
+    "learner": LEARNING,
+    "train": LEARNING | {"data", "journal", "learner"},
+    "recipes": {"config", "models", "method", "names"},
+    "run": RUNNING,
+    "demo": RUNNING | {"run"},
+    "cli": RUNNING | {"run", "demo"},
+    "__init__": RUNNING | {"run"},
+    "__main__": {"cli"},
+}
+LATE = {"dynamic": {"budget", "checkpoint"}}  # inside functions alone
+TORCH_ALONE = ("method", "graph")
+FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+OPTIONAL = {"torchvision", "timm", "tensorboard", "matplotlib", "pandas"}
+MOST_LINES = {"method.py": 250}
+
+
+class Import(NamedTuple):
+    """An import statement's target."""
+
+    module: str  # dotted; of a name imported from a package of ours, the submodule if it is one
+    late: bool  # inside a function
+
+
+def module_name(path: Path) -> str:
+    parts = ("ftwt", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path) -> Iterator[Import]:
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, functions) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        late = id(node) in inside
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield Import(inner if inner in MODULES else base, late)
+
+
+def ours(path: Path) -> Iterator[Import]:
+    yield from (found for found in imports(path) if found.module.split(".")[0] == "ftwt")
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=relative)
+
+
+@each_file
+def test_a_room_imports_only_what_lies_below_it(path):
+    here = room(module_name(path))
+    assert here in ALLOWED, f"a new room: give {here!r} a row here and in docs/architecture.md"
+    for found in ours(path):
+        below = ALLOWED[here] | {here} | (LATE.get(here, set()) if found.late else set())
+        assert room(found.module) in below, f"{here} must not import {found.module}"
+
+
+def test_the_rule_has_layers_and_nothing_above_the_command_line():
+    graphlib.TopologicalSorter(ALLOWED).prepare()
+    assert {here for here, below in ALLOWED.items() if "cli" in below} == {"__main__"}
+    assert not any("__init__" in below for below in ALLOWED.values())
+
+
+def test_no_module_imports_itself_in_a_circle():
+    edges = {
+        name: {found.module for found in ours(path) if not found.late} - {name}
+        for name, path in MODULES.items()
+    }
+    order = list(graphlib.TopologicalSorter(edges).static_order())
+    assert order.index("ftwt.method") < order.index("ftwt.dynamic") < order.index("ftwt.train")
+
+
+@pytest.mark.parametrize("here", TORCH_ALONE)
+def test_the_method_and_the_graph_need_torch_alone(here):
+    found = {
+        target.module.split(".")[0]
+        for name, path in MODULES.items()
+        if room(name) == here
+        for target in imports(path)
+    }
+    assert "torch" in found
+    assert found - sys.stdlib_module_names - {"torch", "ftwt"} == set()
+
+
+@each_file
+def test_optional_packages_are_imported_late_and_pickle_never(path):
+    for found in imports(path):
+        top = found.module.split(".")[0]
+        assert top not in FORBIDDEN
+        assert found.late or top not in OPTIONAL
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            keywords = {key.arg: ast.unparse(key.value) for key in node.keywords}
+            call = ast.unparse(node.func)
+            assert call != "torch.save", "torch.save pickles; use safetensors"
+            assert call != "torch.load" or keywords.get("weights_only") == "True"
+            assert keywords.get("allow_pickle") in (None, "False")
+
+
+@each_file
+def test_files_stay_short_and_are_named_for_what_they_hold(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES.get(relative(path), 400)
+    assert path.stem not in {"utils", "util", "helpers", "common", "misc"}
+
+
+@each_file
+def test_no_file_names_a_place_on_one_machine(path):
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    places = [text for text in strings if re.match(r"/\w|~/|[A-Za-z]:\\", text)]
+    assert set(places) <= {"/proc/cpuinfo"}
+
+
+def test_no_result_names_a_place_on_one_machine():
+    for path in [*ROOT.glob("results/**/*.json"), *PACKAGE.glob("models/weights/*.json")]:
+        text = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+        assert not re.search(r'["\s=](/\w|~/|[A-Za-z]:\\)', text), path
+
+
+def test_import_ftwt_is_light():
+    code = "import sys, ftwt; print(*{name.split('.')[0] for name in sys.modules})"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
+    loaded = set(output.stdout.split())
+    assert {"torch", "ftwt"} <= loaded
+    assert loaded & OPTIONAL == set()
