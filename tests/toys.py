@@ -29,9 +29,9 @@ def images(count: int = 128, *, seed: int = 0) -> Images:
     """Noise of 8x8 pixels that a class brightens in one channel, or in none."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 4
-    pixels = torch.randint(0, 156, (count, 3, 8, 8), generator=generator)
+    pixels = torch.randint(0, 130, (count, 3, 8, 8), generator=generator)
     for channel in range(3):
-        pixels[labels == channel, channel] += 60
+        pixels[labels == channel, channel] += 120
     return Images(
         images=pixels.to(torch.uint8),
         labels=labels,
@@ -49,6 +49,6 @@ def batches(*, train: bool, shard: tuple[int, int] = (0, 1)) -> Batches:
     return Batches(images(64, seed=1), batch_size=32, shard=shard)
 
 
-def dynamic(**options: object) -> DynamicModel:
+def dynamic(*, dropout: float = 0.1, **options: object) -> DynamicModel:
     """The toy network with gates."""
-    return convert(Toy(), torch.zeros(2, 3, 8, 8), **({"r": 0.8} | options))  # type: ignore[arg-type]
+    return convert(Toy(dropout=dropout), torch.zeros(2, 3, 8, 8), **({"r": 0.8} | options))  # type: ignore[arg-type]

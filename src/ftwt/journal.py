@@ -1,9 +1,10 @@
-"""How a run tells what it does: a progress bar, `metrics.jsonl`, and trackers on request."""
+"""What a run tells: its records, a progress bar, `metrics.jsonl`, and trackers on request."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,44 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .results import replacing
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to; mask figures are None where there are no gates, or no targets.
+
+    `loss` is the whole training loss, `accuracy`, `mask_accuracy` and `reduction` (of the executed
+    MACs) are shares in [0, 1] on the training batches; `r` is the mean over units at its end.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    images_per_s: float
+    mask_loss: float | None
+    mask_accuracy: float | None
+    reduction: float | None
+    val_reduction: float | None
+    r: float | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its history, the final network on the validation batches, and its origin.
+
+    `calibration` and `evaluation` are the dicts of a `Calibration` and an `Evaluation`;
+    `images_per_s` is the median epoch's, validation aside.
+    """
+
+    history: tuple[Epoch, ...]
+    evaluation: dict[str, Any]
+    calibration: dict[str, Any] | None
+    seconds: float
+    images_per_s: float
+    provenance: dict[str, Any]
 
 
 class Journal:
@@ -84,7 +123,7 @@ class Journal:
         numbers = {f"{kind}/{key}": value for key, value in figures.items()}
         self.accelerator.log(numbers, step=step)
         if kind == "epoch":
-            self.console.print(_line(figures), highlight=False)
+            self.console.print(_line(figures), highlight=False, soft_wrap=True)
         self.bar.update(self.task, figures=_line(figures))
 
 

@@ -10,12 +10,17 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import (
+    Accelerator,
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    PartialState,
+)
 from torch import Tensor, nn
 
 from .budget import Calibration, calibrate
@@ -23,55 +28,16 @@ from .checkpoint import load_tensors, save_tensors
 from .config import TrainConfig, differing
 from .dynamic import DynamicModel
 from .evaluate import Evaluation, evaluate
-from .journal import Journal
+from .journal import Epoch, Journal, TrainResult
 from .learner import NEVER, Learner, Totals
 from .results import provenance, write_json
 from .schedules import Schedule
 
-LOOK = 25  # steps between looks at a loss that may have become NaN: each waits for the GPU
-LOG = 50  # steps between lines of metrics.jsonl
+LOG = 50  # steps between lines of metrics.jsonl, fewer in short epochs: each waits for the GPU
 FORMAT = 1  # of a training checkpoint
 CHECKPOINT, METRICS, RESULT = "checkpoint.safetensors", "metrics.jsonl", "result.json"
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to; mask figures are None where there are no gates, or no targets.
-
-    `loss` is the whole training loss, `accuracy`, `mask_accuracy` and `reduction` (of the executed
-    MACs) are shares in [0, 1] on the training batches; `r` is the mean over units at its end.
-    """
-
-    epoch: int
-    lr: float
-    loss: float
-    accuracy: float
-    val_loss: float
-    val_accuracy: float
-    images_per_s: float
-    mask_loss: float | None
-    mask_accuracy: float | None
-    reduction: float | None
-    val_reduction: float | None
-    r: float | None
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished run: its history, the final network on the validation batches, and its origin.
-
-    `calibration` and `evaluation` are the dicts of a `Calibration` and an `Evaluation`;
-    `images_per_s` is the median epoch's, validation aside.
-    """
-
-    history: tuple[Epoch, ...]
-    evaluation: dict[str, Any]
-    calibration: dict[str, Any] | None
-    seconds: float
-    images_per_s: float
-    provenance: dict[str, Any]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -140,6 +106,16 @@ def train(
             return run.fit(journal)
 
 
+def shard() -> tuple[int, int]:
+    """Return (rank, world) of this process: what its `Batches` are to be made with."""
+    state = PartialState(cpu=_without_gpu())
+    return state.process_index, state.num_processes
+
+
+def _without_gpu() -> bool:
+    return not torch.accelerator.is_available()  # Accelerate joins CPU processes only if told
+
+
 class _Run:
     """The loop around a `Learner`: epochs, figures, stops, checkpoints."""
 
@@ -154,22 +130,24 @@ class _Run:
         stop: threading.Event,
     ) -> None:
         self.config, self.folder, self.stop = config, folder, stop
-        gated = isinstance(model, DynamicModel)
+        resting = isinstance(model, DynamicModel) and bool(model.predictors) and config.cooldown < 1
         self.accelerator = Accelerator(
+            cpu=_without_gpu(),
             log_with=config.tracker,
             project_dir=folder,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             # Predictors get no gradient in the cooldown.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=gated)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=resting)],
         )
         self.train_batches = self._share(train_batches, "train_batches")
         self.val_batches = self._share(val_batches, "val_batches")
         self.schedule = Schedule(config, len(self.train_batches))
         self.learner = Learner(model, config, self.schedule, self.accelerator, teacher)
         self.step = 0
-        self.logged = Totals()
         self.history: list[Epoch] = []
-        self.began = self.epoch_began = time.perf_counter()
+        self.log_every = max(1, min(LOG, self.schedule.steps_per_epoch // 4))
+        self.logged = Totals()
+        self.began = self.epoch_began = self.logged_at = time.perf_counter()
 
     def _share(self, batches: Any, name: str) -> Any:
         if not hasattr(batches, "__len__") or len(batches) == 0:
@@ -188,6 +166,7 @@ class _Run:
         while self.step < self.schedule.steps:
             epoch, start = divmod(self.step, per_epoch)
             self.learner.begin(self.step)
+            self.logged_at = time.perf_counter()
             for images, labels in self._batches(epoch, start):
                 if self.step == self.schedule.cooldown_start:
                     self._calibrate()  # now, so that the network can settle around these masks
@@ -215,14 +194,18 @@ class _Run:
 
     def _tell(self) -> None:
         self.journal.advance(self.step)
+        due = self.step % self.log_every == 0
         alone = self.accelerator.num_processes == 1
-        if self.step % LOOK == 0 or (alone and self.stop.is_set()):
-            self._look()
-        if self.step % LOG == 0:
-            totals = self._totals()
-            window = Totals(*(now - then for now, then in zip(totals, self.logged, strict=True)))
-            self.logged = totals
-            self.journal.write("step", self.step, {"lr": self._lr()} | window.means())
+        stop = (due or (alone and self.stop.is_set())) and self._look()
+        if due:
+            totals, now = self._totals(), time.perf_counter()
+            window = Totals(*(a - b for a, b in zip(totals, self.logged, strict=True)))
+            figures = {"lr": self._lr(), "images_per_s": window.images / (now - self.logged_at)}
+            self.logged, self.logged_at = totals, now
+            self.journal.write("step", self.step, figures | window.means())
+        if stop and self.step % self.schedule.steps_per_epoch:
+            self.save()
+            self._stop()  # at the end of an epoch not yet: it is to be recorded first
 
     def _lr(self) -> float:
         return self.schedule.network_lr(self.step - 1)
@@ -230,8 +213,8 @@ class _Run:
     def _totals(self) -> Totals:
         return Totals(*self.accelerator.reduce(self.learner.totals, "sum").tolist())
 
-    def _look(self) -> None:
-        """Stop at a bad loss, or on request: all processes at the same step."""
+    def _look(self) -> bool:
+        """Raise at a bad loss; say whether to stop. All processes learn it at the same step."""
         bad = self.learner.bad_step
         mine = torch.stack([bad, torch.full_like(bad, self.stop.is_set())])
         steps, stops = self.accelerator.gather(mine[None]).unbind(1)
@@ -241,12 +224,13 @@ class _Run:
                 f"the loss became NaN or infinite at step {step} (learning rate "
                 f"{self.schedule.network_lr(step):g}){kept}; lower lr or set clip_norm"
             )
-        if stops.any():
-            self.save()
-            kept = "nothing was saved, for there is no output folder"
-            if self.folder is not None:
-                kept = f"saved in {self.folder}; go on with --resume (resume=True)"
-            raise Interrupted(f"stopped after step {self.step} of {self.schedule.steps}: {kept}")
+        return bool(stops.any())
+
+    def _stop(self) -> NoReturn:
+        kept = "nothing was saved, for there is no output folder"
+        if self.folder is not None:
+            kept = f"saved in {self.folder}; go on with --resume (resume=True)"
+        raise Interrupted(f"stopped after step {self.step} of {self.schedule.steps}: {kept}")
 
     def _end_epoch(self, epoch: int) -> None:
         self._look()
@@ -273,6 +257,8 @@ class _Run:
         self.learner.totals.zero_()
         self.logged, self.epoch_began = Totals(), time.perf_counter()
         self.save()
+        if self._look():
+            self._stop()
 
     def _evaluate(self, *, targets: bool) -> Evaluation:
         network, batches = self.learner.network, self.val_batches

@@ -1,0 +1,423 @@
+"""Training: it learns, it can be stopped and resumed at any step, and it loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import toys
+from ftwt.checkpoint import load_tensors
+from ftwt.config import TrainConfig
+from ftwt.results import read_json
+from ftwt.train import Interrupted, TrainResult, train
+
+CONFIG = TrainConfig(epochs=4, lr=0.1, seed=3)
+FULL = replace(  # everything that has a state of its own
+    CONFIG,
+    target_reduction=0.3,
+    predictor_warmup_steps=3,
+    anneal_epochs=1.0,
+    cooldown=0.75,
+    ema_decay=0.9,
+    clip_norm=5.0,
+    precision="bf16",
+    channels_last=True,
+)
+
+
+def fit(model: nn.Module, config: TrainConfig = CONFIG, **options: Any) -> TrainResult:
+    given = {"progress": False} | options
+    return train(model, toys.batches(train=True), toys.batches(train=False), config, **given)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+class Watched:
+    """Batches that do something before the n-th step of a run."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        self.batches, self.left, self.action = toys.batches(train=True), step, action
+        self.batch_size = self.batches.batch_size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)
+
+    def iterate(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches.iterate(start):
+            self.left -= 1
+            if self.left == 0:
+                self.action()
+            yield batch
+
+
+# --- It learns ----------------------------------------------------------------------------------
+
+
+def test_a_plain_network_learns_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = fit(toys.Toy(), output=tmp_path, progress=True)
+    first, last = result.history[0], result.history[-1]
+    assert last.loss < 0.6 * first.loss
+    assert last.val_accuracy > 0.9 and result.evaluation["top1"] == last.val_accuracy
+    assert last.mask_accuracy is last.reduction is last.r is None
+    assert result.images_per_s > 0 and result.calibration is None
+    assert result.provenance["config"] == replace(CONFIG, batch_size=16).to_json()
+    assert read_json(tmp_path / "result.json")["history"][-1]["loss"] == last.loss
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1, 2, 3, 4]
+    told = capsys.readouterr().err
+    assert "epoch 4" in told and "accuracy" in told and "images/s" in told
+
+
+def test_gates_learn_beside_their_network() -> None:
+    model = toys.dynamic()
+    result = fit(model, replace(CONFIG, epochs=8, cooldown=0.75))
+    figures = [record for record in result.history if record.mask_accuracy is not None]
+    assert [record.epoch for record in figures] == [1, 2, 3, 4, 5, 6]  # then targets are not needed
+    assert figures[-1].mask_accuracy > figures[0].mask_accuracy + 0.05
+    assert figures[-1].mask_loss < 0.9 * figures[0].mask_loss
+    assert result.history[-1].reduction > 0.05
+    assert result.history[-1].val_accuracy > 0.9
+    assert result.evaluation["mask_accuracy"] > 0.7
+    assert result.history[-1].r == pytest.approx(0.8)
+
+
+def test_in_the_warm_up_only_predictors_move_and_in_the_cooldown_only_the_network() -> None:
+    model = toys.dynamic()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, replace(CONFIG, epochs=1, predictor_warmup_steps=8, cooldown=1))
+    network = {id(parameter) for parameter in model.network_parameters()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (id(parameter) in network), name
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, replace(CONFIG, epochs=1, cooldown=0))
+    after = model.state_dict()
+    gates = [name for name in before if "ftwt_gates" in name]
+    assert any("running_mean" in name for name in gates)
+    assert all(torch.equal(after[name], before[name]) for name in gates)
+    assert not torch.equal(after["network.classifier.weight"], before["network.classifier.weight"])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("asked", [0.2, 0.4])
+def test_a_budget_asked_is_a_budget_delivered(asked: float) -> None:
+    model = toys.dynamic()
+    result = fit(model, replace(CONFIG, epochs=8, target_reduction=asked))
+    assert result.evaluation["reduction"] == pytest.approx(asked, abs=0.01)
+    assert result.calibration is not None and result.calibration["asked"] == asked
+    assert result.history[-1].val_reduction == pytest.approx(asked, abs=0.1)  # before the last step
+    assert result.evaluation["top1"] > 0.8
+
+
+def test_r_is_annealed_from_one() -> None:
+    result = fit(toys.dynamic(r=0.6), replace(CONFIG, anneal_epochs=2, cooldown=1))
+    r = [record.r for record in result.history]
+    assert 0.75 < r[0] < 0.9
+    assert r[1:] == pytest.approx([0.6 + 0.4 * 1 / 8, 0.6, 0.6], abs=0.051)
+
+
+def test_a_static_twin_trains_like_any_other() -> None:
+    twin = toys.dynamic().freeze(toys.batches(train=False))
+    result = fit(twin, replace(CONFIG, predictor_warmup_steps=4))
+    assert result.history[-1].val_accuracy > 0.9
+    assert result.history[-1].mask_accuracy is None
+
+
+def test_weight_decay_and_rates_are_those_of_each_group() -> None:
+    model = toys.dynamic()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    config = replace(CONFIG, lr=0.0, predictor_lr=0.0, weight_decay=0.5)
+    fit(model, config)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_the_average_is_what_is_returned() -> None:
+    plain, averaged = toys.Toy(), toys.Toy()
+    fit(plain)
+    result = fit(averaged, replace(CONFIG, ema_decay=0.8))
+    assert not same(plain, averaged)
+    assert result.evaluation["loss"] == pytest.approx(result.history[-1].val_loss, abs=1e-6)
+
+
+def test_a_teacher_is_imitated() -> None:
+    teacher = toys.Toy()
+    fit(teacher, replace(CONFIG, epochs=8))
+    pupil = toys.Toy(dropout=0.0)
+    with torch.no_grad():
+        pupil.classifier.weight.zero_()
+    wrong = [(images, labels * 0) for images, labels in toys.batches(train=True)]
+    config = replace(CONFIG, epochs=8, distillation=10.0, lr=0.03)
+    train(pupil, wrong, toys.batches(train=False), config, teacher=teacher, progress=False)
+    images, _ = next(iter(toys.batches(train=False)))
+    agree = pupil.eval()(images).argmax(1) == teacher.eval()(images).argmax(1)
+    assert agree.float().mean() > 0.7  # of 4 classes, of which it was told one
+    for given in ({"teacher": teacher}, {"config": config}):
+        with pytest.raises(ValueError, match="give both or neither"):
+            fit(toys.Toy(), **given)
+
+
+def test_frozen_batch_norm_keeps_its_statistics() -> None:
+    model = toys.Toy()
+    fit(model, replace(CONFIG, freeze_batchnorm=True))
+    norm = model.features[1]
+    assert not norm.running_mean.any() and (norm.running_var == 1).all()
+
+
+def test_a_data_loader_will_do() -> None:
+    data = torch.utils.data.TensorDataset(*next(iter(toys.batches(train=True))))
+    loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
+    results = [
+        train(toys.Toy(), loader, loader, replace(CONFIG, epochs=1), progress=False)
+        for _ in range(2)
+    ]
+    assert results[0].history[0].loss == results[1].history[0].loss  # the seed orders it, too
+    assert results[0].provenance["config"]["batch_size"] == 4
+
+
+def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own
+        fit(toys.Toy(), replace(CONFIG, epochs=1, tracker="tensorboard"), output=tmp_path)
+    (events,) = [p for p in tmp_path.rglob("events.out.tfevents*") if p.parent.name == "ftwt"]
+    assert b"epoch/val_accuracy" in events.read_bytes()
+
+
+# --- It can be stopped and resumed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "step"),
+    [
+        (toys.Toy, CONFIG, 13),
+        (toys.dynamic, CONFIG, 8),
+        (toys.dynamic, FULL, 2),  # in the warm-up, before any checkpoint of an epoch
+        (toys.dynamic, FULL, 13),
+        (toys.dynamic, FULL, 24),  # right before the cooldown and its calibration
+        (toys.dynamic, FULL, 30),
+        (toys.dynamic, FULL, 32),  # when all is done but the end
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_as_if_it_was_not(
+    make: Any, config: TrainConfig, step: int, number: int, tmp_path: Path
+) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    whole, parts = make(), make()
+    expected = fit(whole, config, output=tmp_path / "whole")
+    stopping = Watched(step, lambda: os.kill(os.getpid(), number))
+    validation = toys.batches(train=False)
+    with pytest.raises(Interrupted, match=f"after step {step} of 32.*--resume"):
+        train(parts, stopping, validation, config, output=tmp_path / "parts", progress=False)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    parts = make()
+    result = fit(parts, config, output=tmp_path / "parts", resume=True)
+    assert same(whole, parts)
+    assert result.evaluation == expected.evaluation
+    assert result.calibration == expected.calibration
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
+
+
+KILLED = """
+import os, signal, sys, toys, test_train
+batches = test_train.Watched(21, lambda: os.kill(os.getpid(), signal.SIGKILL))
+test_train.train(toys.dynamic(), batches, toys.batches(train=False), test_train.FULL,
+                 output=sys.argv[1], progress=False)
+"""
+
+
+def test_a_killed_run_ends_as_if_it_was_not(tmp_path: Path) -> None:
+    whole, parts = toys.dynamic(), toys.dynamic()
+    fit(whole, FULL, output=tmp_path / "whole")
+    done = run_python("-c", KILLED, str(tmp_path / "parts"))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "step", "step": 20, "lo')  # as if it had died while writing
+    fit(parts, FULL, output=tmp_path / "parts", resume=True)
+    assert same(whole, parts)
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+
+
+def run_python(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=timeout, check=False
+    )
+
+
+def test_a_finished_run_resumes_to_its_result(tmp_path: Path) -> None:
+    one, other = toys.dynamic(), toys.dynamic()
+    first = fit(one, FULL, output=tmp_path)
+    again = fit(other, FULL, output=tmp_path, resume=True)
+    assert same(one, other) and again.history == first.history
+
+
+def losses(part: tuple[int, int]) -> list[list[float | None]]:
+    config = replace(CONFIG, epochs=3, freeze_batchnorm=True, predictor_warmup_steps=4)
+    figures = []
+    for model in (toys.Toy(dropout=0.0), toys.dynamic(head="softmax", dropout=0.0)):
+        batches = [toys.batches(train=train, shard=part) for train in (True, False)]
+        history = train(model, *batches, config, progress=False).history
+        figures += [[r.loss, r.accuracy, r.val_loss, r.val_accuracy, r.mask_loss] for r in history]
+        config = replace(config, target_reduction=0.3)
+    return figures
+
+
+SHARED = """
+import json, test_train, torch
+from ftwt.train import shard
+part = shard()
+assert part[1] == 2
+losses = test_train.losses(part)
+if part[0] == 0:
+    print(json.dumps(losses))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_follow_the_losses_of_one(tmp_path: Path) -> None:
+    (tmp_path / "shared.py").write_text(SHARED)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = run_python(*launch, str(tmp_path / "shared.py"), timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = losses((0, 1)), json.loads(done.stdout.splitlines()[-1])
+    assert len(one) == len(two) == 6
+    for alone, shared in zip(one, two, strict=True):
+        assert shared[:4] == pytest.approx(alone[:4], rel=1e-3)
+        assert shared[4] is alone[4] is None or shared[4] == pytest.approx(alone[4], rel=1e-3)
+
+
+# --- It loses nothing ---------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_epoch(tmp_path: Path) -> None:
+    model = toys.Toy()
+
+    def poison() -> None:
+        with torch.no_grad():
+            model.classifier.bias.fill_(float("nan"))
+
+    batches, validation = Watched(14, poison), toys.batches(train=False)
+    with pytest.raises(FloatingPointError, match=r"at step 13 .*from before it; lower lr"):
+        train(model, batches, validation, CONFIG, output=tmp_path, progress=False)
+    tensors, state = load_tensors(tmp_path / "checkpoint.safetensors")
+    assert state["step"] == 8
+    assert all(value.isfinite().all() for value in tensors.values())
+    whole, parts = toys.Toy(), toys.Toy()
+    fit(whole)
+    fit(parts, output=tmp_path, resume=True)
+    assert same(whole, parts)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        write(self, data[:100])
+        raise OSError(28, "No space left on device")
+
+    validation = toys.batches(train=False)
+    batches = Watched(20, lambda: monkeypatch.setattr(Path, "write_bytes", full))
+    with pytest.raises(OSError, match="No space left.*free space"):
+        train(toys.Toy(), batches, validation, CONFIG, output=tmp_path, progress=False)
+    monkeypatch.undo()
+    assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == 16
+    assert not list(tmp_path.glob(".*"))
+    whole, parts = toys.Toy(), toys.Toy()
+    fit(whole)
+    fit(parts, output=tmp_path, resume=True)
+    assert same(whole, parts)
+
+
+def test_without_write_permission_no_step_is_wasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    model = toys.Toy()
+    with pytest.raises(PermissionError, match="get write permission"):
+        fit(model, output=tmp_path / "run")
+    assert same(model, toys.Toy())
+
+
+def test_what_cannot_be_resumed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to resume"):
+        fit(toys.Toy(), output=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="give output="):
+        fit(toys.Toy(), resume=True)
+    fit(toys.Toy(), output=tmp_path)
+    with pytest.raises(ValueError, match="already holds a run.*--resume.*another folder"):
+        fit(toys.Toy(), output=tmp_path)
+    with pytest.raises(ValueError, match=r"lr was 0\.1, is 0\.2; seed was 3, is 4"):
+        fit(toys.Toy(), replace(CONFIG, lr=0.2, seed=4), output=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"another architecture.*shape: features\.0\.weight"):
+        fit(toys.Toy(width=6), output=tmp_path, resume=True)
+    fewer = list(toys.batches(train=True))[:5]
+    size = replace(CONFIG, batch_size=16)
+    with pytest.raises(ValueError, match="another dataset: 8 steps an epoch, now 5"):
+        train(toys.Toy(), fewer, fewer, size, output=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("make", [toys.Toy, toys.dynamic])
+def test_batches_that_do_not_fit_are_named(make: Any) -> None:
+    images, labels = next(iter(toys.batches(train=True)))
+    good = [(images, labels)]
+    for bad, message in (
+        ([], "train_batches is empty"),
+        ([(images, labels + 1)], r"labels from 1 to 4 for a network with 4 outputs.*\[0, 3\]"),
+        ([(images, labels - 1)], "labels from -1"),
+        ([(images[:, :2], labels)], r"images of .*2, 8, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(make(), bad, good, CONFIG, progress=False)
+    with pytest.raises(ValueError, match="val_batches is empty"):
+        train(make(), good, [], CONFIG, progress=False)
+
+
+def test_images_of_another_size_than_converted_for_are_refused() -> None:
+    images, labels = next(iter(toys.batches(train=True)))
+    with pytest.raises(ValueError, match=r"\(3, 6, 8\).*\(3, 8, 8\)"):
+        train(toys.dynamic(), [(images[:, :, 2:], labels)], [(images, labels)], progress=False)
+
+
+def test_a_loader_shorter_than_it_says_is_named() -> None:
+    class Short(list):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return super().__len__() + 1
+
+    short = Short(toys.batches(train=True))
+    with pytest.raises(ValueError, match="ended after 8 of the 9 batches"):
+        train(toys.Toy(), short, toys.batches(train=False), CONFIG, progress=False)
+
+
+def test_a_budget_needs_gates() -> None:
+    with pytest.raises(ValueError, match="target_reduction=0.3 needs gates.*ftwt.convert"):
+        fit(toys.Toy(), replace(CONFIG, target_reduction=0.3))
