@@ -2,11 +2,9 @@
 
 import json
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 
-from ftwt import config, method
 from ftwt.config import DataConfig, PruneConfig, RunConfig, TrainConfig, differing
 
 RUNS = [
@@ -64,11 +62,3 @@ def test_differing_names_the_fields() -> None:
     a = TrainConfig()
     assert differing(a, replace(a, lr=0.5, seed=2)) == ["lr", "seed"]
     assert differing(a, replace(a)) == []
-
-
-def test_choices_are_those_of_the_method() -> None:
-    hints = {"saliency": method.Saliency, "pool": method.Pool, "head": method.Head}
-    hints |= {"mode": method.Mode, "variant": method.Variant}
-    types = config.get_type_hints(PruneConfig)
-    for name, hint in hints.items():
-        assert set(get_args(types[name])) == set(get_args(hint)), name

@@ -86,16 +86,16 @@ def train(
     folder = None if output is None else Path(output)
     if folder is None and (resume or config.tracker):
         raise ValueError("resume and tracker need a folder; give output=")
-    if folder is not None and not resume:
-        if any((folder / name).exists() for name in (CHECKPOINT, METRICS)):
-            raise ValueError(
-                f"{folder} already holds a run; go on with it (--resume, resume=True) "
-                f"or choose another folder"
-            )
     with _signals() as stop:
         run = _Run(model, train_batches, val_batches, config, folder, teacher, stop)
         if folder is not None and resume:
             run.restore(folder / CHECKPOINT)
+        elif folder is not None and any((folder / file).exists() for file in (CHECKPOINT, METRICS)):
+            raise ValueError(
+                f"{folder} already holds a run; go on with it (--resume, resume=True) "
+                f"or choose another folder"
+            )
+        run.accelerator.wait_for_everyone()  # to look, before the main process writes there
         with Journal(
             run.accelerator,
             None if folder is None else folder / METRICS,
