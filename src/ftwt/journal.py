@@ -16,6 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .results import replacing
 
 
+SHOWN = {  # what a reader sees of a line, in this order
+    "epoch": "epoch {:.0f}",
+    "loss": "loss {:.3f}",
+    "accuracy": "accuracy {:.1%}",
+    "mask_accuracy": "masks {:.1%}",
+    "reduction": "reduction {:.1%}",
+    "r": "r {:.3f}",
+    "val_loss": "val loss {:.3f}",
+    "val_accuracy": "val accuracy {:.1%}",
+    "val_reduction": "val reduction {:.1%}",
+    "images_per_s": "{:,.0f} images/s",
+}
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch came to; mask figures are None where there are no gates, or no targets.
@@ -124,22 +138,12 @@ class Journal:
         self.accelerator.log(numbers, step=step)
         if kind == "epoch":
             self.console.print(_line(figures), highlight=False, soft_wrap=True)
-        self.bar.update(self.task, figures=_line(figures))
+        else:
+            self.bar.update(self.task, figures=_line(figures))
 
 
 def _line(figures: dict[str, Any]) -> str:
-    shares = ("accuracy", "val_accuracy", "mask_accuracy", "reduction", "val_reduction")
-    short = {"mask_accuracy": "masks", "val_accuracy": "val", "images_per_s": "images/s"}
-    parts = []
-    for key, value in figures.items():
-        name = short.get(key, key.replace("_", " "))
-        if key in shares:
-            parts.append(f"{name} {value:.1%}")
-        elif key in ("epoch", "images_per_s"):
-            parts.append(f"{name} {value:.0f}")
-        elif key in ("loss", "val_loss", "r"):
-            parts.append(f"{name} {value:.3f}")
-    return "  ".join(parts)
+    return "  ".join(form.format(figures[key]) for key, form in SHOWN.items() if key in figures)
 
 
 def truncate(path: str | os.PathLike[str], *, after: int) -> None:
