@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .results import replacing
 
-
 SHOWN = {  # what a reader sees of a line, in this order
     "epoch": "epoch {:.0f}",
     "loss": "loss {:.3f}",
