@@ -132,7 +132,7 @@ def masked_macs(
     Returns:
         Counts in both conventions for each of the N samples.
     """
-    flow = channels.walk(masks)
+    flow = channels.walk(masks, predictors)
     layers = {layer.name: layer for layer in channels.layers}
     samples = len(next(iter(flow.macs.values())))
     costs = {

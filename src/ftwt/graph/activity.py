@@ -9,7 +9,7 @@ fully active, and is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftwt.graph.operations import Conv, Shaped, find_rule, natural_layout, operation
-from ftwt.graph.rules import Contract, Rule, Silence, join
+from ftwt.graph.rules import Contract, Rule, Silence, join, per_channel
 
 PROBES = 2  # samples in the shape pass: enough to see an operation that mixes them
 
@@ -53,7 +53,7 @@ class Flow:
 
     Args:
         macs: Layer name -> (N,) float64 multiply-accumulates for each sample.
-        read: Unit name -> (N,) float64 input channels that are active where its gate looks.
+        read: Unit name -> (N,) float64 input channels that are active where its gate reads.
     """
 
     macs: dict[str, Tensor]
@@ -101,11 +101,12 @@ class ChannelGraph:
                 self._layers[node.name] = self._layer(node, network, values, flops.get(node, 0))
         self.layers, self.unknown = tuple(self._layers.values()), tuple(unknown)
 
-    def walk(self, masks: Mapping[str, Tensor]) -> Flow:
+    def walk(self, masks: Mapping[str, Tensor], readers: Collection[str]) -> Flow:
         """Follow activity forward and need back.
 
         Args:
             masks: Unit -> (N, C) bool mask; the gates of units that are not named are open.
+            readers: Units whose gates read their input; those of a static twin do not.
 
         Returns:
             The work that is left in each layer for each of the N samples.
@@ -121,7 +122,8 @@ class ChannelGraph:
                 continue
             given = [active.get(source) for source in rule.sources]
             wanted = rule.backward(needed[node], given, masks)
-            for source, part in zip(rule.sources, wanted, strict=True):
+            unread = isinstance(rule, Silence) and rule.gate and rule.unit not in readers
+            for source, part in list(zip(rule.sources, wanted, strict=True))[unread:]:
                 needed[source] = join(needed[source], part) if source in needed else part
 
         def each(count: Any) -> Tensor:
@@ -138,10 +140,10 @@ class ChannelGraph:
                 pairs = work.pairs(active.get(work.sources[0]), needed[node])
                 macs[layer.name] = each(pairs) * layer.positions
         for rule in self._rules.values():
-            if isinstance(rule, Silence) and rule.gate:
-                activity = active.get(rule.sources[0])
-                full = math.prod(rule.layouts[0])
-                read[rule.unit] = each(full if activity is None else activity.flatten(1).sum(1))
+            if isinstance(rule, Silence) and rule.gate and rule.unit in readers:
+                activity, channels = active.get(rule.sources[0]), self.shapes[rule.sources[0]][0]
+                count = None if activity is None else per_channel(activity, 1, channels).sum(1)
+                read[rule.unit] = each(channels if count is None else count)
         return Flow(macs, read)
 
     def _layer(
@@ -155,10 +157,12 @@ class ChannelGraph:
             return Layer(name, operation(node, network), 0, 0, 1, 0, flops // 2 // PROBES)
         module = network.get_submodule(str(node.target))
         if isinstance(module, Conv):
-            spatial = values[node.all_input_nodes[0] if module.transposed else node].shape[2:]
-            kind, positions = "conv", math.prod(spatial) * math.prod(module.kernel_size)
+            place = values[node.all_input_nodes[0] if module.transposed else node].shape
+            kind, spatial = "conv", (*place[2:], *module.kernel_size)
         else:
-            kind, positions = "linear", math.prod(values[node].shape[1:-1])
+            kind, place = "linear", values[node].shape
+            spatial = place[1:-1]
+        positions = place[0] * math.prod(spatial) // PROBES  # space may be folded into the batch
         channels = (rule.in_channels, rule.out_channels, rule.groups)
         macs = positions * rule.in_channels * rule.out_channels // rule.groups
         return Layer(name, kind, *channels, positions, macs)

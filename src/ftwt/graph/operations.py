@@ -32,6 +32,8 @@ ZERO_KEEPING_MODULES: tuple[type[nn.Module], ...] = (
     nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign, nn.Tanhshrink,
     nn.Softshrink, nn.Hardshrink,
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+)  # fmt: skip
+POOLING_MODULES: tuple[type[nn.Module], ...] = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d,
@@ -40,10 +42,13 @@ ZERO_KEEPING_MODULES: tuple[type[nn.Module], ...] = (
 ZERO_KEEPING_NAMES = frozenset(
     "relu relu_ relu6 leaky_relu leaky_relu_ prelu elu elu_ selu celu gelu silu mish hardswish "
     "hardtanh tanh softsign dropout dropout1d dropout2d dropout3d alpha_dropout stochastic_depth "
-    "abs neg sqrt square max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
-    "boolean_dispatch adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "adaptive_max_pool2d interpolate contiguous clone detach to float half bfloat16 "
+    "abs neg sqrt square contiguous clone detach to float half bfloat16 "
     "StochasticDepth DropPath DropBlock2d".split()
+)
+POOLING_NAMES = frozenset(
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d boolean_dispatch "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
+    "interpolate".split()
 )
 RENEWING_MODULES: tuple[type[nn.Module], ...] = (
     BatchNorm, nn.InstanceNorm2d, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus,
@@ -55,7 +60,8 @@ MIXING_MODULES: tuple[type[nn.Module], ...] = (
 MIXING_NAMES = frozenset("layer_norm group_norm softmax log_softmax LayerNorm2d".split())
 MOVING_MODULES: tuple[type[nn.Module], ...] = (
     nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle,
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad2d,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d,
 )  # fmt: skip
 MOVING_NAMES = frozenset(
     "flatten view reshape permute transpose chunk split tensor_split cat concat concatenate stack "
@@ -66,6 +72,7 @@ SUMS = frozenset("add add_ iadd sub sub_ isub".split())
 PRODUCTS = frozenset("mul mul_ imul".split())
 QUOTIENTS = frozenset("div div_ truediv itruediv".split())
 REDUCTIONS = frozenset("mean sum amax".split())
+FIRST = 2**32  # number of the first channel that is moved: no constant in a network is as large
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,9 @@ def find_rule(
         if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
             return Renew(sources, given), True
         return Rule(sources, given), True
+    pools = isinstance(module, POOLING_MODULES) or (name in POOLING_NAMES and len(sources) == 1)
+    if pools and isinstance(value, Shaped) and not any(size > 1 for size in given[0][1:]):
+        return Rule(sources, given), True
     if isinstance(module, RENEWING_MODULES) or (name in RENEWING_NAMES and module is None):
         return Renew(sources[:1], given[:1]), True
     if name == "getitem" and isinstance(values[inputs[0]], tuple):
@@ -162,9 +172,10 @@ def _contract(
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
         layout = (*[1] * (len(value.shape) - 2), module.out_features)
-        return Contract(sources, given, module.in_features, module.out_features, 1, bias, layout)
+        features = (module.in_features, module.out_features)
+        return Contract(sources, given, *features, 1, bias, -1, layout)
     channels = (module.in_channels, module.out_channels, module.groups)
-    return Contract(sources, given, *channels, bias, natural_layout(value.shape))
+    return Contract(sources, given, *channels, bias, 1, natural_layout(value.shape))
 
 
 def _arithmetic(
@@ -181,11 +192,13 @@ def _arithmetic(
     numbers = [values.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in operands]
     number = next((n for n in numbers if isinstance(n, int | float)), None)
     if len(sources) == 1 and number is not None:
-        if name in SUMS and number != 0:
-            return Renew(sources, given)
+        if name in SUMS:
+            return Renew(sources, given) if number else Rule(sources, given)
         return Rule(sources, given) if operands[0] is inputs[0] or name in PRODUCTS else None
     if name in QUOTIENTS:
         return None
+    if operands[0] is operands[1]:
+        return Rule(sources, given)
     if len(sources) == 1:  # a parameter: a layer scale, or a learned shift
         return Rule(sources, given) if name in PRODUCTS else Renew(sources, given)
     if len({len(layout) for layout in given}) > 1:
@@ -218,7 +231,7 @@ def _places(
     Returns None if the numbers do not come out as whole channels, one set for every sample.
     """
     numbers: dict[fx.Node, Tensor] = {}
-    start = 1
+    start = FIRST
     for source in node.all_input_nodes:
         if source not in layouts:
             continue
@@ -250,7 +263,9 @@ def _whole_channels(numbers: Tensor, batch: int) -> Tensor | None:
     """Reduce (B, ...) channel numbers to one sample's, size 1 where they do not vary."""
     if numbers.dim() < 2 or numbers.shape[0] != batch or not torch.equal(numbers[0], numbers[-1]):
         return None
-    places = numbers[0]
+    if bool(((numbers != 0) & (numbers < FIRST)).any()):  # padding with something else than zero
+        return None
+    places = (numbers[0] - FIRST + 1).clamp(min=0)
     for dim in reversed(range(places.dim())):
         largest = places.amax(dim, keepdim=True)
         if bool(((places == largest) | (places == 0)).all()):  # zero: padding at a border

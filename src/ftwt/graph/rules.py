@@ -75,12 +75,17 @@ class Mix(Rule):
 
 @dataclass(frozen=True)
 class Contract(Rule):
-    """A convolution or a linear layer: each output sums over the inputs of its group."""
+    """A convolution or a linear layer: each output sums over the inputs of its group.
+
+    `dim` is where its channels lie: 1 for a convolution, -1 for a linear layer. What varies along
+    other dimensions counts as active, or needed, where it is so anywhere.
+    """
 
     in_channels: int
     out_channels: int
     groups: int
     bias: bool
+    dim: int
     contracted: Layout
 
     @property
@@ -92,18 +97,15 @@ class Contract(Rule):
         """Without a bias, an output is active when any input of its group is."""
         if self.bias or active[0] is None:
             return None
-        return self._spread(active[0], self.out_channels, self.contracted)
+        inputs = self._grouped(active[0], self.in_channels)
+        return self._spread(inputs, self.out_channels, self.contracted)
 
     def backward(self, need: Activity, active: Sequence[Activity], masks: Masks) -> list[Activity]:
         """An input is needed when any output of its group is."""
         if need is None:
             return [None]
-        return [self._spread(need, self.in_channels, self.layouts[0])]
-
-    def _spread(self, activity: Tensor, channels: int, layout: Layout) -> Activity:
-        grouped = activity.reshape(len(activity), self.groups, -1).any(2)
-        spread = grouped.repeat_interleave(channels // self.groups, dim=1)
-        return spread.reshape(-1, *layout) if math.prod(layout) == channels else None
+        outputs = self._grouped(need, self.out_channels)
+        return [self._spread(outputs, self.in_channels, self.layouts[0])]
 
     def pairs(self, active: Activity, need: Activity) -> Tensor | int:
         """Count the pairs of active input and needed output in the same group, for each sample."""
@@ -115,7 +117,18 @@ class Contract(Rule):
     def _count(self, activity: Activity, channels: int) -> Tensor | int:
         if activity is None:
             return channels // self.groups
-        return activity.reshape(len(activity), self.groups, -1).sum(2)
+        return self._grouped(activity, channels).sum(2)
+
+    def _grouped(self, activity: Tensor, channels: int) -> Tensor:
+        """Say (N, groups, channels of a group) which channels are active anywhere."""
+        return per_channel(activity, self.dim, channels).reshape(len(activity), self.groups, -1)
+
+    def _spread(self, grouped: Tensor, channels: int, layout: Layout) -> Activity:
+        spread = grouped.any(2).repeat_interleave(channels // self.groups, dim=1)
+        missing = [1] * (len(layout) - 1)
+        shape = (channels, *missing) if self.dim == 1 else (*missing, channels)
+        spread = fit(spread.reshape(-1, *shape), layout)
+        return spread.expand(-1, *layout)
 
 
 @dataclass(frozen=True)
@@ -283,7 +296,7 @@ class Silence(Rule):
         return (masked, None) if self.gate else masked
 
     def backward(self, need: Activity, active: Sequence[Activity], masks: Masks) -> list[Activity]:
-        """Only unmasked channels are needed; a predictor needs all of its input."""
+        """Only unmasked channels are needed; a gate that reads its input needs all of it."""
         if not self.gate:
             return [self._and(need, masks)]
         return [None, self._and(need[0], masks)]
@@ -302,6 +315,12 @@ def fit(need: Activity, layout: Layout) -> Activity:
         return None
     dims = [i for i, size in enumerate(layout, 1) if size == 1 and need.shape[i] > 1]
     return need.sum(dims, keepdim=True) > 0 if dims else need
+
+
+def per_channel(activity: Tensor, dim: int, channels: int) -> Tensor:
+    """Say (N, channels) which channels, those along `dim`, are active anywhere."""
+    moved = activity.movedim(dim, 1)
+    return moved.reshape(*moved.shape[:2], -1).any(2).expand(-1, channels)
 
 
 def join(first: Activity, second: Activity) -> Activity:

@@ -1,0 +1,14 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # quick on shared machines, and sums come out the same on all of them
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    """Each test draws the same numbers, whichever ran before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
