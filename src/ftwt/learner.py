@@ -84,8 +84,8 @@ class Learner:
             r, target=config.target_reduction, horizon=max(1, min(200, steered // 4))
         )
         predictors = list(self.dynamic.predictor_parameters()) if self.dynamic else []
-        apart = {id(parameter) for parameter in predictors}
-        self.parameters = [p for p in model.parameters() if id(p) not in apart]
+        network = self.dynamic.network_parameters() if self.dynamic else model.parameters()
+        self.parameters = list(network)
         groups: list[dict[str, Any]] = [
             {"params": self.parameters, "weight_decay": config.weight_decay},
             {"params": predictors, "lr": config.predictor_lr, "weight_decay": 0.0},
@@ -117,7 +117,11 @@ class Learner:
         torch.manual_seed((self.config.seed << 32) + step * processes + process)
 
     def begin(self, step: int) -> None:
-        """Set modes and phase for the steps from `step` on."""
+        """Set modes and phase for the steps from `step` on.
+
+        In the warm-up batch norm goes on averaging its statistics: they are those of the same
+        weights on the same images, and so stay what they are.
+        """
         if self.dynamic:
             self.dynamic.hold_predictors(self.schedule.cools_down(step))
         self.model.train()
@@ -136,11 +140,11 @@ class Learner:
         if self.dynamic and step % self.measure_every == 0 and self.schedule.steers(step):
             self.dynamic.set_r(self.controller.r(self.schedule.anneal(step)))
         images = images.to(self.device, memory_format=self.layout, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
+        readable, labels = labels, labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             outputs, gates = self._forward(step, images)
-            if step == 0 or labels.is_cpu:  # afterwards it would mean to wait for the GPU
-                _check_labels(labels, classes=outputs.shape[1])
+            if step == 0 or readable.is_cpu:  # to look at others would mean to wait for the GPU
+                _check_labels(readable, classes=outputs.shape[1])
             task = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
             if self.teacher is not None:
                 with torch.no_grad():
@@ -205,8 +209,7 @@ class Learner:
         """Add a step's figures to the totals; measure the masks when that is due."""
         self.bad_step = torch.where(loss.isfinite(), self.bad_step, self.bad_step.clamp(max=step))
         correct = (outputs.argmax(1) == labels).sum()
-        row = torch.stack([loss.double() * len(labels), correct.double()])
-        self.totals[:2] += row
+        self.totals[:2] += torch.stack([loss * len(labels), correct]).to(self.totals)
         self.totals[2] += len(labels)
         if gates and step % self.measure_every == 0:
             self._measure(step, gates, targets)
