@@ -1,7 +1,7 @@
 """The slow twin of `ftwt.macs`: look at numbers instead of following rules.
 
-In a network whose weights, shifts and inputs are all positive nothing cancels. So a channel that is
-zero for a sample is one that cannot be non-zero, and one without gradient is one that nothing needs.
+In a network whose weights, shifts and inputs are all positive nothing cancels. So a channel that
+is zero for a sample cannot be non-zero, and nothing needs one that has no gradient.
 """
 
 import math

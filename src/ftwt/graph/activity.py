@@ -29,7 +29,7 @@ class Layer:
     """Something that multiplies.
 
     Args:
-        name: Qualified name of the module, or the node's.
+        name: Qualified name of the module, with "(call 2)" for its second call; or the node's.
         kind: `conv`, `linear`, or the name of another operation, which is always counted in full.
         in_channels: Input channels (0 for other operations), and so on for the next two.
         out_channels: Output channels.
@@ -150,9 +150,9 @@ class ChannelGraph:
         self, node: fx.Node, network: fx.GraphModule, values: Mapping[fx.Node, Any], flops: int
     ) -> Layer:
         rule = self._rules.get(node.name)
-        taken = {layer.name for layer in self._layers.values()}
         name = str(node.target) if node.op == "call_module" else node.name
-        name = name if name not in taken else node.name
+        if calls := sum(layer.name.split(" (")[0] == name for layer in self._layers.values()):
+            name = f"{name} (call {calls + 1})"
         if not isinstance(rule, Contract):
             return Layer(name, operation(node, network), 0, 0, 1, 0, flops // 2 // PROBES)
         module = network.get_submodule(str(node.target))

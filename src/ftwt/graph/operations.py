@@ -115,12 +115,12 @@ def find_rule(
 
     Returns:
         The rule and whether the operation is known (if not, it mixes); None for a node whose value
-        is no tensor (sizes and the like).
+        is no tensor (sizes and the like) or depends on none (weights).
     """
     value = values.get(node)
-    if not _holds_tensor(value):
-        return None
     inputs = [source for source in node.all_input_nodes if source in layouts]
+    if not inputs or not _holds_tensor(value):
+        return None
     sources = tuple(source.name for source in inputs)
     given = tuple(layouts[source] for source in inputs)
     name = operation(node, network)
@@ -197,10 +197,9 @@ def _arithmetic(
         return Rule(sources, given) if operands[0] is inputs[0] or name in PRODUCTS else None
     if name in QUOTIENTS:
         return None
-    if operands[0] is operands[1]:
-        return Rule(sources, given)
-    if len(sources) == 1:  # a parameter: a layer scale, or a learned shift
-        return Rule(sources, given) if name in PRODUCTS else Renew(sources, given)
+    if len(sources) == 1:  # with itself, or with weights: a layer scale, or a learned shift
+        scales = name in PRODUCTS or operands[0] is operands[1]
+        return Rule(sources, given) if scales else Renew(sources, given)
     if len({len(layout) for layout in given}) > 1:
         return None
     return Combine(sources, given, name in PRODUCTS)
@@ -233,10 +232,10 @@ def _places(
     numbers: dict[fx.Node, Tensor] = {}
     start = FIRST
     for source in node.all_input_nodes:
-        if source not in layouts:
-            continue
-        value, layout = values[source], layouts[source]
-        if not isinstance(value, Shaped) or len(layout) != len(value.shape) - 1:
+        value, layout = values[source], layouts.get(source)
+        if not _holds_tensor(value):
+            continue  # a size
+        if layout is None or isinstance(value, tuple) or len(layout) != len(value.shape) - 1:
             return None
         count = math.prod(layout)
         ids = torch.arange(start, start + count, dtype=torch.float64).reshape(1, *layout)
