@@ -1,72 +1,19 @@
-"""Training: it learns, it can be stopped and resumed at any step, and it loses nothing."""
+"""Training: it learns, in phases, within its budget, alone or in company."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import toys
 from ftwt.checkpoint import load_tensors
-from ftwt.config import TrainConfig
 from ftwt.results import read_json
-from ftwt.train import Interrupted, TrainResult, train
-
-CONFIG = TrainConfig(epochs=4, lr=0.1, seed=3)
-FULL = replace(  # everything that has a state of its own
-    CONFIG,
-    target_reduction=0.3,
-    predictor_warmup_steps=3,
-    anneal_epochs=1.0,
-    cooldown=0.75,
-    ema_decay=0.9,
-    clip_norm=5.0,
-    precision="bf16",
-    channels_last=True,
-)
-
-
-def fit(model: nn.Module, config: TrainConfig = CONFIG, **options: Any) -> TrainResult:
-    given = {"progress": False} | options
-    return train(model, toys.batches(train=True), toys.batches(train=False), config, **given)
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-class Watched:
-    """Batches that do something before the n-th step of a run."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        self.batches, self.left, self.action = toys.batches(train=True), step, action
-        self.batch_size = self.batches.batch_size
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batches.set_epoch(epoch)
-
-    def iterate(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.batches.iterate(start):
-            self.left -= 1
-            if self.left == 0:
-                self.action()
-            yield batch
-
-
-# --- It learns ----------------------------------------------------------------------------------
+from ftwt.train import train
+from toys import CONFIG, fit, run_python, same, untimed
 
 
 def test_a_plain_network_learns_and_says_so(
@@ -201,81 +148,6 @@ def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:
     assert b"epoch/val_accuracy" in events.read_bytes()
 
 
-# --- It can be stopped and resumed --------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "config", "step"),
-    [
-        (toys.Toy, CONFIG, 13),
-        (toys.dynamic, CONFIG, 8),
-        (toys.dynamic, FULL, 2),  # in the warm-up, before any checkpoint of an epoch
-        (toys.dynamic, FULL, 13),
-        (toys.dynamic, FULL, 24),  # right before the cooldown and its calibration
-        (toys.dynamic, FULL, 30),
-        (toys.dynamic, FULL, 32),  # when all is done but the end
-    ],
-)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_as_if_it_was_not(
-    make: Any, config: TrainConfig, step: int, number: int, tmp_path: Path
-) -> None:
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    whole, parts = make(), make()
-    expected = fit(whole, config, output=tmp_path / "whole")
-    stopping = Watched(step, lambda: os.kill(os.getpid(), number))
-    validation = toys.batches(train=False)
-    with pytest.raises(Interrupted, match=f"after step {step} of 32.*--resume"):
-        train(parts, stopping, validation, config, output=tmp_path / "parts", progress=False)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    parts = make()
-    result = fit(parts, config, output=tmp_path / "parts", resume=True)
-    assert same(whole, parts)
-    assert result.evaluation == expected.evaluation
-    assert result.calibration == expected.calibration
-    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
-
-
-def untimed(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
-
-
-KILLED = """
-import os, signal, sys, toys, test_train
-batches = test_train.Watched(21, lambda: os.kill(os.getpid(), signal.SIGKILL))
-test_train.train(toys.dynamic(), batches, toys.batches(train=False), test_train.FULL,
-                 output=sys.argv[1], progress=False)
-"""
-
-
-def test_a_killed_run_ends_as_if_it_was_not(tmp_path: Path) -> None:
-    whole, parts = toys.dynamic(), toys.dynamic()
-    fit(whole, FULL, output=tmp_path / "whole")
-    done = run_python("-c", KILLED, str(tmp_path / "parts"))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "step", "step": 20, "lo')  # as if it had died while writing
-    fit(parts, FULL, output=tmp_path / "parts", resume=True)
-    assert same(whole, parts)
-    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
-
-
-def run_python(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=timeout, check=False
-    )
-
-
-def test_a_finished_run_resumes_to_its_result(tmp_path: Path) -> None:
-    one, other = toys.dynamic(), toys.dynamic()
-    first = fit(one, FULL, output=tmp_path)
-    again = fit(other, FULL, output=tmp_path, resume=True)
-    assert same(one, other) and again.history == first.history
-
-
 def losses(part: tuple[int, int], output: str | Path) -> list[list[float | None]]:
     config = replace(CONFIG, epochs=3, freeze_batchnorm=True, predictor_warmup_steps=4)
     figures = []
@@ -315,81 +187,6 @@ def test_two_processes_follow_the_losses_of_one(tmp_path: Path) -> None:
         steps = [line["step"] for line in untimed(shared / folder)]
         assert steps == [line["step"] for line in untimed(tmp_path / "one" / folder)]
         assert load_tensors(shared / folder / "checkpoint.safetensors")[1]["step"] == 24
-
-
-# --- It loses nothing ---------------------------------------------------------------------------
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_epoch(tmp_path: Path) -> None:
-    model = toys.Toy()
-
-    def poison() -> None:
-        with torch.no_grad():
-            model.classifier.bias.fill_(float("nan"))
-
-    batches, validation = Watched(14, poison), toys.batches(train=False)
-    with pytest.raises(FloatingPointError, match=r"at step 13 .*from before it; lower lr"):
-        train(model, batches, validation, CONFIG, output=tmp_path, progress=False)
-    tensors, state = load_tensors(tmp_path / "checkpoint.safetensors")
-    assert state["step"] == 8
-    assert all(value.isfinite().all() for value in tensors.values())
-    whole, parts = toys.Toy(), toys.Toy()
-    fit(whole)
-    fit(parts, output=tmp_path, resume=True)
-    assert same(whole, parts)
-
-
-def test_a_full_disk_keeps_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = Path.write_bytes
-
-    def full(self: Path, data: bytes) -> int:
-        write(self, data[:100])
-        raise OSError(28, "No space left on device")
-
-    validation = toys.batches(train=False)
-    batches = Watched(20, lambda: monkeypatch.setattr(Path, "write_bytes", full))
-    with pytest.raises(OSError, match="No space left.*free space"):
-        train(toys.Toy(), batches, validation, CONFIG, output=tmp_path, progress=False)
-    monkeypatch.undo()
-    assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == 16
-    assert not list(tmp_path.glob(".*"))
-    whole, parts = toys.Toy(), toys.Toy()
-    fit(whole)
-    fit(parts, output=tmp_path, resume=True)
-    assert same(whole, parts)
-
-
-def test_without_write_permission_no_step_is_wasted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Path, *_: Any, **__: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    model = toys.Toy()
-    with pytest.raises(PermissionError, match="get write permission"):
-        fit(model, output=tmp_path / "run")
-    assert same(model, toys.Toy())
-
-
-def test_what_cannot_be_resumed_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing to resume"):
-        fit(toys.Toy(), output=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="give output="):
-        fit(toys.Toy(), resume=True)
-    fit(toys.Toy(), output=tmp_path)
-    with pytest.raises(ValueError, match="already holds a run.*--resume.*another folder"):
-        fit(toys.Toy(), output=tmp_path)
-    with pytest.raises(ValueError, match=r"lr was 0\.1, is 0\.2; seed was 3, is 4"):
-        fit(toys.Toy(), replace(CONFIG, lr=0.2, seed=4), output=tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"another architecture.*shape: features\.0\.weight"):
-        fit(toys.Toy(width=6), output=tmp_path, resume=True)
-    fewer = list(toys.batches(train=True))[:5]
-    size = replace(CONFIG, batch_size=16)
-    with pytest.raises(ValueError, match="another dataset: 8 steps an epoch, now 5"):
-        train(toys.Toy(), fewer, fewer, size, output=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("make", [toys.Toy, toys.dynamic])

@@ -1,10 +1,21 @@
-"""A network and images so small that training them takes a second."""
+"""A network and images so small that training them takes a second, and what tests do with them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ftwt import DynamicModel, convert
+from ftwt.config import TrainConfig
 from ftwt.data import Batches, Images
+from ftwt.train import TrainResult, train
 
 
 class Toy(nn.Module):
@@ -52,3 +63,64 @@ def batches(*, train: bool, shard: tuple[int, int] = (0, 1)) -> Batches:
 def dynamic(*, dropout: float = 0.1, **options: object) -> DynamicModel:
     """The toy network with gates."""
     return convert(Toy(dropout=dropout), torch.zeros(2, 3, 8, 8), **({"r": 0.8} | options))  # type: ignore[arg-type]
+
+
+CONFIG = TrainConfig(epochs=4, lr=0.1, seed=3)
+FULL = replace(  # everything that has a state of its own
+    CONFIG,
+    target_reduction=0.3,
+    predictor_warmup_steps=3,
+    anneal_epochs=1.0,
+    cooldown=0.75,
+    ema_decay=0.9,
+    clip_norm=5.0,
+    precision="bf16",
+    channels_last=True,
+)
+
+
+def fit(model: nn.Module, config: TrainConfig = CONFIG, **options: Any) -> TrainResult:
+    """Train on the toys, silently."""
+    given = {"progress": False} | options
+    return train(model, batches(train=True), batches(train=False), config, **given)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two networks are the same bit for bit."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+class Watched:
+    """Batches that do something before the n-th step of a run."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        self.batches, self.left, self.action = batches(train=True), step, action
+        self.batch_size = self.batches.batch_size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)
+
+    def iterate(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches.iterate(start):
+            self.left -= 1
+            if self.left == 0:
+                self.action()
+            yield batch
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, without what no two runs share."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
+
+
+def run_python(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=timeout, check=False
+    )
