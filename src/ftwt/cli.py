@@ -31,7 +31,7 @@ Name = tyro.conf.Positional[str]
 
 @dataclass(frozen=True)
 class Demo:
-    """Prune a trained ResNet-20 on the images in the package, and show what it costs and saves."""
+    """Prune a trained ResNet-20 on the images in the package: what it costs, what it saves."""
 
     reduction: float = 0.3
     """Share of the multiply-accumulates to save, in (0, 1)."""
@@ -106,12 +106,14 @@ class TrainCommand:
             result = run(self.run, output=folder, resume=self.resume)
         except Interrupted as stop:
             raise Interrupted(f"{stop}; go on with the same command and --resume") from None
-        return [result.test, f"predicted reduction: {_percent(result.predicted_reduction)}", folder]
+        predicted = result.predicted_reduction
+        told = [] if predicted is None else [f"predicted reduction: {predicted:.2%}"]
+        return [result.test, *told, f"all of it: {folder}"]
 
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate a saved or pretrained network: accuracy, executed MACs, how dynamic its masks are."""
+    """Evaluate a saved network: its accuracy, the MACs it executes, how dynamic its masks are."""
 
     model: Name
     """A model's name, the folder of a run, or a repository on the Hugging Face Hub."""
@@ -241,10 +243,6 @@ def _show(result: Any) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty())
     for part in result if isinstance(result, list) else [result]:
         console.print(part)
-
-
-def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{share:.2%}"
 
 
 def _usage() -> str:

@@ -184,16 +184,14 @@ class Estimate:
         Raises:
             ValueError: If the file is not an estimate.
         """
+
+        def tuples(record: dict[str, Any]) -> Any:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+
         values = read_json(path)
         try:
-            units = tuple(
-                UnitCurve(name=u.pop("name"), **{k: tuple(v) for k, v in u.items()})
-                for u in values.pop("units")
-            )
-            return cls(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()},
-                units=units,
-            )
+            units = [UnitCurve(**tuples(unit)) for unit in values["units"]]
+            return cls(**tuples(values | {"units": units}))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is not an estimate ({error}); make it with `ftwt estimate`"

@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ftwt.dynamic import DynamicModel
-from ftwt.macs import count_macs
 from ftwt.method import Apply
 
 
@@ -155,9 +155,11 @@ def evaluate(
             for images, labels in batches:
                 images, labels = images.to(device), labels.to(device)
                 if dynamic is None:
-                    if tally.dense is None:
-                        tally.dense = count_macs(model, images[:1]).total
                     tally.guess(model(images), labels)
+                    if tally.dense is None:
+                        with FlopCounterMode(display=False) as counter:
+                            model(images[:1])
+                        tally.dense = counter.get_total_flops() // 2
                     continue
                 dynamic.check_input(images)
                 told: Any = True if targets else "masks"

@@ -20,7 +20,7 @@ from .dynamic import DynamicModel
 from .estimate import Estimate, estimate
 from .evaluate import Evaluation, evaluate
 from .results import provenance, write_json
-from .train import TrainResult, train
+from .train import TrainResult, shard, train
 
 MODEL, RUN = "model", "run.json"  # of a run's folder
 
@@ -152,13 +152,13 @@ def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = Fal
     Returns:
         Settings and figures, as in `run.json`.
     """
-    state = PartialState()
+    rank, world = shard()
     splits = load_splits(
         config.data,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         channels_last=config.train.channels_last,
-        shard=(state.process_index, state.num_processes),
+        shard=(rank, world),
     )
     dense = load_network(config.model, config.weights)
     origin = provenance(config=config, seed=config.train.seed)
@@ -181,11 +181,11 @@ def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = Fal
         config=config,
         predicted_reduction=predicted,
         training=trained,
-        validation=evaluate(network, splits.validation, accelerator=state),
-        test=evaluate(network, splits.test, accelerator=state),
+        validation=evaluate(network, splits.validation, accelerator=PartialState()),
+        test=evaluate(network, splits.test, accelerator=PartialState()),
         provenance=origin | {"duration_s": round(trained.seconds, 1)},
     )
-    if state.is_main_process:
+    if rank == 0:
         save_pretrained(network, Path(output) / MODEL, name=config.model)
         write_json(Path(output) / RUN, result.to_json())
     return result

@@ -124,7 +124,10 @@ class Contract(Rule):
         return per_channel(activity, self.dim, channels).reshape(len(activity), self.groups, -1)
 
     def _spread(self, grouped: Tensor, channels: int, layout: Layout) -> Activity:
-        spread = grouped.any(2).repeat_interleave(channels // self.groups, dim=1)
+        some = grouped.sum(2) > 0  # any() is ten times slower
+        if bool(some.all()):
+            return None
+        spread = some.repeat_interleave(channels // self.groups, dim=1)
         missing = [1] * (len(layout) - 1)
         shape = (channels, *missing) if self.dim == 1 else (*missing, channels)
         spread = fit(spread.reshape(-1, *shape), layout)
@@ -320,7 +323,7 @@ def fit(need: Activity, layout: Layout) -> Activity:
 def per_channel(activity: Tensor, dim: int, channels: int) -> Tensor:
     """Say (N, channels) which channels, those along `dim`, are active anywhere."""
     moved = activity.movedim(dim, 1)
-    return moved.reshape(*moved.shape[:2], -1).any(2).expand(-1, channels)
+    return (moved.reshape(*moved.shape[:2], -1).sum(2) > 0).expand(-1, channels)
 
 
 def join(first: Activity, second: Activity) -> Activity:
