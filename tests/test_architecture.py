@@ -24,7 +24,7 @@ NAMED = {  # room -> the rooms that the table names beside it
     here: set(re.findall(r"`(\w+)`", named))
     for here, named in re.findall(r"^\| `(\w+)` \| (.*) \|$", RULE, re.MULTILINE)
 }
-LATE = {"dynamic": {"budget"}}  # inside functions alone
+LATE = {"dynamic": {"budget", "checkpoint"}}  # inside functions alone
 TORCH_ALONE = ("method", "graph")
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 OPTIONAL = {"torchvision", "timm", "tensorboard", "matplotlib", "pandas"}

@@ -11,13 +11,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from ftwt.dynamic import GATES, DynamicModel, check_r
-from ftwt.graph.activity import ChannelGraph
-from ftwt.graph.operations import Conv
-from ftwt.graph.trace import trace
-from ftwt.graph.units import Depthwise, Residual, Unit, find_units
-from ftwt.method import Gate, Head, MaskPredictor, Mode, Pool, Saliency, Variant, silence
-from ftwt.names import nearest
+from .dynamic import GATES, DynamicModel, check_r
+from .graph.activity import ChannelGraph
+from .graph.operations import Conv
+from .graph.trace import trace
+from .graph.units import Depthwise, Residual, Unit, find_units
+from .method import Gate, Head, MaskPredictor, Mode, Pool, Saliency, Variant, silence
+from .names import nearest
 
 
 def convert(
@@ -57,8 +57,9 @@ def convert(
         skip: Convolutions to leave alone: names (`layer1` includes `layer1.0.conv1`), or a
             predicate on names.
         min_gain: Build only gates that save, by themselves and on `example`, at least this share of
-            the network's MACs after their predictor is paid. None builds every gate whose predictor
-            is cheaper than its convolution.
+            the network's MACs after their predictor is paid (a negative share: gates that cost more
+            than they save, too). None builds the gates whose predictor is cheaper than their
+            convolution.
 
     Returns:
         The dynamic network. Its predictors are untrained, and so its gates stand open.
@@ -109,9 +110,13 @@ def convert(
         return DynamicModel(dynamic, units, reasons, inputs, config | {"skip": sorted(left)})
 
     left = dict.fromkeys(_chosen(skip, network), "skipped on request")
-    macs = {layer.name: layer.macs for layer in ChannelGraph(network, inputs).layers}
+    layers = {layer.name: layer for layer in ChannelGraph(network, inputs).layers}
     for unit in find_units(network, **place, skip=left)[0]:  # type: ignore[arg-type]
-        if unit.inherits is None and _weights(_predictor(unit, form)) >= macs[unit.name]:
+        if unit.inherits is not None:
+            continue
+        if layers[unit.name].positions == 1:
+            left[unit.name] = "sees a single position, as in squeeze-excitation"
+        elif min_gain is None and _weights(_predictor(unit, form)) >= layers[unit.name].macs:
             left[unit.name] = "its predictor would cost as much as the convolution"
     if min_gain is not None:
         for name, gain in _gains(build(left), inputs).items():

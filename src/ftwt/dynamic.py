@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from torch import Tensor, fx, nn
 
-from ftwt.graph.activity import ChannelGraph
-from ftwt.graph.units import Unit
-from ftwt.macs import MaskedMacs, masked_macs, predictor_macs
-from ftwt.method import Apply, Gate, GateOutput, MaskPredictor, silence
-from ftwt.names import nearest
+from .graph.activity import ChannelGraph
+from .graph.units import Unit
+from .macs import MaskedMacs, masked_macs
+from .method import Apply, Gate, GateOutput, MaskPredictor, silence
+from .names import nearest
+from .summary import Summary
 
 GATES = "ftwt_gates"  # where the gates live inside the traced network
 
@@ -178,7 +178,7 @@ class DynamicModel(nn.Module):
 
         See `ftwt.budget.calibrate`.
         """
-        from ftwt.budget import calibrate
+        from .budget import calibrate
 
         return calibrate(self, batches, reduction=reduction)
 
@@ -221,6 +221,34 @@ class DynamicModel(nn.Module):
             raise ValueError("no batches to count masks on; give (images, labels) batches")
         return {name: total / samples for name, total in sums.items()}
 
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], *, name: str | None = None
+    ) -> None:
+        """Save the network; `from_pretrained` rebuilds it. See `ftwt.save_pretrained`."""
+        from .checkpoint import save_pretrained
+
+        save_pretrained(self, directory, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> DynamicModel:
+        """Rebuild a saved network. See `ftwt.from_pretrained`.
+
+        Raises:
+            ValueError: If what was saved is not a dynamic network.
+        """
+        from .checkpoint import from_pretrained
+
+        model = from_pretrained(source, **options)
+        if not isinstance(model, cls):
+            raise ValueError(f"{source} holds a plain network; load it with ftwt.from_pretrained")
+        return model
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Save the network to the Hugging Face Hub. See `ftwt.push_to_hub`."""
+        from .checkpoint import push_to_hub
+
+        return push_to_hub(self, repository, **options)
+
     def restore(self) -> fx.GraphModule:
         """Return a plain network with this one's weights and no gates, under the original names."""
         network = copy.deepcopy(self.network)
@@ -241,7 +269,7 @@ class DynamicModel(nn.Module):
 
     def summary(self) -> Summary:
         """Return a table of the units, and of every convolution that is none, with the reason."""
-        return Summary(self)
+        return Summary(self.channels, self.units, self.reasons, self.r, self.predictors)
 
     def _gate(self, name: str) -> Gate | FrozenGate:
         return self.network.get_submodule(f"{GATES}.{name}")  # type: ignore[return-value]
@@ -249,47 +277,6 @@ class DynamicModel(nn.Module):
     def _set_gate(self, name: str, gate: nn.Module) -> None:
         parent, _, leaf = f"{GATES}.{name}".rpartition(".")
         setattr(self.network.get_submodule(parent), leaf, gate)
-
-
-class Summary:
-    """The units of a network and the convolutions that are none; prints as a table."""
-
-    def __init__(self, dynamic: DynamicModel) -> None:
-        self.units, self.reasons = dynamic.units, dynamic.reasons
-        self.unknown = dynamic.channels.unknown
-        self.macs = {layer.name: layer.macs for layer in dynamic.channels.layers}
-        self.r = dynamic.r
-        channels = {unit.name: unit.in_channels for unit in self.units}
-        self.costs = {
-            name: int(predictor_macs(predictor, channels[name]))
-            for name, predictor in dynamic.predictors.items()
-        }
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        total = sum(self.macs.values())
-        table = Table("unit", "channels", title=f"{len(self.units)} units")
-        for column in ("r", "share of MACs", "predictor MACs"):
-            table.add_column(column, justify="right")
-        for unit in self.units:
-            r = f"{self.r[unit.name]:.3g}" if unit.name in self.r else ""
-            cost = f"{self.costs[unit.name]:,}" if unit.name in self.costs else ""
-            if unit.inherits is not None:
-                r = f"mask of {unit.inherits}"
-            share = f"{self.macs[unit.name] / total:.1%}"
-            table.add_row(unit.name, f"{unit.in_channels} -> {unit.out_channels}", r, share, cost)
-        yield table
-        for name, reason in self.reasons.items():
-            yield f"not gated: {name} ({self.macs[name] / total:.1%} of the MACs): {reason}"
-        for name in self.unknown:
-            yield f"counted as fully active: {name}"
-
-    def __str__(self) -> str:
-        console = Console(width=100, no_color=True)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
-
-    __repr__ = __str__
 
 
 def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, float]:

@@ -14,10 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
-from ftwt.convert import convert
-from ftwt.dynamic import DynamicModel
-from ftwt.method import entry, mass
-from ftwt.results import provenance, read_json, write_json
+from .convert import convert
+from .dynamic import DynamicModel
+from .method import entry, mass
+from .results import provenance, read_json, write_json
 
 GRID = tuple(1 - float(lost) for lost in np.geomspace(0.9, 0.001, 36)) + (1.0,)
 """The r at which the curve is counted: dense where the curve is steep, towards 1."""

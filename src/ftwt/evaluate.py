@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftwt.dynamic import DynamicModel
-from ftwt.method import Apply
+from .dynamic import DynamicModel
+from .method import Apply
 
 
 @dataclass(frozen=True)

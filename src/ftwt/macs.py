@@ -19,10 +19,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
-from ftwt.graph.activity import ChannelGraph, Layer
-from ftwt.graph.trace import trace
-from ftwt.graph.units import Unit
-from ftwt.method import MaskPredictor
+from .graph.activity import ChannelGraph, Layer
+from .graph.trace import trace
+from .graph.units import Unit
+from .method import MaskPredictor
 
 
 @dataclass(frozen=True)

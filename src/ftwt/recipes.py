@@ -180,6 +180,6 @@ def cifar10_mobilenet_v2_r90_decoupled() -> RunConfig:
 
 
 def _every_conv_gated(config: RunConfig) -> RunConfig:
-    """Give depthwise convolutions gates of their own, as published."""
+    """Gate depthwise convolutions too, and whatever the predictors cost, as published."""
     assert config.prune is not None
-    return replace(config, prune=replace(config.prune, depthwise="gate"))
+    return replace(config, prune=replace(config.prune, depthwise="gate", min_gain=-1.0))

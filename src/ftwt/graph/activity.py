@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftwt.graph.operations import Conv, Shaped, find_rule, natural_layout, operation
-from ftwt.graph.rules import Contract, Rule, Silence, join, per_channel
+from .operations import Conv, Shaped, find_rule, natural_layout, operation
+from .rules import Contract, Rule, Silence, join, per_channel
 
 PROBES = 2  # samples in the shape pass: enough to see an operation that mixes them
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ftwt.graph.rules import (
+from .rules import (
     Combine,
     Contract,
     Layout,
@@ -41,7 +41,7 @@ POOLING_MODULES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 ZERO_KEEPING_NAMES = frozenset(
     "relu relu_ relu6 leaky_relu leaky_relu_ prelu elu elu_ selu celu gelu silu mish hardswish "
-    "hardtanh tanh softsign dropout dropout1d dropout2d dropout3d alpha_dropout stochastic_depth "
+    "tanh softsign dropout dropout1d dropout2d dropout3d alpha_dropout stochastic_depth "
     "abs neg sqrt square contiguous clone detach to float half bfloat16 "
     "StochasticDepth DropPath DropBlock2d".split()
 )
@@ -53,7 +53,9 @@ POOLING_NAMES = frozenset(
 RENEWING_MODULES: tuple[type[nn.Module], ...] = (
     BatchNorm, nn.InstanceNorm2d, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus,
 )  # fmt: skip
-RENEWING_NAMES = frozenset("sigmoid hardsigmoid softplus exp batch_norm instance_norm".split())
+RENEWING_NAMES = frozenset(
+    "hardtanh sigmoid hardsigmoid softplus exp batch_norm instance_norm".split()
+)
 MIXING_MODULES: tuple[type[nn.Module], ...] = (
     nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Softmax, nn.MultiheadAttention, nn.RMSNorm,
 )  # fmt: skip

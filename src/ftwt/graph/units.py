@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import fx, nn
 
-from ftwt.graph.operations import SUMS, BatchNorm, Conv, operation
+from .operations import SUMS, BatchNorm, Conv, operation
 
 Residual = Literal["before", "after"]
 Depthwise = Literal["inherit", "gate"]
@@ -95,8 +95,10 @@ def find_units(
             end = add
             if (user := _only_user(end)) is not None and operation(user, network) in ACTIVATIONS:
                 end = user
-            if end in masked or _reaches_output(end, network):
-                reasons[name] = f"its block's output has the gate of {masked.get(end)}"
+            if end in masked:
+                reasons[name] = f"its block's output has the gate of {masked[end]}"
+            elif _reaches_output(end, network):
+                reasons[name] = "its block's output is the network's output"
         if name not in reasons:
             masked[end] = source or name
             channels = (conv.in_channels, conv.out_channels)
