@@ -221,9 +221,7 @@ class DynamicModel(nn.Module):
             raise ValueError("no batches to count masks on; give (images, labels) batches")
         return {name: total / samples for name, total in sums.items()}
 
-    def save_pretrained(
-        self, directory: str | os.PathLike[str], *, name: str | None = None
-    ) -> None:
+    def save_pretrained(self, directory: str | os.PathLike[str], **options: Any) -> None:
         """Save the network; `from_pretrained` rebuilds it. See `ftwt.save_pretrained`."""
         from .checkpoint import save_pretrained
 
