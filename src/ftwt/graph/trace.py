@@ -64,13 +64,14 @@ def _dropout_as_modules(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         if node.op != "call_function" or node.target not in _DROPOUT:
             continue
-        p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        given = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
+        if given.get("training") is not False:
+            continue  # it did not ask for the mode, and goes on in either
         name = f"{node.name}_module"
-        network.add_module(name, _DROPOUT[node.target](p).train(network.training))
+        dropout = _DROPOUT[node.target](given.get("p", 0.5))
+        network.add_module(name, dropout.train(network.training))
         with network.graph.inserting_before(node):
-            module = network.graph.call_module(
-                name, (node.args[0] if node.args else node.kwargs["input"],)
-            )
+            module = network.graph.call_module(name, (given["input"],))
         node.replace_all_uses_with(module)
         network.graph.erase_node(node)
     network.recompile()
