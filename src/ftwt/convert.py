@@ -114,7 +114,9 @@ def convert(
     for unit in find_units(network, **place, skip=left)[0]:  # type: ignore[arg-type]
         if unit.inherits is not None:
             continue
-        if layers[unit.name].positions == 1:
+        if layers[unit.name].kind != "conv":
+            left[unit.name] = "its input is the same for all images"
+        elif layers[unit.name].positions == 1:
             left[unit.name] = "sees a single position, as in squeeze-excitation"
         elif min_gain is None and _weights(_predictor(unit, form)) >= layers[unit.name].macs:
             left[unit.name] = "its predictor would cost as much as the convolution"
