@@ -1,0 +1,220 @@
+"""Write the tables of README.md and docs/results.md from the result files in results/.
+
+    python tools/write_tables.py           # rewrite what stands between the markers
+    python tools/write_tables.py --check   # only say whether anything would change
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME is one of the functions below.
+Nothing between the markers is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/results.md")
+BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def demo() -> str:
+    """The table of `make demo`."""
+    result = read("results/demo.json")
+    dense, dynamic = result["dense"], result["dynamic"]
+    steps = [f"{result[key]:.0f} ms" for key in ("dense_step_ms", "dynamic_step_ms")]
+    spread = f"{percent(dynamic['reduction'])} ± {percent(dynamic['reduction_std'])}"
+    rows = [
+        ("top-1 accuracy, 1,000 test images", percent(dense["top1"]), percent(dynamic["top1"])),
+        ("MACs executed per image", million(dense), million(dynamic)),
+        ("reduction asked", "", percent(result["asked"])),
+        (f"reduction predicted, r = {result['r']:.3f}", "", percent(result["predicted"])),
+        ("reduction achieved, ± over images", "", spread),
+        ("mask accuracy", "", percent(dynamic["mask_accuracy"])),
+        ("training step of 128 images", *steps),
+    ]
+    return table(("", "dense", "dynamic"), rows) + origin("results/demo.json", result)
+
+
+def baseline() -> str:
+    """The dense network that everything starts from."""
+    path = "src/ftwt/models/weights/cifar10-resnet20.json"
+    result = read(path)
+    training = result["training"]
+    rows = [
+        (
+            "top-1, 10,000 test images, as shipped in half precision",
+            percent(result["test"]["top1"], 2),
+        ),
+        ("top-1 in single precision", percent(result["test_top1_in_single_precision"], 2)),
+        ("epochs", str(len(training["history"]))),
+        ("MACs", million(result["test"])),
+        ("training time", f"{training['seconds'] / 60:.0f} min"),
+    ]
+    return table(("ResNet-20, CIFAR-10", ""), rows) + origin(path, training)
+
+
+def study() -> str:
+    """Both heads and the static twins, at two values of r."""
+    rows = []
+    for name, runs in grouped("results/resnet20"):
+        if name.startswith("budget"):
+            continue
+        prune = runs[0]["config"]["prune"] or {}
+        kind = (
+            "static twin" if runs[0]["config"]["twin_of"] else f"{prune['head']}, {prune['pool']}"
+        )
+        gates = [run["test"]["dynamism"] for run in runs]
+        dynamic = not runs[0]["config"]["twin_of"]
+        shares = " / ".join(
+            percent(mean(gate[key] for gate in gates), 0)
+            for key in ("always", "sometimes", "never")
+        )
+        rows.append(
+            (
+                name,
+                kind,
+                over(run["test"]["top1"] for run in runs),
+                over(run["predicted_reduction"] for run in runs) if dynamic else "",
+                over(run["test"]["reduction"] for run in runs),
+                over(run["test"]["published_reduction"] for run in runs),
+                over(run["test"]["mask_accuracy"] for run in runs) if dynamic else "",
+                shares,
+                f"{mean(gate['entropy'] for gate in gates):.2f}",
+                str(len(runs)),
+            )
+        )
+    head = (
+        "run", "gates", "top-1", "predicted", "executed", "published", "mask accuracy",
+        "filters always / sometimes / never", "entropy, bits", "seeds",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def budget() -> str:
+    """What was asked, predicted and delivered."""
+    rows = []
+    for name, runs in grouped("results/resnet20"):
+        if not name.startswith("budget"):
+            continue
+        for run in runs:
+            asked = run["asked_reduction"]
+            missed = 100 * (run["test"]["reduction"] - asked)
+            rows.append(
+                (
+                    percent(asked, 0),
+                    percent(run["predicted_reduction"]),
+                    percent(run["validation"]["reduction"], 2),
+                    percent(run["test"]["reduction"], 2),
+                    f"{missed:+.2f} points",
+                    percent(run["test"]["top1"], 2),
+                )
+            )
+    head = ("asked", "predicted", "on validation", "on test", "missed by", "top-1")
+    return table(head, rows)
+
+
+def overhead() -> str:
+    """What gates cost before they save anything."""
+    result = read("results/overhead.json")
+    rows = [
+        (
+            f"training step, {step['network']}, {step['precision']}",
+            f"{step['plain_ms']:.0f} ms",
+            f"{step['ftwt_ms']:.0f} ms",
+            f"{step['ratio']:.2f}",
+        )
+        for step in result["training_step"]
+    ] + [
+        (
+            f"estimate from {run['images']:,} images, {run['network']}",
+            f"{run['plain_ms'] / 1e3:.1f} s forward pass",
+            f"{run['ftwt_ms'] / 1e3:.1f} s",
+            f"{run['ratio']:.2f}",
+        )
+        for run in result["estimate"]
+    ]
+    return table(("", "plain", "ftwt", "ratio"), rows) + origin("results/overhead.json", result)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (demo, baseline, study, budget, overhead)
+}
+
+
+def main() -> int:
+    """Rewrite, or check, the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    check = parser.parse_args().check
+    stale = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        up = "../" * page.count("/")
+        made = BLOCK.sub(
+            lambda found, up=up: (
+                found[1] + TABLES[found[2]]().replace("](", f"]({up}") + found[3]
+            ),
+            text,
+        )
+        if made != text:
+            stale.append(page)
+            if not check:
+                (ROOT / page).write_text(made, encoding="utf-8")
+    print("\n".join(f"{'stale' if check else 'written'}: {page}" for page in stale) or "up to date")
+    return int(check and bool(stale))
+
+
+def read(path: str) -> dict[str, Any]:
+    """Read a result file."""
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def grouped(folder: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Result files of a folder, those that differ only in their seed together."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((ROOT / folder).glob("*.json")):
+        name = re.sub(r"-seed\d+$", "", path.stem)
+        groups.setdefault(name, []).append(read(str(path.relative_to(ROOT))))
+    return list(groups.items())
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Lay out a Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(list(row) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def origin(path: str, result: dict[str, Any]) -> str:
+    """Say which file and command made a table, on what."""
+    made = result["provenance"]
+    commit = (made.get("git") or {}).get("commit", "")[:7]
+    hardware = f"{made['hardware']['cpu']}, {made['hardware']['cores']} threads"
+    return f"\n`{made['command']}` at {commit}, {hardware}: [{path}]({path}).\n"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share as a percentage."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def million(evaluation: dict[str, Any]) -> str:
+    """Write executed MACs in millions."""
+    return f"{evaluation['executed_macs'] / 1e6:.2f} M"
+
+
+def over(shares: Iterable[float]) -> str:
+    """Mean, and standard deviation where there are several seeds."""
+    values = list(shares)
+    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{percent(mean(values), 2)}{spread}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
