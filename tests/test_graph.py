@@ -194,6 +194,17 @@ def test_what_reaches_the_output_is_no_place_for_a_mask() -> None:
         assert reasons["1.conv2"] == reasons["2.conv2"] == "its filters are the network's outputs"
 
 
+def test_of_two_equal_branches_one_has_the_gate_after_their_sum() -> None:
+    model = Lambda(
+        lambda m, x: m.head(F.relu(m.a(x) + m.b(x))), a=conv(3, 8), b=conv(3, 8), head=head(8)
+    )
+    units, reasons = found(model, residual="before")
+    assert (units["a"].end, units["b"].end) == ("a", "b")
+    units, reasons = found(model, residual="after")
+    assert units["a"].end == "relu"
+    assert reasons == {"b": "its block's output has the gate of a"}
+
+
 @pytest.mark.parametrize("between", [nn.Identity(), nn.Dropout(0.1)])
 def test_a_depthwise_convolution_takes_its_producers_mask(between: nn.Module) -> None:
     model = nn.Sequential(

@@ -97,8 +97,6 @@ def find_units(
                 end = user
             if end in masked:
                 reasons[name] = f"its block's output has the gate of {masked[end]}"
-            elif _reaches_output(end, network):
-                reasons[name] = "its block's output is the network's output"
         if name not in reasons:
             masked[end] = source or name
             channels = (conv.in_channels, conv.out_channels)
