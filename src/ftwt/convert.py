@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from .dynamic import GATES, DynamicModel, check_r
+from .dynamic import ARGUMENTS, GATES, DynamicModel, FrozenGate, check_r
 from .graph.activity import ChannelGraph
 from .graph.operations import Conv
 from .graph.trace import trace
@@ -83,7 +83,7 @@ def convert(
             raise ValueError(f"{name}={value!r}: use one of {', '.join(get_args(kind))}")
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: give a width of at least 1, or None for a full predictor")
-    if any(isinstance(module, Gate | DynamicModel) for module in model.modules()):
+    if any(isinstance(module, Gate | FrozenGate | DynamicModel) for module in model.modules()):
         raise ValueError("the network is dynamic already; convert what its restore() returns")
     inputs = example if isinstance(example, tuple) else (example,)
     network = trace(copy.deepcopy(model))
@@ -173,8 +173,8 @@ def _insert(
     nodes = {node.name: node for node in graph.nodes}
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
     with graph.inserting_after(last_input):
-        explain = graph.placeholder("ftwt_explain", default_value=False)
-        apply = graph.placeholder("ftwt_apply", default_value="open")
+        explain = graph.placeholder(ARGUMENTS[1], default_value=False)
+        apply = graph.placeholder(ARGUMENTS[0], default_value="open")
     decided: dict[str, fx.Node] = {}
 
     def after(place: fx.Node, function: Callable[..., Any], *args: Any, **meta: str) -> fx.Node:
@@ -195,7 +195,7 @@ def _insert(
             with graph.inserting_after(end):
                 user = graph.call_module(target, arguments)
             user.meta["gate"] = unit.name
-            masked = after(user, operator.getitem, user, 0)
+            masked = after(user, operator.getitem, user, 0, masked=unit.name)
             decided[unit.name] = after(masked, operator.getitem, user, 1, info=unit.name)
         end.replace_all_uses_with(masked, delete_user_cb=lambda node, own=user: node is not own)
     output = next(node for node in graph.nodes if node.op == "output")

@@ -19,6 +19,7 @@ from .names import nearest
 from .summary import Summary
 
 GATES = "ftwt_gates"  # where the gates live inside the traced network
+ARGUMENTS = ("ftwt_apply", "ftwt_explain")  # what its forward takes beside its inputs
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -250,17 +251,16 @@ class DynamicModel(nn.Module):
     def restore(self) -> fx.GraphModule:
         """Return a plain network with this one's weights and no gates, under the original names."""
         network = copy.deepcopy(self.network)
-        for node in reversed(network.graph.nodes):
-            if "gate" in node.meta or "inherits" in node.meta:
-                masked = node if "inherits" in node.meta else next(iter(node.users))
-                masked.replace_all_uses_with(node.args[1] if "gate" in node.meta else node.args[0])
         output = next(node for node in network.graph.nodes if node.op == "output")
         output.args = (output.args[0][0],)
         for node in reversed(list(network.graph.nodes)):
-            added = {"gate", "inherits", "info"} & node.meta.keys() or node.name.startswith("ftwt_")
-            if added and not node.users and node.op != "output":
-                network.graph.erase_node(node)
-        network.graph.eliminate_dead_code()
+            if "masked" in node.meta:
+                node.replace_all_uses_with(node.args[0].args[1])
+            elif "inherits" in node.meta:
+                node.replace_all_uses_with(node.args[0])
+            elif not {"gate", "info"} & node.meta.keys() and node.target not in ARGUMENTS:
+                continue
+            network.graph.erase_node(node)
         delattr(network, GATES)
         network.recompile()
         return network

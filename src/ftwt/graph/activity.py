@@ -65,8 +65,8 @@ class ChannelGraph:
 
     Args:
         network: A traced network, gated or not. A gate's node carries `meta["gate"]`, a node that
-            applies another unit's mask `meta["inherits"]`, one that hands out what a gate decided
-            `meta["info"]`; each names the unit.
+            applies another unit's mask `meta["inherits"]`, those that hand out what a gate masked
+            and decided `meta["masked"]` and `meta["info"]`; each names the unit.
         example: The inputs of one forward pass.
 
     Attributes:
