@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ftwt.config import DataConfig, PruneConfig, RunConfig, TrainConfig, differing
+from ftwt.config import DataConfig, PruneConfig, RunConfig, TrainConfig, changes
 
 RUNS = [
     RunConfig(),
@@ -51,6 +51,8 @@ def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
         (TrainConfig, {"warmup_epochs": 9, "epochs": 8}, "warmup_epochs=9"),
         (TrainConfig, {"predictor_warmup_steps": 9, "mask_loss_weight": 0}, "mask_loss_weight"),
         (DataConfig, {"validation": 0}, "validation=0"),
+        (RunConfig, {"train": TrainConfig(target_reduction=0.3)}, "0.3 needs gates"),
+        (RunConfig, {"train": TrainConfig(distillation=1.0)}, "random weights"),
     ],
 )
 def test_a_bad_value_is_named(kind: type, values: dict, message: str) -> None:
@@ -58,7 +60,10 @@ def test_a_bad_value_is_named(kind: type, values: dict, message: str) -> None:
         kind(**values)
 
 
-def test_differing_names_the_fields() -> None:
-    a = TrainConfig()
-    assert differing(a, replace(a, lr=0.5, seed=2)) == ["lr", "seed"]
-    assert differing(a, replace(a)) == []
+def test_changes_are_named_also_inside() -> None:
+    a = RunConfig(prune=PruneConfig())
+    b = replace(a, train=replace(a.train, lr=0.5, seed=2), weights="pretrained")
+    expected = ["weights was None, is pretrained", "lr was 0.01, is 0.5", "seed was 0, is 2"]
+    assert changes(a, b) == expected
+    assert changes(a, replace(a)) == []
+    assert changes(a, replace(a, prune=None)) == [f"prune was {a.prune}, is None"]

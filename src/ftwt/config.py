@@ -104,9 +104,10 @@ class PruneConfig(_Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for unit, r in (self.r if isinstance(self.r, dict) else {"r": self.r}).items():
+        for unit, r in (self.r if isinstance(self.r, dict) else {"": self.r}).items():
             if not (isinstance(r, int | float) and 0 < r <= 1):
-                raise ValueError(f"r={r!r} for {unit!r} is outside (0, 1]; 0.9 is a gentle start")
+                where = f" for unit {unit!r}" if unit else ""
+                raise ValueError(f"r={r!r}{where} is outside (0, 1]; 0.9 is a gentle start")
         if self.rank is not None:
             self._check("rank", 1, fix="None means a full predictor")
 
@@ -239,7 +240,28 @@ class RunConfig(_Config):
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        gates = self.prune is not None and self.twin_of is None
+        if self.train.target_reduction is not None and not gates:
+            raise ValueError(
+                f"target_reduction={self.train.target_reduction} needs gates to steer; a dense "
+                "network has none, and a static twin computes as much as the run it is of"
+            )
+        if self.train.distillation > 0 and self.weights is None:
+            raise ValueError(
+                f"distillation={self.train.distillation} from random weights; give the weights of "
+                "a trained network"
+            )
 
-def differing(a: _Config, b: _Config) -> list[str]:
-    """Names of the fields in which two configs of one kind differ."""
-    return [f.name for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)]  # type: ignore[arg-type]
+
+def changes(before: _Config, after: _Config) -> list[str]:
+    """Say in which values two configs of one kind differ, those of nested configs by themselves."""
+    found = []
+    for f in fields(before):  # type: ignore[arg-type]
+        was, now = getattr(before, f.name), getattr(after, f.name)
+        if isinstance(was, _Config) and isinstance(now, _Config):
+            found += changes(was, now)
+        elif was != now:
+            found.append(f"{f.name} was {was}, is {now}")
+    return found

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from .budget import BudgetController
@@ -56,7 +57,8 @@ class Learner:
         teacher: Dense network to imitate, or None.
 
     Raises:
-        ValueError: A budget is asked of a network without gates.
+        ValueError: A budget is asked of a network without gates, or the warm-up does not end
+            before the cooldown begins.
     """
 
     def __init__(
@@ -78,6 +80,12 @@ class Learner:
             raise ValueError(
                 f"target_reduction={config.target_reduction} needs gates to steer, and "
                 f"{type(model).__name__} has none: give what ftwt.convert returns"
+            )
+        if r and config.predictor_warmup_steps > schedule.cooldown_start:
+            raise ValueError(
+                f"predictor_warmup_steps={config.predictor_warmup_steps} do not end before the "
+                f"cooldown, which begins at step {schedule.cooldown_start}; take fewer, or more "
+                "epochs"
             )
         steered = schedule.cooldown_start - schedule.steering_start
         self.controller = BudgetController(
@@ -234,6 +242,12 @@ class Learner:
             both = torch.stack([executed, self.dynamic.macs(asked).reduction.mean()])
             both = self.accelerator.reduce(both.to(self.device), "mean")
             self.controller.observe(*both.tolist(), steps=self.measure_every)
+
+    def share(self) -> None:
+        """Give all processes the main one's buffers: each averaged the batches of its own part."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.network.buffers():
+                broadcast(buffer)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

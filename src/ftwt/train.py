@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .budget import Calibration, calibrate
 from .checkpoint import load_tensors, save_tensors
-from .config import TrainConfig, differing
+from .config import TrainConfig, changes
 from .dynamic import DynamicModel
 from .evaluate import Evaluation, evaluate
 from .journal import Epoch, Journal, TrainResult
@@ -106,10 +106,14 @@ def train(
             return run.fit(journal)
 
 
+def processes() -> PartialState:
+    """Join the other processes of this run, if there are any: which one this is, and its device."""
+    return PartialState(cpu=_without_gpu())
+
+
 def shard() -> tuple[int, int]:
     """Return (rank, world) of this process: what its `Batches` are to be made with."""
-    state = PartialState(cpu=_without_gpu())
-    return state.process_index, state.num_processes
+    return processes().process_index, processes().num_processes
 
 
 def _without_gpu() -> bool:
@@ -261,6 +265,7 @@ class _Run:
             self._stop()
 
     def _evaluate(self, *, targets: bool) -> Evaluation:
+        self.learner.share()
         network, batches = self.learner.network, self.val_batches
         return evaluate(network, batches, targets=targets, accelerator=self.accelerator)
 
@@ -268,6 +273,7 @@ class _Run:
         asked, dynamic = self.config.target_reduction, self.learner.dynamic
         if asked is None or dynamic is None:
             return None
+        self.learner.share()
         return calibrate(dynamic, self.val_batches, reduction=asked, accelerator=self.accelerator)
 
     def _finish(self) -> TrainResult:
@@ -320,10 +326,8 @@ class _Run:
             raise ValueError(
                 f"{path} has format {state.get('format')}, this version of ftwt reads {FORMAT}"
             )
-        saved = TrainConfig.from_json(state["config"])
-        if names := differing(saved, self.config):
-            changes = (f"{n} was {getattr(saved, n)}, is {getattr(self.config, n)}" for n in names)
-            raise ValueError(f"{path} is of another run: {'; '.join(changes)}; resume with its own")
+        if found := changes(TrainConfig.from_json(state["config"]), self.config):
+            raise ValueError(f"{path} is of another run: {'; '.join(found)}; resume with its own")
         if state["steps_per_epoch"] != self.schedule.steps_per_epoch:
             raise ValueError(
                 f"{path} is of another dataset: {state['steps_per_epoch']} steps an epoch, "
