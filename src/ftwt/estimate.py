@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from .convert import convert
-from .dynamic import DynamicModel
+from .dynamic import DynamicModel, check_r
 from .method import entry, mass
 from .results import provenance, read_json, write_json
 
@@ -126,9 +126,22 @@ class Estimate:
     provenance: dict[str, Any] = field(default_factory=dict)
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
-    def reduction_at(self, r: float) -> float:
-        """Return the executed reduction at r, between the points of the curve by straight lines."""
-        return float(np.interp(r, self.r, self.reduction))
+    def reduction_at(self, r: float | Mapping[str, float]) -> float:
+        """Return the executed reduction at r.
+
+        Args:
+            r: One for all units: then read between the points of the curve, by straight lines. Or
+                unit -> r: then counted, units left out being open; this needs the pass itself.
+
+        Raises:
+            ValueError: If a unit's r is out of range, there is no such unit, or the estimate was
+                loaded from a file and has no pass.
+        """
+        if not isinstance(r, Mapping):
+            return float(np.interp(r, self.r, self.reduction))
+        if self.evidence is None:
+            raise ValueError("r by unit needs the pass over images; make the estimate again")
+        return self.evidence.reduction(check_r(r, self.evidence.entry))
 
     def r_for(self, *, reduction: float) -> float:
         """Return the largest r that saves the asked share of all MACs.
@@ -242,6 +255,8 @@ def estimate(
     Raises:
         ValueError: If there is no image, no unit, or the images have another size.
     """
+    if images < 1:
+        raise ValueError(f"images={images}: look at one image or more; 2048 is usual")
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
     saliencies: dict[str, list[Tensor]] = {}
