@@ -182,8 +182,9 @@ class _Tally:
     """Sums over images; tallies of several processes add up to that of one."""
 
     def __init__(self) -> None:
-        self.images, self.loss, self.top1, self.top5 = 0, 0.0, 0, 0
+        self.images, self.top1, self.top5 = 0, 0, 0
         self.dense: int | None = None
+        self.losses: list[np.ndarray] = []
         self.executed: list[np.ndarray] = []
         self.published: list[np.ndarray] = []
         self.masks: dict[str, list[np.ndarray]] = {}
@@ -199,7 +200,8 @@ class _Tally:
             )
         right = outputs.topk(min(5, classes), 1).indices == labels[:, None]
         self.images += len(labels)
-        self.loss += float(F.cross_entropy(outputs.float(), labels, reduction="sum"))
+        losses = F.cross_entropy(outputs.float(), labels, reduction="none")
+        self.losses.append(losses.cpu().numpy())
         self.top1 += int(right[:, 0].sum())
         self.top5 += int(right.sum())
 
@@ -218,10 +220,11 @@ class _Tally:
                 self.agreed.setdefault(name, []).append(same)
 
     def add(self, other: _Tally) -> None:
-        self.images, self.loss = self.images + other.images, self.loss + other.loss
+        self.images += other.images
         self.top1, self.top5 = self.top1 + other.top1, self.top5 + other.top5
         self.dense = self.dense if self.dense is not None else other.dense
         self.channels |= other.channels
+        self.losses += other.losses
         self.executed += other.executed
         self.published += other.published
         for mine, theirs in ((self.masks, other.masks), (self.agreed, other.agreed)):
@@ -230,15 +233,14 @@ class _Tally:
 
     def result(self, provenance: dict[str, Any]) -> Evaluation:
         dense = self.dense or 0
-        none = np.full(1, float(dense))
-        executed = np.concatenate(self.executed) if self.executed else none
-        published = np.concatenate(self.published) if self.published else none
+        none = [np.full(1, float(dense))]
+        executed, published = _join(self.executed or none), _join(self.published or none)
         reduction = 1 - executed / dense
         units = tuple(self._unit(name) for name in self.masks)
         agreed = [unit.mask_accuracy for unit in units if unit.mask_accuracy is not None]
         return Evaluation(
             images=self.images,
-            loss=self.loss / self.images,
+            loss=float(_join(self.losses).mean()),
             top1=self.top1 / self.images,
             top5=self.top5 / self.images,
             dense_macs=dense,
@@ -255,7 +257,7 @@ class _Tally:
     def _unit(self, name: str) -> UnitStats:
         packed = np.concatenate(self.masks[name])
         masks = np.unpackbits(packed, axis=1, count=self.channels[name])
-        rate, keep = masks.mean(0), masks.mean(1)
+        rate, keep = masks.mean(0), np.sort(masks.mean(1))
         inside = rate[(rate > 0) & (rate < 1)]
         bits = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum()
         agreed = self.agreed.get(name)
@@ -268,5 +270,10 @@ class _Tally:
             never=int((rate == 0).sum()),
             entropy=float(bits) / masks.shape[1],
             distinct=len(np.unique(packed, axis=0)),
-            mask_accuracy=float(np.concatenate(agreed).mean()) if agreed else None,
+            mask_accuracy=float(_join(agreed).mean()) if agreed else None,
         )
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """Return all images' values, sorted: sums do not depend on which process saw which image."""
+    return np.sort(np.concatenate(parts).astype(np.float64))
