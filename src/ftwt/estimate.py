@@ -323,14 +323,15 @@ def _allocate(estimate: Estimate, evidence: Evidence, reduction: float) -> Alloc
     def spread(r: float) -> dict[str, float]:
         return {unit.name: r for unit in units}
 
-    single = estimate.r_for(reduction=reduction)
-    low = 0.0
-    for _ in range(12):  # the curve's straight lines may miss the budget by a hair: hold it exactly
-        if evidence.reduction(spread(single)) >= reduction:
-            low = single
-            break
-        single -= 0.002 * (1 - single) + 1e-4
-    best, single = spread(single), low or single
+    enough = max(i for i, saved in enumerate(estimate.reduction) if saved >= reduction)
+    single, above = estimate.r[enough], estimate.r[min(enough + 1, len(estimate.r) - 1)]
+    for _ in range(10):  # between the points of the curve: it holds the budget exactly
+        middle = (single + above) / 2
+        if evidence.reduction(spread(middle)) >= reduction:
+            single = middle
+        else:
+            above = middle
+    best = spread(single)
     best_lost = single_lost = lost(best)
     kept = np.array([[k for k in unit.keep] for unit in units])
     losses = np.array([unit.lost for unit in units])
