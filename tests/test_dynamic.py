@@ -190,6 +190,21 @@ def test_held_predictors_stand_still_whatever_the_mode() -> None:
     assert not torch.equal(model.state_dict()[running], before[running])
 
 
+def test_modules_keep_their_own_modes() -> None:
+    toy = Toy()
+    toy.features[1].eval()  # a norm that is fine-tuned with the statistics it has
+    model = ftwt.convert(toy, IMAGES)
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert not modes["network.features.1"] and modes["network.features.4"]
+    assert all(gate.training and gate.predictor.training for gate in model.gates.values())
+    model.hold_predictors()
+    model.hold_predictors(False)
+    model.freeze(batches(train=False))
+    ftwt.estimate(model, batches(train=False))
+    ftwt.evaluate(model, batches(train=False))
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
 # --- r, and images
 
 

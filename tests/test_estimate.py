@@ -201,6 +201,8 @@ def test_an_estimate_is_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.r_for(reduction=0.2) == estimate.r_for(reduction=0.2)
     with pytest.raises(ValueError, match="needs the pass over images; make the estimate again"):
         loaded.allocate(reduction=0.2)
+    with pytest.raises(ValueError, match="needs the pass over images"):
+        loaded.reduction_at(estimate.allocate(reduction=0.2).r)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +215,25 @@ def test_a_file_that_is_no_estimate_is_named(tmp_path: Path, text: str) -> None:
         Estimate.load(path)
 
 
+def test_the_reduction_at_an_r_for_each_unit_is_counted() -> None:
+    estimate = ftwt.estimate(Toy(), DATA)
+    r = estimate.r[15]
+    one = {unit.name: r for unit in estimate.units}
+    assert estimate.reduction_at(one) == pytest.approx(estimate.reduction[15])
+    plan = estimate.allocate(reduction=0.3)
+    assert estimate.reduction_at(plan.r) == pytest.approx(plan.reduction)
+    del one["features.3"]
+    assert estimate.reduction_at(one) < estimate.reduction[15]
+    for wrong in ({"features.2": 0.5}, {"features.3": 0.0}):
+        with pytest.raises(ValueError, match=r"features.2|in \(0, 1\]"):
+            estimate.reduction_at(wrong)
+
+
 def test_nothing_to_estimate_from_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images to estimate from"):
         ftwt.estimate(Toy(), [])
+    with pytest.raises(ValueError, match="images=0: look at one image or more"):
+        ftwt.estimate(Toy(), DATA, images=0)
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no gate to estimate"):
         ftwt.estimate(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), DATA)
     dynamic = ftwt.convert(Toy(), torch.zeros(2, 3, 8, 8))

@@ -130,7 +130,10 @@ def convert(
         message = f"no unit found in {type(model).__name__}: {why or 'it has no convolution'}"
         warnings.warn(message, stacklevel=2)
     dynamic.to(next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
-    return dynamic.train(model.training)
+    dynamic.training = model.training
+    for gate in dynamic.gates.values():  # the other modules have the modes of the original's
+        gate.train(model.training)
+    return dynamic
 
 
 @torch.no_grad()

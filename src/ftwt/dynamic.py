@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .graph.activity import ChannelGraph
+from .graph.trace import evaluating
 from .graph.units import Unit
 from .macs import MaskedMacs, masked_macs
 from .method import Apply, Gate, GateOutput, MaskPredictor, silence
@@ -138,7 +139,8 @@ class DynamicModel(nn.Module):
         self._held = held
         for parameter in self.predictor_parameters():
             parameter.requires_grad_(not held)
-        self.train(self.training)
+        for predictor in self.predictors.values():
+            predictor.train(self.training and not held)
 
     def train(self, mode: bool = True) -> DynamicModel:
         """Set training mode; predictors that are held stay in eval mode."""
@@ -206,18 +208,15 @@ class DynamicModel(nn.Module):
     @torch.no_grad()
     def firing_rates(self, batches: Batches) -> dict[str, Tensor]:
         """Return unit -> (C,) share of the samples for which each filter is computed."""
-        mode, device = self.training, next(self.parameters()).device
+        device = next(self.parameters()).device
         sums: dict[str, Tensor] = {}
         samples = 0
-        self.eval()
-        try:
+        with evaluating(self):
             for images, _ in batches:
                 _, gates = self(images.to(device), return_gates="masks")
                 for name, gate in gates.items():
                     sums[name] = sums.get(name, 0) + gate.mask.sum(0, dtype=torch.float64)
                 samples += len(images)
-        finally:
-            self.train(mode)
         if not samples:
             raise ValueError("no batches to count masks on; give (images, labels) batches")
         return {name: total / samples for name, total in sums.items()}

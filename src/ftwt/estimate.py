@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .convert import convert
 from .dynamic import DynamicModel, check_r
+from .graph.trace import evaluating
 from .method import entry, mass
 from .results import provenance, read_json, write_json
 
@@ -260,22 +261,22 @@ def estimate(
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
     saliencies: dict[str, list[Tensor]] = {}
-    seen, mode = 0, model.training
-    for batch, _ in batches:
-        batch = batch[: images - seen].to(device)
-        if dynamic is None:
-            dynamic = convert(model, batch[:2], **options)
-        dynamic.check_input(batch)
-        _, gates = dynamic.eval()(batch, gates="open", return_gates=True)
-        for name, gate in gates.items():
-            if gate.saliency is not None:
-                saliencies.setdefault(name, []).append(gate.saliency.float().cpu())
-        seen += len(batch)
-        if seen >= images:
-            break
+    seen = 0
+    with evaluating(model):
+        for batch, _ in batches:
+            batch = batch[: images - seen].to(device)
+            if dynamic is None:
+                dynamic = convert(model, batch[:2], **options)
+            dynamic.check_input(batch)
+            _, gates = dynamic(batch, gates="open", return_gates=True)
+            for name, gate in gates.items():
+                if gate.saliency is not None:
+                    saliencies.setdefault(name, []).append(gate.saliency.float().cpu())
+            seen += len(batch)
+            if seen >= images:
+                break
     if dynamic is None:
         raise ValueError("no images to estimate from; give (images, labels) batches")
-    dynamic.train(mode)
     if not saliencies:
         raise ValueError("the network has no gate to estimate; see summary() for the reasons")
     evidence = Evidence(dynamic, {name: torch.cat(parts) for name, parts in saliencies.items()})

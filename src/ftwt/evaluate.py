@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dynamic import DynamicModel
+from .graph.trace import evaluating
 from .method import Apply
 
 
@@ -127,7 +128,7 @@ def evaluate(
     accelerator: Any = None,
     provenance: dict[str, Any] | None = None,
 ) -> Evaluation:
-    """Evaluate a plain or dynamic network; it is left in the mode it was in.
+    """Evaluate a plain or dynamic network; its modules are left in the modes they were in.
 
     Args:
         model: Images (B, C, H, W) to logits (B, classes).
@@ -147,27 +148,22 @@ def evaluate(
     """
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
-    mode = model.training
     tally = _Tally()
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for images, labels in batches:
-                images, labels = images.to(device), labels.to(device)
-                if dynamic is None:
-                    tally.guess(model(images), labels)
-                    if tally.dense is None:
-                        with FlopCounterMode(display=False) as counter:
-                            model(images[:1])
-                        tally.dense = counter.get_total_flops() // 2
-                    continue
-                dynamic.check_input(images)
-                told: Any = True if targets else "masks"
-                outputs, decided = dynamic(images, gates=gates, return_gates=told)
-                tally.guess(outputs, labels)
-                tally.work(dynamic, decided)
-    finally:
-        model.train(mode)
+    with evaluating(model), torch.inference_mode():
+        for images, labels in batches:
+            images, labels = images.to(device), labels.to(device)
+            if dynamic is None:
+                tally.guess(model(images), labels)
+                if tally.dense is None:
+                    with FlopCounterMode(display=False) as counter:
+                        model(images[:1])
+                    tally.dense = counter.get_total_flops() // 2
+                continue
+            dynamic.check_input(images)
+            told: Any = True if targets else "masks"
+            outputs, decided = dynamic(images, gates=gates, return_gates=told)
+            tally.guess(outputs, labels)
+            tally.work(dynamic, decided)
     if accelerator is not None and accelerator.num_processes > 1:
         parts = gather_object([tally])
         tally = parts[0]

@@ -9,17 +9,17 @@ fully active, and is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from .operations import Conv, Shaped, find_rule, natural_layout, operation
 from .rules import Contract, Rule, Silence, join, per_channel
+from .trace import evaluating
 
 PROBES = 2  # samples in the shape pass: enough to see an operation that mixes them
 
@@ -183,7 +183,7 @@ def _record(
             return result
 
     inputs = [_probe(value) for value in example]
-    with _evaluating(network), torch.no_grad():
+    with evaluating(network), torch.no_grad():
         Recorder(network).run(*inputs)
     return values, flops
 
@@ -200,14 +200,3 @@ def _probe(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value[:1].expand(PROBES, *value.shape[1:]).contiguous()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    flags = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -29,21 +32,29 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises:
         ValueError: If the network cannot be traced, with the tracer's reason.
     """
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        network = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+        with evaluating(model):
+            network = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
     except Exception as error:  # the tracer runs the user's forward: anything may come out of it
         raise ValueError(
             f"cannot trace {type(model).__name__}: {error}. Its forward must not branch on the "
             "values or shapes of tensors; rewrite that part, or convert the traceable trunk alone"
         ) from error
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     network.training = model.training
     _dropout_as_modules(network)
     return network
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and each of its modules back into the mode it was in."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
 
 
 class _Tracer(fx.Tracer):
