@@ -322,8 +322,9 @@ def fit(need: Activity, layout: Layout) -> Activity:
 
 def per_channel(activity: Tensor, dim: int, channels: int) -> Tensor:
     """Say (N, channels) which channels, those along `dim`, are active anywhere."""
-    moved = activity.movedim(dim, 1)
-    return (moved.reshape(*moved.shape[:2], -1).sum(2) > 0).expand(-1, channels)
+    moved = activity.movedim(dim, 1).reshape(len(activity), activity.shape[dim], -1)
+    anywhere = moved.sum(2) > 0 if moved.shape[2] > 1 else moved.squeeze(2)
+    return anywhere.expand(-1, channels)
 
 
 def join(first: Activity, second: Activity) -> Activity:
