@@ -6,8 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -15,18 +14,23 @@ from rich.console import Console
 from rich.table import Table
 
 from . import models, recipes
-from .checkpoint import from_pretrained
-from .config import DataConfig, PruneConfig, RunConfig
+from .config import DataConfig, PruneConfig, RunConfig, changes
 from .demo import demo
+from .dynamic import DynamicModel
 from .estimate import estimate
 from .evaluate import evaluate
 from .names import nearest
 from .results import provenance, write_json
-from .run import folder_of, load_network, load_splits, run
-from .train import Interrupted
+from .run import find_network, load_splits, run
+from .train import processes
 
-Json = Annotated[bool, tyro.conf.arg(name="json")]
-Name = tyro.conf.Positional[str]
+Json = Annotated[
+    bool, tyro.conf.arg(name="json", help="Print JSON, and nothing else, to standard output.")
+]
+Network = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+
+BATCH = 128  # of images that are only looked at
+PIPED_WIDTH = 160  # columns, where there is no terminal: a table's row is then one line
 
 
 @dataclass(frozen=True)
@@ -40,20 +44,23 @@ class Demo:
     output: str = "runs/demo"
     """Folder for the figures and the page."""
     as_json: Json = False
-    """Print JSON instead of tables."""
 
     def __call__(self) -> Any:
         """Run the demo."""
-        result = demo(reduction=self.reduction, epochs=self.epochs, output=self.output)
-        return result if not self.as_json else result.to_json()
+        story = Console(stderr=True) if self.as_json else None
+        result = demo(
+            reduction=self.reduction, epochs=self.epochs, output=self.output, console=story
+        )
+        return result.to_json() if self.as_json else []
 
 
 @dataclass(frozen=True)
 class EstimateCommand:
     """Say what each r would save, from one pass over training images, before any training."""
 
-    model: Name
-    """A model's name (`ftwt models`), or the folder of a run."""
+    model: Network
+    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
+    Hugging Face Hub."""
     reduction: float | None = None
     """Also say which r saves this share of the multiply-accumulates, as one r and one a unit."""
     images: int = 2048
@@ -61,25 +68,26 @@ class EstimateCommand:
     output: str | None = None
     """File to write the curves to, as JSON."""
     as_json: Json = False
-    """Print JSON instead of tables."""
     data: DataConfig = field(default_factory=DataConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
 
     def __call__(self) -> Any:
-        """Estimate, and choose r for a budget if one is given."""
-        network = _network(self.model)
+        """Estimate; predict for one r; choose r for a budget if one is given."""
+        network = find_network(self.model)
         options = asdict(self.prune)
-        del options["r"]
-        curve = estimate(
-            network,
-            load_splits(self.data, batch_size=128).plain,
-            images=self.images,
-            **options,
-        )
+        r = options.pop("r")
+        if isinstance(network, DynamicModel):
+            if asked := changes(PruneConfig(), self.prune):
+                raise ValueError(f"{self.model} has its gates already: {'; '.join(asked)}")
+            r, options = network.r, {}
+        batches = load_splits(self.data, batch_size=BATCH).plain
+        curve = estimate(network, batches, images=self.images, **options)
+        predicted = curve.reduction_at(r)
         if self.output:
             curve.save(self.output)
-        shown: list[Any] = [curve]
-        values = curve.to_json()
+        values = curve.to_json() | {"predicted_reduction": predicted}
+        how = f"r = {r:g}" if isinstance(r, float) else "r as set for each unit"
+        shown: list[Any] = [curve, f"{how}: {predicted:.1%} fewer MACs"]
         if self.reduction is not None:
             allocation = curve.allocate(reduction=self.reduction)
             values["allocation"] = asdict(allocation)
@@ -89,34 +97,32 @@ class EstimateCommand:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train a network, dense or pruned, by recipe; every setting of the recipe can be changed."""
+    """Train a network, dense or pruned. Every setting of the recipe is a flag.
 
-    recipe: Name
-    """A recipe (`ftwt recipes`), or a model's name: that model, pruned as published."""
-    output: str | None = None
-    """Folder of the run; runs/RECIPE if not given."""
+    RECIPE comes first. It is one of `ftwt recipes`, or the name of a model: that model, pruned as
+    published. `ftwt train RECIPE --help` shows the recipe's own settings.
+    """
+
+    output: str = "runs/RECIPE"
+    """Folder of the run."""
     resume: bool = False
     """Go on with the run that is in the folder, to the result of an uninterrupted one."""
-    run: RunConfig = field(default_factory=RunConfig)
+    as_json: Json = False
+    run: RunConfig = field(default_factory=lambda: RunConfig(prune=PruneConfig()))
 
     def __call__(self) -> Any:
         """Run the recipe."""
-        folder = self.output or f"runs/{self.recipe}"
-        try:
-            result = run(self.run, output=folder, resume=self.resume)
-        except Interrupted as stop:
-            raise Interrupted(f"{stop}; go on with the same command and --resume") from None
-        predicted = result.predicted_reduction
-        told = [] if predicted is None else [f"predicted reduction: {predicted:.2%}"]
-        return [result.test, *told, f"all of it: {folder}"]
+        result = run(self.run, output=self.output, resume=self.resume)
+        return result.to_json() if self.as_json else [result, f"all of it: {self.output}"]
 
 
 @dataclass(frozen=True)
 class EvaluateCommand:
     """Evaluate a saved network: its accuracy, the MACs it executes, how dynamic its masks are."""
 
-    model: Name
-    """A model's name, the folder of a run, or a repository on the Hugging Face Hub."""
+    model: Network
+    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
+    Hugging Face Hub."""
     split: Literal["test", "validation"] = "test"
     """Which images."""
     gates: Literal["predicted", "target", "open"] = "predicted"
@@ -124,21 +130,22 @@ class EvaluateCommand:
     output: str | None = None
     """File to write the figures to, as JSON."""
     as_json: Json = False
-    """Print JSON instead of tables."""
     data: DataConfig = field(default_factory=DataConfig)
 
     def __call__(self) -> Any:
         """Evaluate."""
-        splits = load_splits(self.data, batch_size=128)
+        network = find_network(self.model)
+        splits = load_splits(self.data, batch_size=BATCH)
         result = evaluate(
-            _network(self.model),
-            splits.test if self.split == "test" else splits.validation,
+            network,
+            getattr(splits, self.split),
             gates=self.gates,
-            provenance=provenance(config=self.data),
+            accelerator=processes(),
+            provenance=provenance(config=self),
         )
         if self.output:
             write_json(self.output, result.to_json())
-        return result.to_json() if self.as_json else result
+        return result.to_json() if self.as_json else [result]
 
 
 @dataclass(frozen=True)
@@ -146,17 +153,17 @@ class ModelsCommand:
     """List the networks that can be created by name."""
 
     as_json: Json = False
-    """Print JSON instead of text."""
 
     def __call__(self) -> Any:
         """List them."""
-        trained = set(models.names(pretrained=True))
+        trained = models.names(pretrained=True)
         if self.as_json:
             return {name: {"pretrained": name in trained} for name in models.names()}
-        lines = [
-            f"{name}{'  (trained weights)' if name in trained else ''}" for name in models.names()
-        ]
-        return [*lines, "torchvision:NAME, timm:NAME  (pip install 'ftwt[vision]')"]
+        listed = Table.grid(padding=(0, 2))
+        for name in models.names():
+            listed.add_row(name, "trained weights" if name in trained else "")
+        listed.add_row("torchvision:NAME, timm:NAME", "with pip install 'ftwt[vision]'")
+        return [listed]
 
 
 @dataclass(frozen=True)
@@ -164,19 +171,18 @@ class RecipesCommand:
     """List the recipes: the baselines, and one for each published CIFAR row."""
 
     as_json: Json = False
-    """Print JSON instead of a table."""
 
     def __call__(self) -> Any:
         """List them."""
         if self.as_json:
             return {name: recipes.get(name).to_json() for name in recipes.names()}
-        table = Table("recipe", "what it does")
+        listed = Table.grid(padding=(0, 2))
         for name in recipes.names():
-            table.add_row(name, recipes.describe(name))
-        return table
+            listed.add_row(name, recipes.describe(name))
+        return [listed]
 
 
-VERBS: dict[str, type] = {
+VERBS: dict[str, Any] = {
     "demo": Demo,
     "estimate": EstimateCommand,
     "train": TrainCommand,
@@ -193,7 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Of the command line, without the program; None for the process's own.
 
     Returns:
-        Exit status: 0, 1 after an error that was told, 130 after Ctrl-C.
+        Exit status: 0, 1 after an error that was told, 130 after Ctrl-C. (Flags that do not exist,
+        or values that do not fit them, exit with 2.)
     """
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help", "help"):
@@ -204,6 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
         _show(_parse(verb, rest)())
+    except BrokenPipeError:  # whoever reads (`head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("FTWT_TRACEBACK"):
             raise
@@ -216,44 +226,65 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(verb: str, rest: list[str]) -> Callable[[], Any]:
+    """Turn flags into a command; a recipe's flags have the recipe's values as defaults."""
+    program, description = f"ftwt {verb}", None
     default: Any = tyro.MISSING_NONPROP
-    if verb == "train" and rest and not rest[0].startswith("-"):
-        default = TrainCommand(recipe=rest[0], run=recipes.get(rest[0]))
+    if verb == "train" and not {"-h", "--help"} & set(rest[:1]):
+        if not rest or rest[0].startswith("-"):
+            known = ", ".join(recipes.names())
+            raise ValueError(f"the recipe comes first: ftwt train RECIPE [OPTIONS]. Known: {known}")
+        recipe, *rest = rest
+        config = recipes.get(recipe)
+        if config.prune is None:
+            _refuse_gates(recipe, config.model, rest)
+        program, description = f"{program} {recipe}", recipes.describe(recipe)
+        default = TrainCommand(output=f"runs/{recipe}", run=config)
+    elif verb == "train":
+        program += " RECIPE"
     return tyro.cli(
         VERBS[verb],
-        prog=f"ftwt {verb}",
+        prog=program,
+        description=description,
         args=rest,
         default=default,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.AvoidSubcommands,
+            tyro.conf.FlagCreatePairsOff,
+        ),
     )
 
 
-def _network(source: str) -> Any:
-    if source in models.names() or ":" in source:
-        return load_network(source, "pretrained")
-    if not Path(source).exists() and "/" not in source:
-        raise ValueError(f"no model or folder {source!r}; {nearest(source, models.names())}")
-    return from_pretrained(folder_of(source))
+def _refuse_gates(recipe: str, model: str, flags: list[str]) -> None:
+    gates = {f.name for f in fields(PruneConfig)}
+    for flag in flags:
+        if flag.startswith("--") and flag[2:].split("=")[0].replace("-", "_") in gates:
+            raise ValueError(
+                f"{recipe} trains the dense network, without gates, so it has no {flag}; "
+                f"`ftwt train {model} {flag} ...` prunes that network"
+            )
 
 
 def _show(result: Any) -> None:
+    """Print a verb's result, JSON values or a list of things to read: by one process alone."""
+    if not processes().is_main_process:
+        return
     if isinstance(result, dict):
         print(json.dumps(result, indent=2))
-        return
-    console = Console(soft_wrap=not sys.stdout.isatty())
-    for part in result if isinstance(result, list) else [result]:
-        console.print(part)
+    else:
+        console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+        for part in result:
+            console.print(part, highlight=False)
+    sys.stdout.flush()
 
 
 def _usage() -> str:
-    verbs = "\n".join(
-        f"  {verb:<9} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items()
-    )
+    verbs = "\n".join(f"  {verb:<9} {kind.__doc__.splitlines()[0]}" for verb, kind in VERBS.items())
     return (
         "usage: ftwt VERB ...\n\nPer-input pruning for convolutional networks.\n\n"
         f"{verbs}\n\n`ftwt VERB --help` lists a verb's options. Examples:\n\n"
         "  ftwt demo\n"
         "  ftwt estimate cifar10-resnet20 --reduction 0.5\n"
-        "  ftwt train cifar10-vgg16-bn --r 0.85 --epochs 40\n"
-        "  ftwt evaluate runs/cifar10-vgg16-bn\n"
+        "  ftwt train cifar10-resnet20-short --target-reduction 0.5\n"
+        "  ftwt evaluate runs/cifar10-resnet20-short\n"
     )

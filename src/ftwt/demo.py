@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,17 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import nn
 
-from .config import DataConfig, TrainConfig
+from .config import DataConfig, PruneConfig, RunConfig, TrainConfig
 from .convert import convert
 from .data import Batches
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
-from .models import create
 from .results import provenance, replacing, write_json
-from .run import load_splits
+from .run import load_network, load_splits
 from .train import train
 
 MODEL = "cifar10-resnet20"
-STEPS_TIMED = 12
+TIMED = 4  # steps an epoch, three epochs: the first is a warm-up, the median is told
 
 TRAINING = TrainConfig(
     epochs=8,
@@ -64,8 +63,7 @@ class DemoResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return values | {"dense": self.dense.to_json(), "dynamic": self.dynamic.to_json()}
+        return asdict(self) | {"dense": self.dense.to_json(), "dynamic": self.dynamic.to_json()}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         before, after = self.dense, self.dynamic
@@ -87,7 +85,11 @@ class DemoResult:
 
 
 def demo(
-    *, reduction: float = 0.3, epochs: int = 8, output: str | os.PathLike[str] = "runs/demo"
+    *,
+    reduction: float = 0.3,
+    epochs: int = 8,
+    output: str | os.PathLike[str] = "runs/demo",
+    console: Console | None = None,
 ) -> DemoResult:
     """Estimate, convert, train a few epochs and evaluate on real images.
 
@@ -95,6 +97,7 @@ def demo(
         reduction: Share of the multiply-accumulates to save.
         epochs: Epochs on the 1,600 training images (400 of the 2,000 settle the budget).
         output: Folder for `demo.json` and the page `index.html`.
+        console: Where to tell each step; standard output if not given.
 
     Returns:
         Accuracy and cost before and after.
@@ -102,55 +105,60 @@ def demo(
     Raises:
         ValueError: If the reduction is out of reach.
     """
-    console = Console(record=True)
+    told, folder = console or Console(), Path(output)
+    folder.mkdir(parents=True, exist_ok=True)  # or say now that it cannot be written to
     data = DataConfig(dataset="cifar10-embedded", validation=400)
-    splits = load_splits(data, batch_size=128, channels_last=True)
-    config = replace(TRAINING, epochs=epochs, target_reduction=reduction)
+    splits = load_splits(data, batch_size=TRAINING.batch_size, channels_last=True)
+    warmup = min(TRAINING.predictor_warmup_steps, epochs * len(splits.train) // 2)
+    config = replace(
+        TRAINING, epochs=epochs, target_reduction=reduction, predictor_warmup_steps=warmup
+    )
 
-    console.rule("1. A trained network")
-    dense = create(MODEL, pretrained=True)
+    told.rule("1. A trained network")
+    dense = load_network(MODEL, "pretrained")
     before = evaluate(dense, splits.test)
-    console.print(before)
+    told.print(before)
 
-    console.rule("2. What r would save: one pass, before any training")
+    told.rule("2. What r would save: one pass, before any training")
     curve = estimate(dense, splits.plain)
-    console.print(curve)
+    told.print(curve)
     r = curve.r_for(reduction=reduction)
-    console.print(f"r = {r:.3f} for a reduction of {reduction:.1%}")
+    told.print(f"r = {r:.3f} for a reduction of {reduction:.1%}")
 
-    console.rule("3. Gates: a small predictor for each unit")
+    told.rule("3. Gates: a small predictor for each unit")
     example, _ = next(iter(splits.plain))
     dynamic = convert(dense, example, r=r)
-    console.print(dynamic.summary())
+    told.print(dynamic.summary())
 
-    console.rule(f"4. Training, {epochs} epochs")
-    dense_ms = _step_ms(dense, splits.train, replace(config, target_reduction=None))
+    told.rule(f"4. Training, epochs: {epochs}")
+    step_ms = [_step_ms(network, splits.train) for network in (dense, dynamic)]
     trained = train(dynamic, splits.train, splits.validation, config)
-    after = evaluate(dynamic, splits.test)
 
+    whole = RunConfig(MODEL, "pretrained", data, PruneConfig(r=r), train=config)
     result = DemoResult(
         asked=reduction,
         r=r,
-        predicted=curve.reduction_at(r),
+        predicted=curve.reduction_at(dynamic.r),
         dense=before,
-        dynamic=after,
-        dense_step_ms=dense_ms,
-        dynamic_step_ms=1e3 * config.batch_size / trained.images_per_s,
+        dynamic=evaluate(dynamic, splits.test),
+        dense_step_ms=step_ms[0],
+        dynamic_step_ms=step_ms[1],
         seconds=trained.seconds,
-        provenance=provenance(config=config, seed=config.seed, duration_s=trained.seconds),
+        provenance=provenance(config=whole, seed=config.seed, duration_s=trained.seconds),
     )
-    folder = Path(output)
     write_json(folder / "demo.json", result.to_json())
-    console.rule("5. What came of it")
     _write_page(folder / "index.html", result)
-    console.print(f"figures: {folder / 'demo.json'}   page: {folder / 'index.html'}")
+    told.rule("5. What came of it")
+    told.print(result)
+    told.print(f"figures: {folder / 'demo.json'}   page: {folder / 'index.html'}")
     return result
 
 
-def _step_ms(model: nn.Module, batches: Batches, config: TrainConfig) -> float:
+def _step_ms(model: nn.Module, batches: Batches) -> float:
     """Time of one training step of a copy of the network, in milliseconds."""
-    few = list(islice(batches, STEPS_TIMED))
-    result = train(copy.deepcopy(model), few, few[:1], replace(config, epochs=1), progress=False)
+    few = list(islice(batches, TIMED))
+    config = replace(TRAINING, epochs=3, predictor_warmup_steps=0, cooldown=1)
+    result = train(copy.deepcopy(model), few, few[:1], config, progress=False)
     return 1e3 * config.batch_size / result.images_per_s
 
 

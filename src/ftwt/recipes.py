@@ -26,7 +26,9 @@ def names() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """Return the first line of a recipe's docstring."""
+    """Say in a line what a recipe does, by its docstring, or a model's name as a recipe."""
+    if name not in _RECIPES:
+        return f"{name}, pruned as published."
     return (inspect.getdoc(_RECIPES[name]) or "").splitlines()[0]
 
 

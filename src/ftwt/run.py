@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
 from . import data, models
-from .checkpoint import from_pretrained, save_pretrained
-from .config import DataConfig, RunConfig
+from .checkpoint import from_pretrained, load_weights, save_pretrained
+from .config import DataConfig, RunConfig, changes
 from .convert import convert
 from .data import Batches
-from .dynamic import DynamicModel
-from .estimate import Estimate, estimate
+from .dynamic import GATES, DynamicModel
+from .estimate import estimate
 from .evaluate import Evaluation, evaluate
-from .results import provenance, write_json
-from .train import TrainResult, shard, train
+from .names import nearest
+from .results import provenance, read_json, write_json
+from .train import METRICS, TrainResult, processes, train
 
-MODEL, RUN = "model", "run.json"  # of a run's folder
+SETTINGS, MODEL, RESULT = "settings.json", "model", "run.json"  # of a run's folder
 
 EVALUATION_BATCH = 500
 ESTIMATE_IMAGES = 2048
@@ -30,7 +32,7 @@ ESTIMATE_IMAGES = 2048
 
 @dataclass(frozen=True)
 class Splits:
-    """Batches of one dataset.
+    """Batches of one dataset; with several processes, each has its part of all but `plain`.
 
     Args:
         train: Augmented, shuffled, without the held-out images.
@@ -72,122 +74,160 @@ class RunResult:
             "provenance": self.provenance,
         }
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.test
+        if self.predicted_reduction is not None:
+            asked = self.config.train.target_reduction
+            told = [] if asked is None else [f"asked {asked:.2%}"]
+            told.append(f"predicted {self.predicted_reduction:.2%}")
+            told.append(f"achieved {self.test.reduction:.2%}")
+            yield f"reduction: {', '.join(told)}"
+
 
 def load_splits(
-    config: DataConfig,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    channels_last: bool = False,
-    shard: tuple[int, int] = (0, 1),
+    config: DataConfig, *, batch_size: int, seed: int = 0, channels_last: bool = False
 ) -> Splits:
-    """Load a dataset and split it; the official archive is downloaded if it is not there.
+    """Load a dataset onto this process's device, and split it.
+
+    The official archive is downloaded if it is not there.
 
     Args:
         config: Which images, and which of them to hold out.
         batch_size: Images a training step, over all processes.
         seed: Decides order and augmentation.
         channels_last: Memory layout of the images.
-        shard: This process's rank, and how many there are.
     """
+    state = processes()
+    world = state.num_processes
+    with state.local_main_process_first():  # which downloads, if need be
+        both = [
+            data.load(config.dataset, config.data_root, train=train, download=True)
+            for train in (True, False)
+        ]
+    fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
+    fit, held, test = (images.to(state.device) for images in (fit, held, both[1]))
 
-    def read(train: bool) -> data.Images:
-        return data.load(config.dataset, config.data_root, train=train, download=True)
-
-    fit, held = data.hold_out(read(True), count=config.validation, seed=config.split_seed)
-
-    def inspect(images: data.Images) -> Batches:
+    def batches(images: data.Images, *, shared: bool = True, **options: Any) -> Batches:
+        given = {"batch_size": max(1, EVALUATION_BATCH // world) * world} | options
         return Batches(
-            images, batch_size=EVALUATION_BATCH, channels_last=channels_last, shard=shard
+            images,
+            **given,
+            device=state.device,
+            channels_last=channels_last,
+            shard=(state.process_index, world) if shared else (0, 1),
         )
 
     return Splits(
-        train=Batches(
-            fit,
-            batch_size=batch_size,
-            train=True,
-            seed=seed,
-            channels_last=channels_last,
-            shard=shard,
-        ),
-        plain=inspect(fit),
-        validation=inspect(held),
-        test=inspect(read(False)),
+        train=batches(fit, batch_size=batch_size, train=True, seed=seed),
+        plain=batches(fit, shared=False),
+        validation=batches(held),
+        test=batches(test),
     )
 
 
 def load_network(model: str, weights: str | None) -> nn.Module:
-    """Create a network by name, or load it.
+    """Create a dense network by name, on this process's device.
 
     Args:
         model: A name of `ftwt.models`.
-        weights: A folder of `save_pretrained` or of a run, `pretrained`, or None for random ones.
+        weights: `pretrained`, a folder of `save_pretrained` or of a run, or None for random ones.
+
+    Raises:
+        ValueError: There is no such network, it has no weights, or they are of another one.
     """
-    if weights is None or ":" in model:
-        return models.create(model, pretrained=weights is not None)
-    if weights != "pretrained":
-        return from_pretrained(folder_of(weights), model=models.create(model))
-    if model in models.names() and model not in models.names(pretrained=True):
-        raise ValueError(
-            f"no trained weights of {model} come with ftwt; train them (`ftwt train "
-            f"{model}-baseline`) and name that run's folder (--weights runs/{model}-baseline)"
-        )
-    return models.create(model, pretrained=True)
+    if weights is None or weights == "pretrained":
+        network = models.create(model, pretrained=weights is not None)
+    else:
+        network = from_pretrained(folder_of(weights), model=models.create(model))
+        if isinstance(network, DynamicModel):
+            raise ValueError(f"{weights} holds a pruned network; name the run of a dense one")
+    return network.to(processes().device)
+
+
+def find_network(source: str) -> nn.Module:
+    """Load a trained network, wherever it is, onto this process's device.
+
+    Args:
+        source: A name of `ftwt.models`, the folder of a run or of `save_pretrained`, or a
+            repository on the Hugging Face Hub, `owner/name`.
+
+    Raises:
+        ValueError: It is none of these; the message suggests the nearest name.
+        FileNotFoundError: There is no network in that folder or repository.
+    """
+    if source in models.names() or ":" in source:
+        return load_network(source, "pretrained")
+    if not Path(source).exists() and "/" not in source:
+        raise ValueError(f"no model or folder {source!r}; {nearest(source, models.names())}")
+    return from_pretrained(folder_of(source)).to(processes().device)
 
 
 def folder_of(source: str) -> str | Path:
-    """Return the folder that holds the network of a run, or the source itself."""
+    """Return the folder that holds the network of a run, or the source itself.
+
+    Raises:
+        ValueError: The run is not finished.
+    """
     inside = Path(source) / MODEL
-    return inside if inside.is_dir() else source
+    if inside.is_dir():
+        return inside
+    if (Path(source) / METRICS).exists():
+        raise ValueError(f"{source} holds a run that is not finished; go on with it (--resume)")
+    return source
 
 
 def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = False) -> RunResult:
     """Do a whole run: load, estimate, convert, train, evaluate; leave its files in `output`.
 
+    With several processes, each calls this; the main one writes.
+
     Args:
         config: What to do.
-        output: Folder for checkpoints, metrics, `model/` and `run.json`.
+        output: Folder for checkpoints, metrics, `settings.json`, `model/`, `run.json`.
         resume: Go on with the run that is in the folder.
 
     Returns:
         Settings and figures, as in `run.json`.
+
+    Raises:
+        ValueError: Settings, data and folder do not fit, or the folder's run had other settings.
     """
-    rank, world = shard()
+    folder, main = Path(output), processes().is_main_process
+    _recall(config, folder, resume=resume)
+    torch.manual_seed(config.train.seed)  # of random weights
+    dense = load_network(config.model, config.weights)
     splits = load_splits(
         config.data,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         channels_last=config.train.channels_last,
-        shard=(rank, world),
     )
-    dense = load_network(config.model, config.weights)
     origin = provenance(config=config, seed=config.train.seed)
     network, predicted = dense, None
     if config.twin_of is not None:
         network = twin_of(config.twin_of, dense, splits.plain)
     elif config.prune is not None:
         network, predicted = gated(config, dense, splits.plain)
-    teacher = copy.deepcopy(dense) if config.train.distillation else None
     trained = train(
         network,
         splits.train,
         splits.validation,
         config.train,
-        output=output,
+        output=folder,
         resume=resume,
-        teacher=teacher,
+        teacher=copy.deepcopy(dense) if config.train.distillation else None,
     )
     result = RunResult(
         config=config,
         predicted_reduction=predicted,
         training=trained,
-        validation=evaluate(network, splits.validation, accelerator=PartialState()),
-        test=evaluate(network, splits.test, accelerator=PartialState()),
+        validation=evaluate(network, splits.validation, accelerator=processes()),
+        test=evaluate(network, splits.test, accelerator=processes()),
         provenance=origin | {"duration_s": round(trained.seconds, 1)},
     )
-    if rank == 0:
-        save_pretrained(network, Path(output) / MODEL, name=config.model)
-        write_json(Path(output) / RUN, result.to_json())
+    if main:
+        save_pretrained(network, folder / MODEL, name=config.model)
+        write_json(folder / RESULT, result.to_json())
     return result
 
 
@@ -205,14 +245,7 @@ def gated(config: RunConfig, dense: nn.Module, batches: Batches) -> tuple[Dynami
         r = curve.r_for(reduction=config.train.target_reduction)
     example, _ = next(iter(batches))
     dynamic = convert(dense, example, r=r, **options)
-    return dynamic, predicted(curve, dynamic)
-
-
-def predicted(curve: Estimate, dynamic: DynamicModel) -> float:
-    """Return the executed reduction that an estimate predicts for a network's r."""
-    if curve.evidence is None:
-        raise ValueError("the estimate was loaded from a file; make it again")
-    return curve.evidence.reduction(dynamic.r)
+    return dynamic, curve.reduction_at(dynamic.r)
 
 
 def twin_of(folder: str, dense: nn.Module, batches: Batches) -> DynamicModel:
@@ -222,11 +255,25 @@ def twin_of(folder: str, dense: nn.Module, batches: Batches) -> DynamicModel:
         folder: The run.
         dense: The network it began with.
         batches: Training images as they are, over which its masks are counted.
+
+    Raises:
+        ValueError: The run's network is not dynamic, or of another architecture.
     """
     dynamic = from_pretrained(folder_of(folder))
-    if not isinstance(dynamic, DynamicModel):
-        raise ValueError(f"{folder} holds a plain network, which has no static twin")
-    twin = dynamic.freeze(batches)
-    state = twin.network.state_dict()
-    twin.network.load_state_dict(state | dense.state_dict())
+    if not isinstance(dynamic, DynamicModel) or not dynamic.predictors:
+        raise ValueError(f"{folder} holds a network without predictors, which has no static twin")
+    twin = dynamic.to(next(dense.parameters()).device).freeze(batches)
+    masks = {k: v for k, v in twin.network.state_dict().items() if k.startswith(f"{GATES}.")}
+    load_weights(twin.network, masks | dense.state_dict(), source="the network to begin with")
     return twin
+
+
+def _recall(config: RunConfig, folder: Path, *, resume: bool) -> None:
+    """Note a new run's settings in its folder; hold a resumed one to those it began with."""
+    path = folder / SETTINGS
+    config = replace(config, data=replace(config.data, data_root=None))  # files may move meanwhile
+    if resume and path.exists():
+        if found := changes(RunConfig.from_json(read_json(path)), config):
+            raise ValueError(f"{folder} holds another run: {'; '.join(found)}; resume with its own")
+    elif processes().is_main_process and not (folder / METRICS).exists():
+        write_json(path, config.to_json())

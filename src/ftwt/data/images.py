@@ -122,7 +122,7 @@ def balanced(images: Images, *, count: int, seed: int) -> Tensor:
         if share >= len(members):
             raise ValueError(
                 f"count={count} takes {share} images of class {images.classes[label]!r}, which has "
-                f"{len(members)}; one of each must remain, lower count"
+                f"{len(members)}; one of each must remain, lower count (--validation)"
             )
         drawn.append(rng.permutation(members)[:share])
     return torch.from_numpy(np.sort(np.concatenate(drawn)))

@@ -77,7 +77,10 @@ def _load_weights(model: nn.Module, name: str) -> None:
     path = _weights_of(name)
     if not path.is_file():
         known = ", ".join(names(pretrained=True)) or "none"
-        raise ValueError(f"no weights for {name!r}; names with weights: {known}")
+        raise ValueError(
+            f"no weights for {name!r}; names with weights: {known}. Train it (`ftwt recipes` has "
+            f"baselines) and name that run instead (--weights runs/NAME)"
+        )
     try:
         model.load_state_dict(safetensors.torch.load_file(path))  # copies: f16 becomes f32
     except safetensors.SafetensorError as error:
