@@ -178,7 +178,7 @@ class RecipesCommand:
             return {name: recipes.get(name).to_json() for name in recipes.names()}
         listed = Table.grid(padding=(0, 2))
         for name in recipes.names():
-            listed.add_row(name, recipes.describe(name))
+            listed.add_row(name, recipes.describe(name).splitlines()[0])
         return [listed]
 
 

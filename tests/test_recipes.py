@@ -1,0 +1,100 @@
+"""Recipes: the published rows and schedules, on networks that exist."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from ftwt import convert, models, recipes
+from ftwt.config import RunConfig
+from ftwt.schedules import Schedule
+
+# r, the accuracy and reduction that were published, and the convolutions, all of them units.
+ROWS = {
+    "cifar10-vgg16-bn-r92-decoupled": (0.92, "93.73%", "56%", 13),
+    "cifar10-vgg16-bn-r92-joint": (0.92, "93.55%", "65.01%", 13),
+    "cifar10-vgg16-bn-r85-decoupled": (0.85, "93.19%", "73.19%", 13),
+    "cifar10-vgg16-bn-r88-joint": (0.88, "92.65%", "74%", 13),
+    "cifar10-resnet56-r80-decoupled": (0.80, "92.63%", "66.43%", 55),
+    "cifar10-resnet56-r88-joint": (0.88, "92.28%", "54%", 55),
+    "cifar10-mobilenet-v1-r100-decoupled": (1.0, "91.06%", "78.53%", 27),
+    "cifar10-mobilenet-v1-r100-joint": (1.0, "91.21%", "78%", 27),
+    "cifar10-mobilenet-v2-r90-decoupled": (0.9, "-0.2", "53", 52),  # a curve; no r was published
+}
+BASELINES = {
+    "cifar10-resnet20-baseline": "",
+    "cifar10-resnet56-baseline": "93.66",
+    "cifar10-vgg16-bn-baseline": "93.82",
+    "cifar10-mobilenet-v1-baseline": "90.89",
+    "cifar10-mobilenet-v2-baseline": "",
+}
+
+
+def test_the_recipes_are_the_baselines_the_study_and_the_published_rows() -> None:
+    assert recipes.names() == [*BASELINES, "cifar10-resnet20-short", *ROWS]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
+    config, told = recipes.get(name), recipes.describe(name)
+    assert f"ftwt train {name}" in told
+    assert RunConfig.from_json(config.to_json()) == config
+    assert config.model in models.names() and name.startswith(config.model)
+    assert config.data.dataset == "cifar10" and config.data.validation == 5000
+    assert (config.prune is None) == (config.weights is None) == (name in BASELINES)
+    assert BASELINES.get(name, "") in told
+    if name in ROWS:
+        assert f"--weights runs/{config.model}-baseline" in told
+        assert f"{config.model}-baseline" in recipes.names()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_converts_as_published(name: str) -> None:
+    r, accuracy, reduction, units = ROWS[name]
+    config, told = recipes.get(name), recipes.describe(name)
+    assert accuracy in told and reduction in told
+    assert config.prune is not None
+    assert name == f"{config.model}-r{100 * r:.0f}-{config.prune.mode}" and config.prune.r == r
+    assert (config.prune.head, config.prune.saliency) == ("softmax", "peak")
+    dynamic = convert(
+        models.create(config.model), torch.randn(2, 3, 32, 32), **asdict(config.prune)
+    )
+    assert len(dynamic.predictors) == len(dynamic.units) == units
+    assert dynamic.reasons == {}  # every convolution has a gate of its own
+    assert list(dynamic.r.values()) == pytest.approx([r] * units)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_follows_the_published_schedule(name: str) -> None:
+    train = recipes.get(name).train
+    assert (train.epochs, train.batch_size, train.momentum, train.nesterov) == (
+        200,
+        128,
+        0.9,
+        False,
+    )
+    assert (train.weight_decay, train.mask_loss_weight) == (5e-4, 1.0)
+    assert (train.predictor_lr, train.predictor_warmup_steps, train.anneal_epochs) == (0.1, 0, 0)
+    schedule = Schedule(train, steps_per_epoch=10)
+    lr = [schedule.network_lr(10 * epoch) for epoch in range(200)]
+    assert schedule.cooldown_start == 1000
+    if "mobilenet-v2" in name:
+        assert lr[0] == 0.01 and lr[100] == pytest.approx(0.005) and lr[199] < 1e-5  # cosine
+    else:
+        drops = [epoch for epoch in range(1, 200) if lr[epoch] < lr[epoch - 1]]
+        assert drops == [81, 122, 151]
+        assert [lr[epoch] for epoch in (0, *drops)] == pytest.approx([1e-2, 1e-3, 1e-4, 1e-5])
+
+
+def test_a_models_name_is_a_recipe() -> None:
+    config = recipes.get("cifar100-vgg11-bn")
+    assert config.data.dataset == "cifar100"
+    assert config.train == recipes.get("cifar10-vgg16-bn-r92-joint").train
+    assert "cifar100-vgg11-bn" in recipes.describe("cifar100-vgg11-bn")
+
+
+def test_an_unknown_recipe_gets_the_nearest_and_all_others() -> None:
+    with pytest.raises(ValueError) as error:
+        recipes.get("cifar10-resnet20-shrot")
+    assert "did you mean 'cifar10-resnet20-short'?" in str(error.value)
+    assert all(name in str(error.value) for name in recipes.names())
