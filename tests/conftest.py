@@ -1,8 +1,11 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+import tiny
 
 torch.set_num_threads(1)  # quick on shared machines, and sums come out the same on all of them
 settings.register_profile("any machine", deadline=None)
@@ -15,3 +18,11 @@ def seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def tiny_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a test that uses the tiny network by its name."""
+    tiny.register(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
