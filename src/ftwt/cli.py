@@ -39,7 +39,7 @@ class Demo:
 
     reduction: float = 0.3
     """Share of the multiply-accumulates to save, in (0, 1)."""
-    epochs: int = 8
+    epochs: int = 24
     """Epochs of training, after the conversion."""
     output: str = "runs/demo"
     """Folder for the figures and the page."""

@@ -27,9 +27,10 @@ MODEL = "cifar10-resnet20"
 TIMED = 4  # steps an epoch, three epochs: the first is a warm-up, the median is told
 
 TRAINING = TrainConfig(
-    epochs=8,
-    lr=0.004,
+    epochs=24,
+    lr=0.02,
     predictor_warmup_steps=40,
+    distillation=1.0,  # so few images teach little; the dense network knows more
     precision="bf16",
     channels_last=True,
 )
@@ -87,7 +88,7 @@ class DemoResult:
 def demo(
     *,
     reduction: float = 0.3,
-    epochs: int = 8,
+    epochs: int = TRAINING.epochs,
     output: str | os.PathLike[str] = "runs/demo",
     console: Console | None = None,
 ) -> DemoResult:
@@ -132,13 +133,13 @@ def demo(
 
     told.rule(f"4. Training, epochs: {epochs}")
     step_ms = [_step_ms(network, splits.train) for network in (dense, dynamic)]
-    trained = train(dynamic, splits.train, splits.validation, config)
+    trained = train(dynamic, splits.train, splits.validation, config, teacher=copy.deepcopy(dense))
 
     whole = RunConfig(MODEL, "pretrained", data, PruneConfig(r=r), train=config)
     result = DemoResult(
         asked=reduction,
         r=r,
-        predicted=curve.reduction_at(dynamic.r),
+        predicted=curve.reduction_at(r),
         dense=before,
         dynamic=evaluate(dynamic, splits.test),
         dense_step_ms=step_ms[0],
@@ -157,7 +158,7 @@ def demo(
 def _step_ms(model: nn.Module, batches: Batches) -> float:
     """Time of one training step of a copy of the network, in milliseconds."""
     few = list(islice(batches, TIMED))
-    config = replace(TRAINING, epochs=3, predictor_warmup_steps=0, cooldown=1)
+    config = replace(TRAINING, epochs=3, predictor_warmup_steps=0, distillation=0.0, cooldown=1)
     result = train(copy.deepcopy(model), few, few[:1], config, progress=False)
     return 1e3 * config.batch_size / result.images_per_s
 
