@@ -22,7 +22,7 @@ from .estimate import estimate
 from .evaluate import Evaluation, evaluate
 from .names import nearest
 from .results import provenance, read_json, write_json
-from .train import METRICS, TrainResult, processes, train
+from .train import CHECKPOINT, METRICS, TrainResult, processes, train
 
 SETTINGS, MODEL, RESULT = "settings.json", "model", "run.json"  # of a run's folder
 
@@ -275,5 +275,5 @@ def _recall(config: RunConfig, folder: Path, *, resume: bool) -> None:
     if resume and path.exists():
         if found := changes(RunConfig.from_json(read_json(path)), config):
             raise ValueError(f"{folder} holds another run: {'; '.join(found)}; resume with its own")
-    elif processes().is_main_process and not (folder / METRICS).exists():
+    elif processes().is_main_process and not (folder / CHECKPOINT).exists():
         write_json(path, config.to_json())

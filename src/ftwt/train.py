@@ -90,7 +90,7 @@ def train(
         run = _Run(model, train_batches, val_batches, config, folder, teacher, stop)
         if folder is not None and resume:
             run.restore(folder / CHECKPOINT)
-        elif folder is not None and any((folder / file).exists() for file in (CHECKPOINT, METRICS)):
+        elif folder is not None and (folder / CHECKPOINT).exists():
             raise ValueError(
                 f"{folder} already holds a run; go on with it (--resume, resume=True) "
                 f"or choose another folder"
@@ -223,7 +223,9 @@ class _Run:
         mine = torch.stack([bad, torch.full_like(bad, self.stop.is_set())])
         steps, stops = self.accelerator.gather(mine[None]).unbind(1)
         if (step := int(steps.min())) < NEVER:
-            kept = "" if self.folder is None else f"; {self.folder / CHECKPOINT} is from before it"
+            kept = ""
+            if self.folder is not None and (self.folder / CHECKPOINT).exists():
+                kept = f"; {self.folder / CHECKPOINT} is from before it"
             raise FloatingPointError(
                 f"the loss became NaN or infinite at step {step} (learning rate "
                 f"{self.schedule.network_lr(step):g}){kept}; lower lr or set clip_norm"
@@ -320,7 +322,7 @@ class _Run:
             ValueError: There is none, or it is of another network, config, dataset or format.
         """
         if not path.exists():
-            raise ValueError(f"{path} does not exist, so there is nothing to resume; start anew")
+            raise ValueError(f"no {path}, so there is nothing to resume; leave out --resume")
         tensors, state = load_tensors(path)
         if state.get("format") != FORMAT:
             raise ValueError(

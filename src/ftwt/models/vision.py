@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import sys
+import urllib.error
 from types import ModuleType
 
 import torch
@@ -23,7 +24,10 @@ def create_torchvision(name: str, *, pretrained: bool, **kwargs: object) -> nn.M
     if name in ("googlenet", "inception_v3"):
         # Left open, they warn that their slow initialisation will not stay the default.
         kwargs.setdefault("init_weights", False)
-    return models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
+    try:
+        return models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
+    except urllib.error.URLError as error:
+        raise ConnectionError(f"could not download torchvision's {name} ({error})") from error
 
 
 def create_timm(name: str, *, pretrained: bool, **kwargs: object) -> nn.Module:
