@@ -222,8 +222,10 @@ def test_the_reduction_at_an_r_for_each_unit_is_counted() -> None:
     assert estimate.reduction_at(one) == pytest.approx(estimate.reduction[15])
     plan = estimate.allocate(reduction=0.3)
     assert estimate.reduction_at(plan.r) == pytest.approx(plan.reduction)
+    assert estimate.reduction_at({**one, "features.3": 1.0}) < estimate.reduction[15]
+    named = {**one, "features.3": 0.9}  # what convert gives a unit that is not named
     del one["features.3"]
-    assert estimate.reduction_at(one) < estimate.reduction[15]
+    assert estimate.reduction_at(one) == estimate.reduction_at(named)
     for wrong in ({"features.2": 0.5}, {"features.3": 0.0}):
         with pytest.raises(ValueError, match=r"features.2|in \(0, 1\]"):
             estimate.reduction_at(wrong)

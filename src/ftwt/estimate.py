@@ -14,16 +14,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
+from .allocation import Allocation as Allocation
+from .allocation import Evidence, allocate
 from .convert import convert
 from .dynamic import DynamicModel, check_r
 from .graph.trace import evaluating
-from .method import entry, mass
 from .results import provenance, read_json, write_json
 
 GRID = tuple(1 - float(lost) for lost in np.geomspace(0.9, 0.001, 36)) + (1.0,)
 """The r at which the curve is counted: dense where the curve is steep, towards 1."""
-
-SLOPE_IMAGES = 256  # enough for the slopes that steer an allocation; its result is counted in full
 
 
 @dataclass(frozen=True)
@@ -43,61 +42,6 @@ class UnitCurve:
     lost: tuple[float, ...]
     macs: tuple[float, ...]
     predictor_macs: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A threshold for each unit that meets a budget; `r` is what `convert` takes.
-
-    Args:
-        r: Unit -> r.
-        reduction: Executed reduction on the images of the estimate, predictors paid.
-        lost: Lost heatmap mass, summed over units and averaged over images.
-        single_r: The one r that meets the same budget.
-        single_lost: What that r loses.
-    """
-
-    r: dict[str, float]
-    reduction: float
-    lost: float
-    single_r: float
-    single_lost: float
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("unit", title=f"r for a reduction of {self.reduction:.1%}")
-        table.add_column("r", justify="right")
-        for name, r in self.r.items():
-            table.add_row(name, f"{r:.4f}")
-        yield table
-        yield (
-            f"mass lost, summed over units: {self.lost:.3f}; "
-            f"by r = {self.single_r:.4f} everywhere: {self.single_lost:.3f}"
-        )
-
-
-class Evidence:
-    """What one pass saw: for each unit and image, when each filter enters, and its mass."""
-
-    def __init__(self, dynamic: DynamicModel, saliencies: Mapping[str, Tensor]) -> None:
-        self.dynamic = dynamic
-        self.entry: dict[str, Tensor] = {}
-        self.mass: dict[str, Tensor] = {}
-        for name, strength in saliencies.items():
-            gate = dynamic.gates[name]
-            self.entry[name] = entry(strength, gate.variant)  # type: ignore[arg-type]
-            self.mass[name] = mass(strength)
-
-    def masks(self, r: Mapping[str, float], images: int | None = None) -> dict[str, Tensor]:
-        """Target masks of (the first `images`) images at one r a unit."""
-        return {name: self.entry[name][:images] < value for name, value in r.items()}
-
-    def reduction(self, r: Mapping[str, float], images: int | None = None) -> float:
-        """Mean executed reduction of these masks."""
-        return float(self.dynamic.macs(self.masks(r, images)).reduction.mean())
-
-    def lost(self, name: str, r: float) -> float:
-        """Mean share of a unit's mass that its masks lose at r."""
-        return 1 - float((self.mass[name] * (self.entry[name] < r)).sum(1).mean())
 
 
 @dataclass(frozen=True)
@@ -132,7 +76,8 @@ class Estimate:
 
         Args:
             r: One for all units: then read between the points of the curve, by straight lines. Or
-                unit -> r: then counted, units left out being open; this needs the pass itself.
+                unit -> r, others being at 0.9 as in `convert`: then counted, for which the
+                estimate needs the pass itself.
 
         Raises:
             ValueError: If a unit's r is out of range, there is no such unit, or the estimate was
@@ -142,7 +87,8 @@ class Estimate:
             return float(np.interp(r, self.r, self.reduction))
         if self.evidence is None:
             raise ValueError("r by unit needs the pass over images; make the estimate again")
-        return self.evidence.reduction(check_r(r, self.evidence.entry))
+        units = self.evidence.entry
+        return self.evidence.reduction(dict.fromkeys(units, 0.9) | check_r(r, units))
 
     def r_for(self, *, reduction: float) -> float:
         """Return the largest r that saves the asked share of all MACs.
@@ -180,7 +126,12 @@ class Estimate:
         self._check(reduction)
         if self.evidence is None:
             raise ValueError("allocate needs the pass over images; make the estimate again")
-        return _allocate(self, self.evidence, reduction)
+        kept = np.array([unit.keep for unit in self.units])
+        lost = np.array([unit.lost for unit in self.units])
+        enough = max(i for i, saved in enumerate(self.reduction) if saved >= reduction)
+        return allocate(
+            self.evidence, np.array(self.r), kept, lost, single=enough, reduction=reduction
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the curves (not the pass) as JSON values."""
@@ -312,66 +263,3 @@ def _curve(evidence: Evidence, images: int) -> Estimate:
         provenance=provenance(config=dict(evidence.dynamic.config)),
         evidence=evidence,
     )
-
-
-def _allocate(estimate: Estimate, evidence: Evidence, reduction: float) -> Allocation:
-    """Find the thresholds of `Estimate.allocate`."""
-    units = estimate.units
-
-    def lost(r: Mapping[str, float]) -> float:
-        return sum(evidence.lost(name, value) for name, value in r.items())
-
-    def spread(r: float) -> dict[str, float]:
-        return {unit.name: r for unit in units}
-
-    enough = max(i for i, saved in enumerate(estimate.reduction) if saved >= reduction)
-    single, above = estimate.r[enough], estimate.r[min(enough + 1, len(estimate.r) - 1)]
-    for _ in range(10):  # between the points of the curve: it holds the budget exactly
-        middle = (single + above) / 2
-        if evidence.reduction(spread(middle)) >= reduction:
-            single = middle
-        else:
-            above = middle
-    best = spread(single)
-    best_lost = single_lost = lost(best)
-    kept = np.array([[k for k in unit.keep] for unit in units])
-    losses = np.array([unit.lost for unit in units])
-    filters = np.array([evidence.entry[unit.name].shape[1] for unit in units])
-
-    def cheapest(price: float, slopes: np.ndarray) -> dict[str, float]:
-        cost = losses + price * slopes[:, None] * kept * filters[:, None]
-        return {u.name: estimate.r[i] for u, i in zip(units, cost.argmin(1), strict=True)}
-
-    current = dict(best)
-    for _ in range(3):
-        slopes = _slopes(estimate, evidence, current)
-        cheap, dear = 0.0, 1e6
-        for _ in range(30):
-            price = (cheap * dear) ** 0.5 if cheap > 0 else dear / 1e4
-            if evidence.reduction(cheapest(price, slopes), SLOPE_IMAGES) >= reduction:
-                dear = price
-            else:
-                cheap = price
-            if cheap == 0 and dear < 1e-12:
-                break
-        current = cheapest(dear, slopes)
-        if evidence.reduction(current) >= reduction and lost(current) < best_lost:
-            best, best_lost = current, lost(current)
-    return Allocation(best, evidence.reduction(best), best_lost, single, single_lost)
-
-
-def _slopes(estimate: Estimate, evidence: Evidence, r: Mapping[str, float]) -> np.ndarray:
-    """Share of all MACs that one filter less saves, for each unit, around thresholds r."""
-    here = evidence.reduction(r, SLOPE_IMAGES)
-    slopes = []
-    for unit in estimate.units:
-        i = bisect.bisect_left(estimate.r, r[unit.name])
-        i = max(min(i, len(estimate.r) - 1), 4)
-        lower = estimate.r[i - 4]
-        there = evidence.reduction({**r, unit.name: lower}, SLOPE_IMAGES)
-        kept = evidence.entry[unit.name][:SLOPE_IMAGES]
-        fewer = float(
-            (kept < r[unit.name]).sum(1).float().mean() - (kept < lower).sum(1).float().mean()
-        )
-        slopes.append(max(there - here, 0.0) / max(fewer, 1e-6))
-    return np.array(slopes)
