@@ -142,9 +142,7 @@ def _slopes(evidence: Evidence, grid: np.ndarray, r: Mapping[str, float]) -> np.
     for name, value in r.items():
         point = min(int(np.searchsorted(grid, value)), len(grid) - 1)
         lower = {**r, name: float(grid[max(point - SLOPE_STEP, 0)])}
-        fewer = evidence.filters(name, r, SLOPE_IMAGES) - evidence.filters(
-            name, lower, SLOPE_IMAGES
-        )
+        kept, left = (evidence.filters(name, rs, SLOPE_IMAGES) for rs in (r, lower))
         there = evidence.reduction(lower, SLOPE_IMAGES)
         slopes.append(max(there - here, 0.0) / (kept - left) if kept > left else 0.0)
     return np.array(slopes)
