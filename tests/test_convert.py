@@ -45,7 +45,7 @@ def test_the_given_network_is_never_changed(make: Callable[[], nn.Module], train
     model = make().train(training)
     before = state(model)
     dynamic = ftwt.convert(model, LARGE, min_gain=0.0)
-    assert dynamic.training is training
+    assert all(module.training is training for module in dynamic.modules())
     dynamic.train()
     for gates in ("open", "predicted", "target"):
         dynamic(LARGE, gates=gates).sum().backward()
@@ -216,6 +216,7 @@ def test_a_network_without_units_warns_and_names_why() -> None:
         dynamic = ftwt.convert(flat, IMAGES)
     assert torch.equal(dynamic(IMAGES), flat(IMAGES))
     assert dynamic(IMAGES, return_gates=True)[1] == {}
+    assert torch.equal(dynamic.restore()(IMAGES), flat(IMAGES))
     with pytest.warns(UserWarning, match="0: its filters are the network's outputs"):
         ftwt.convert(nn.Sequential(nn.Conv2d(3, 4, 3)), IMAGES)
     with pytest.warns(UserWarning, match="features.3: skipped on request"):
@@ -293,6 +294,21 @@ def test_documented_reasons_are_given_in_real_networks() -> None:
     assert ftwt.convert(costly, torch.randn(2, 3, 2, 2)).reasons == {
         "2": "sees a single position, as in squeeze-excitation"
     }
+
+
+def test_a_convolution_of_what_is_no_image_has_no_gate() -> None:
+    class Positions(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid, self.embed = nn.Parameter(torch.rand(1, 2, 8, 8)), nn.Conv2d(2, 8, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.features[0](images) + F.relu(self.embed(self.grid))
+            return self.classifier(self.features[3](x).mean((2, 3)))
+
+    dynamic = ftwt.convert(Positions(), IMAGES)
+    assert dynamic.reasons == {"embed": "its input is the same for all images"}
+    assert dynamic.macs({"features.0": torch.ones(2, 8).bool()}).executed.shape == (2,)
 
 
 class Flat(nn.Sequential):

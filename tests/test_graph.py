@@ -223,6 +223,13 @@ def test_a_chain_of_depthwise_convolutions_takes_one_mask() -> None:
     assert [u.inherits for u in found(model)[0].values()] == [None, "0", "0"]
 
 
+def test_a_depthwise_convolution_with_two_filters_a_channel_takes_no_mask() -> None:
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 16, groups=8), head(16))
+    units, reasons = found(model)
+    assert list(units) == ["0"] and list(reasons) == ["2"]
+    assert [u.inherits for u in found(model, depthwise="gate")[0].values()] == [None, None]
+
+
 def test_every_convolution_that_is_no_unit_has_its_reason() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.twice(m.twice(m.stem(x)))

@@ -76,6 +76,12 @@ def u_shaped(n: Any, x: Tensor) -> Tensor:
     return n.out(torch.cat([y, below], 1))
 
 
+def unused(n: Any, x: Tensor) -> Tensor:
+    y = n.a(x)
+    n.b(y)
+    return n.c(y)
+
+
 def parts(n: Any, x: Tensor) -> Tensor:
     y = n.stem(x)
     few, many = y.split([3, 5], 1)
@@ -94,6 +100,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "groups": lambda: Network(
         lambda n, x: n.c(n.b(n.a(x))), a=bare(3, 8), b=bare(8, 12, groups=4),
         c=bare(12, 8, groups=2),
+    ),
+    "groups, with bias": lambda: Network(
+        lambda n, x: n.c(n.b(n.a(x))), a=bare(3, 8), b=conv(8, 12, groups=4, bias=True),
+        c=conv(12, 8),
+    ),
+    "a branch that nothing uses": lambda: Network(
+        unused, a=bare(3, 8), b=conv(8, 8), c=bare(8, 8)
     ),
     "depthwise": lambda: Network(
         lambda n, x: n.c(n.b(n.a(x))), a=unit(3, 8), b=unit(8, 8, groups=8), c=unit(8, 8, 1)

@@ -126,6 +126,13 @@ def test_targets_by_hand(values: list[float], r: float, kept: list[int]) -> None
     assert target_mask(one(values), torch.tensor(r)).tolist() == [[bool(k) for k in kept]]
 
 
+def test_rounding_silences_no_filter_and_ties_go_to_the_first() -> None:
+    strength = torch.rand(64, 512)
+    assert torch.equal(target_mask(strength, 1.0), mass(strength) > 0)
+    kept = target_mask(torch.ones(1, 512), 0.25)[0]
+    assert kept[:128].all() and not kept[128:].any()
+
+
 def test_samples_are_judged_by_themselves_and_k_differs() -> None:
     strength = torch.tensor([[9.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
     assert target_mask(strength, 0.9).sum(1).tolist() == [1, 3]
@@ -183,6 +190,7 @@ def pooled(features: Tensor, pool: str) -> Tensor:
 @pytest.mark.parametrize("pool", ["max", "mean", "both"])
 def test_a_standardized_head_folds_into_one_affine_layer(pool: str, rank: int | None) -> None:
     predictor, features = trained(pool, "standardized", rank), torch.randn(6, 5, 4, 4)
+    predictor.standardize.running_var[0] = 0  # an input that never changes
     weight, bias = predictor.fold()
     assert weight.shape == (7, 10 if pool == "both" else 5)
     logits = predictor(features)

@@ -130,9 +130,8 @@ def convert(
         message = f"no unit found in {type(model).__name__}: {why or 'it has no convolution'}"
         warnings.warn(message, stacklevel=2)
     dynamic.to(next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
-    dynamic.training = model.training
-    for gate in dynamic.gates.values():  # the other modules have the modes of the original's
-        gate.train(model.training)
+    dynamic.training = model.training  # the network's own modules have the modes of the original's
+    dynamic.network.get_submodule(GATES).train(model.training)
     return dynamic
 
 
@@ -179,6 +178,7 @@ def _insert(
         explain = graph.placeholder(ARGUMENTS[1], default_value=False)
         apply = graph.placeholder(ARGUMENTS[0], default_value="open")
     decided: dict[str, fx.Node] = {}
+    network.add_module(GATES, nn.Module())
 
     def after(place: fx.Node, function: Callable[..., Any], *args: Any, **meta: str) -> fx.Node:
         with graph.inserting_after(place):

@@ -40,7 +40,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"cannot trace {type(model).__name__}: {error}. Its forward must not branch on the "
             "values or shapes of tensors; rewrite that part, or convert the traceable trunk alone"
         ) from error
-    network.training = model.training
+    for name, module in network.named_modules():  # those that only hold others are new
+        module.training = model.get_submodule(name).training
     _dropout_as_modules(network)
     return network
 
