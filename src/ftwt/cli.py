@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
-        _show(_parse(verb, rest)())
+        _show(parse(verb, rest)())
     except BrokenPipeError:  # whoever reads (`head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -220,12 +220,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"ftwt {verb}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"ftwt {verb}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"ftwt {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
 
-def _parse(verb: str, rest: list[str]) -> Callable[[], Any]:
+def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
     """Turn flags into a command; a recipe's flags have the recipe's values as defaults."""
     program, description = f"ftwt {verb}", None
     default: Any = tyro.MISSING_NONPROP
