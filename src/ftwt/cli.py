@@ -15,7 +15,7 @@ from rich.table import Table
 
 from . import models, recipes
 from .config import DataConfig, PruneConfig, RunConfig, changes
-from .demo import demo
+from .demo import TRAINING, demo
 from .dynamic import DynamicModel
 from .estimate import estimate
 from .evaluate import evaluate
@@ -39,7 +39,7 @@ class Demo:
 
     reduction: float = 0.3
     """Share of the multiply-accumulates to save, in (0, 1)."""
-    epochs: int = 24
+    epochs: int = TRAINING.epochs
     """Epochs of training, after the conversion."""
     output: str = "runs/demo"
     """Folder for the figures and the page."""
