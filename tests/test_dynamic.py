@@ -1,5 +1,6 @@
 import copy
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -234,6 +235,9 @@ def test_r_is_set_for_all_units_or_for_one() -> None:
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"for a network converted for \(3, 8, 8\); resize them"):
         dynamic().check_input(torch.zeros(shape))
+    for look in (dynamic().freeze, partial(dynamic().calibrate, reduction=0.0)):
+        with pytest.raises(ValueError, match=r"for a network converted for \(3, 8, 8\)"):
+            look([(torch.zeros(shape), torch.zeros(2))])
     dynamic().check_input(torch.zeros(1, 3, 8, 8))
 
 

@@ -238,7 +238,11 @@ def test_nothing_to_estimate_from_is_an_error() -> None:
         ftwt.estimate(Toy(), DATA, images=0)
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no gate to estimate"):
         ftwt.estimate(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), DATA)
+    with pytest.raises(ValueError, match=r"cannot take an input of \(2, 1, 8, 8\): Given groups=1"):
+        ftwt.estimate(Toy(), [(torch.zeros(4, 1, 8, 8), torch.zeros(4))])
     dynamic = ftwt.convert(Toy(), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="no images to estimate from"):
+        ftwt.estimate(dynamic, [])
     with pytest.raises(ValueError, match="converted for"):
         ftwt.estimate(dynamic, [(torch.zeros(2, 3, 9, 9), torch.zeros(2))])
     with pytest.raises(ValueError, match="no gate to estimate"):

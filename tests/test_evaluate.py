@@ -183,6 +183,9 @@ def test_labels_out_of_range_are_an_error(model: DynamicModel, label: int) -> No
 def test_images_of_another_size_are_an_error(model: DynamicModel, shape: Any) -> None:
     with pytest.raises(ValueError, match=r"converted for \(3, 8, 8\)"):
         ftwt.evaluate(model, [(torch.zeros(shape), torch.zeros(2, dtype=torch.long))])
+    if shape[1] == 1:  # a plain network may well take another size
+        with pytest.raises(ValueError, match=r"cannot take images of \(2, 1, 8, 8\)"):
+            ftwt.evaluate(Toy(), [(torch.zeros(shape), torch.zeros(2, dtype=torch.long))])
 
 
 def test_an_evaluation_prints_and_is_json(model: DynamicModel) -> None:

@@ -205,6 +205,23 @@ def test_batches_that_do_not_fit_are_named(make: Any) -> None:
         train(make(), good, [], CONFIG, progress=False)
 
 
+@pytest.mark.parametrize("make", [toys.Toy, toys.dynamic])
+def test_batches_of_one_will_do(make: Any) -> None:
+    images, labels = next(iter(toys.batches(train=True)))
+    ones = [(images[i : i + 1], labels[i : i + 1]) for i in range(8)]
+    result = train(make(), ones, ones, replace(CONFIG, epochs=4, lr=0.01), progress=False)
+    assert result.history[-1].loss < result.history[0].loss
+    assert result.evaluation["images"] == 8
+
+
+def test_a_warm_up_that_reaches_into_the_cooldown_is_refused() -> None:
+    config = replace(CONFIG, predictor_warmup_steps=17)
+    with pytest.raises(ValueError, match="=17 do not end before the cooldown.* at step 16;"):
+        fit(toys.dynamic(), config)
+    fit(toys.dynamic(), replace(config, predictor_warmup_steps=16, epochs=4))
+    fit(toys.Toy(), config)  # which has nothing to warm up
+
+
 def test_images_of_another_size_than_converted_for_are_refused() -> None:
     images, labels = next(iter(toys.batches(train=True)))
     with pytest.raises(ValueError, match=r"\(3, 6, 8\).*\(3, 8, 8\)"):

@@ -133,6 +133,8 @@ def calibrate(
         raise ValueError("a static network has no thresholds; calibrate the dynamic one it is of")
     processes = accelerator.num_processes if accelerator else 1
     inputs = _first(batches, -(-images // processes), device=gates[0].threshold.device)
+    for batch in inputs:
+        dynamic.check_input(batch)
     base = [gate.threshold.clone() for gate in gates]
 
     def shift(offset: float) -> None:

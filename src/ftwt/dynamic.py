@@ -212,6 +212,7 @@ class DynamicModel(nn.Module):
         samples = 0
         with evaluating(self):
             for images, _ in batches:
+                self.check_input(images)
                 _, gates = self(images.to(device), return_gates="masks")
                 for name, gate in gates.items():
                     sums[name] = sums.get(name, 0) + gate.mask.sum(0, dtype=torch.float64)

@@ -226,7 +226,7 @@ def estimate(
             seen += len(batch)
             if seen >= images:
                 break
-    if dynamic is None:
+    if dynamic is None or not seen:
         raise ValueError("no images to estimate from; give (images, labels) batches")
     if not saliencies:
         raise ValueError("the network has no gate to estimate; see summary() for the reasons")

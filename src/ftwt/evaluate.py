@@ -153,7 +153,7 @@ def evaluate(
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
             if dynamic is None:
-                tally.guess(model(images), labels)
+                tally.guess(plain_outputs(model, images), labels)
                 if tally.dense is None:
                     with FlopCounterMode(display=False) as counter:
                         model(images[:1])
@@ -172,6 +172,21 @@ def evaluate(
     if not tally.images:
         raise ValueError("no batches to evaluate on; give (images, labels) batches")
     return tally.result(provenance or {})
+
+
+def plain_outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """Run a plain network.
+
+    Raises:
+        ValueError: It cannot take images of this shape.
+    """
+    try:
+        return model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        shape = tuple(images.shape)
+        raise ValueError(f"the network cannot take images of {shape}: {error}") from error
 
 
 class _Tally:

@@ -16,6 +16,7 @@ from .budget import BudgetController
 from .checkpoint import load_weights
 from .config import TrainConfig
 from .dynamic import DynamicModel
+from .evaluate import plain_outputs
 from .method import Gate, GateOutput, Standardize, hard_mask, mask_loss
 from .schedules import Schedule
 
@@ -182,13 +183,7 @@ class Learner:
 
     def _forward(self, step: int, images: Tensor) -> tuple[Tensor, dict[str, GateOutput]]:
         if self.dynamic is None:
-            try:
-                return self.model(images), {}
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                shape = tuple(images.shape)
-                raise ValueError(f"the network cannot take images of {shape}: {error}") from error
+            return plain_outputs(self.model, images), {}
         self.dynamic.check_input(images)
         if self.warms_up(step):
             return self.model(images, gates="open", return_gates=True)

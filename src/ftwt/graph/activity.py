@@ -184,7 +184,14 @@ def _record(
 
     inputs = [_probe(value) for value in example]
     with evaluating(network), torch.no_grad():
-        Recorder(network).run(*inputs)
+        try:
+            Recorder(network).run(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(i.shape)) for i in inputs if isinstance(i, Tensor))
+            why = str(error).splitlines()[0]
+            raise ValueError(f"the network cannot take an input of {shapes}: {why}") from error
     return values, flops
 
 
