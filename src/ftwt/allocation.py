@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from .method import entry, mass
 SLOPE_IMAGES = 256  # enough for the slopes that steer an allocation; its result is counted in full
 SLOPE_STEP = 4  # points of the curve over which a slope is taken
 ROUNDS = 3  # linearisations, each around the solution before
-HALVINGS = 30  # of an interval: of r, or of the logarithm of a price
+HALVINGS = 20  # of an interval: of r, of the logarithm of a price, of a share
 
 
 @dataclass(frozen=True)
@@ -102,37 +102,52 @@ def allocate(
         reduction: Executed reduction to reach.
     """
     names = list(evidence.entry)
-    low, high = grid[single], grid[min(single + 1, len(grid) - 1)]
-    for _ in range(HALVINGS):  # between the points of the grid: the most that one r may keep
-        middle = (low + high) / 2
-        enough = evidence.reduction(dict.fromkeys(names, middle)) >= reduction
-        low, high = (middle, high) if enough else (low, middle)
-    best = alike = dict.fromkeys(names, float(low))
     filters = np.array([evidence.entry[name].shape[1] for name in names])
-    current = best
-    for _ in range(ROUNDS):
-        saved = _slopes(evidence, grid, current) * filters  # by a whole unit, if it kept nothing
 
-        def cheapest(price: float, saved: np.ndarray = saved) -> dict[str, float]:
-            """Each unit's best r, where all MACs of the network together cost `price`."""
-            choice = (lost + price * saved[:, None] * kept).argmin(1)
+    def everywhere(r: float) -> dict[str, float]:
+        return dict.fromkeys(names, r)
+
+    def enough(r: Mapping[str, float], images: int | None = None) -> bool:
+        return evidence.reduction(r, images) >= reduction
+
+    def refined(r: Mapping[str, float]) -> dict[str, float]:
+        saved = _slopes(evidence, grid, r) * filters  # by a whole unit, if it kept nothing
+
+        def cheapest(price: float) -> dict[str, float]:
+            """Each unit's best r, where all MACs of the network together cost 10**price."""
+            choice = (lost + 10**price * saved[:, None] * kept).argmin(1)
             return {name: float(grid[i]) for name, i in zip(names, choice, strict=True)}
 
-        low, high = -6.0, 6.0
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            enough = evidence.reduction(cheapest(10**middle), SLOPE_IMAGES) >= reduction
-            low, high = (low, middle) if enough else (middle, high)
-        current = cheapest(10**high)
-        if evidence.reduction(current) >= reduction:
+        chosen = cheapest(_furthest(lambda p: enough(cheapest(p), SLOPE_IMAGES), 6.0, -6.0))
+        return _losing(chosen, _furthest(lambda x: enough(_losing(chosen, x)), 1.0, 0.0))
+
+    above = min(single + 1, len(grid) - 1)
+    one_r = _furthest(lambda r: enough(everywhere(r)), float(grid[single]), float(grid[above]))
+    best = current = everywhere(one_r)
+    for _ in range(ROUNDS):
+        current = refined(current)
+        if enough(current):
             best = min(best, current, key=evidence.lost_in_all)
     return Allocation(
         r=best,
         reduction=evidence.reduction(best),
         lost=evidence.lost_in_all(best),
-        single_r=alike[names[0]],
-        single_lost=evidence.lost_in_all(alike),
+        single_r=one_r,
+        single_lost=evidence.lost_in_all(everywhere(one_r)),
     )
+
+
+def _furthest(holds: Callable[[float], bool], yes: float, no: float) -> float:
+    """Go from `yes`, where `holds` is true, towards `no`, as far as it stays true."""
+    for _ in range(HALVINGS):
+        middle = (yes + no) / 2
+        yes, no = (middle, no) if holds(middle) else (yes, middle)
+    return yes
+
+
+def _losing(r: Mapping[str, float], share: float) -> dict[str, float]:
+    """Let each unit lose only a share of the mass that it loses at r."""
+    return {name: 1 - share * (1 - value) for name, value in r.items()}
 
 
 def _slopes(evidence: Evidence, grid: np.ndarray, r: Mapping[str, float]) -> np.ndarray:
