@@ -21,7 +21,7 @@ from ftwt.estimate import estimate
 from ftwt.evaluate import evaluate
 from ftwt.learner import Learner
 from ftwt.results import read_json
-from ftwt.run import RunResult, find_network, load_network, load_splits, run
+from ftwt.run import RunResult, find_network, gated, load_network, load_splits, run
 from ftwt.train import Interrupted
 from toys import run_python, same, untimed
 
@@ -70,20 +70,28 @@ def test_a_run_leaves_a_network_and_what_it_achieved(finished: tuple[Path, RunRe
     assert told["validation"]["top1"] == told["training"]["evaluation"]["top1"]
     assert told["provenance"]["seed"] == 3 and told["provenance"]["duration_s"] > 0
     network = find_network(str(folder))
-    assert evaluate(network, load_splits(result.config.data, batch_size=8).test) == result.test
+    assert evaluate(network, load_splits(result.config.data).test) == result.test
 
 
 def test_a_run_predicts_from_the_network_it_began_with(finished: tuple[Path, RunResult]) -> None:
     _, result = finished
     dense = models.create(tiny.NAME, pretrained=True)
-    curve = estimate(dense, load_splits(result.config.data, batch_size=8).plain)
+    curve = estimate(dense, load_splits(result.config.data).plain)
     assert abs(result.predicted_reduction - 0.25) < 0.01
     r = curve.r_for(reduction=0.25)
     assert curve.reduction_at(dict.fromkeys(("0", "3", "6"), r)) == result.predicted_reduction
 
 
+def test_the_gates_that_are_estimated_are_those_that_are_built(tiny_home: Path) -> None:
+    splits = load_splits(tiny.CONFIG.data)
+    config = replace(tiny.CONFIG, prune=PruneConfig(r=0.7, min_gain=0.11))
+    dynamic, predicted = gated(config, load_network(tiny.NAME, "pretrained"), splits.plain)
+    assert list(dynamic.r) == ["3"]  # the others save a tenth each
+    assert predicted == estimate(dynamic, splits.plain).reduction_at(dynamic.r)
+
+
 def test_the_splits_share_no_image_and_lose_none() -> None:
-    splits = load_splits(tiny.CONFIG.data, batch_size=160)
+    splits = load_splits(tiny.CONFIG.data)
     whole = data.embedded(train=True)
     fit, held = splits.plain.images, splits.validation.images
     assert torch.equal(splits.train.images.images, fit.images)
@@ -106,7 +114,7 @@ def test_a_static_twin_begins_with_the_same_weights_and_costs_as_much(
     kept, dynamic = find_network(str(tmp_path / "twin")), find_network(str(folder))
     assert isinstance(kept, DynamicModel) and isinstance(dynamic, DynamicModel)
     assert same(kept.restore(), models.create(tiny.NAME, pretrained=True))
-    rates = dynamic.firing_rates(load_splits(config.data, batch_size=8).plain)
+    rates = dynamic.firing_rates(load_splits(config.data).plain)
     for name, gate in kept.gates.items():
         assert gate.mask.sum() == max(1, round(float(rates[name].sum())))
 
@@ -232,7 +240,7 @@ def test_two_processes_do_one_run(tiny_home: Path) -> None:
     told = json.loads(done.stdout)  # by one of them alone
     assert told == read_json(folder / "run.json")
     config = RunConfig.from_json(told["config"])
-    splits = load_splits(config.data, batch_size=8)
+    splits = load_splits(config.data)
     network = from_pretrained(folder / "model")
     for name in ("test", "validation"):
         alone = evaluate(network, getattr(splits, name)).to_json()

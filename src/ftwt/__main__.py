@@ -4,4 +4,5 @@ import sys
 
 from .cli import main
 
+sys.argv[0] = "ftwt"  # what results say that they were made with
 sys.exit(main())

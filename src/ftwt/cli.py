@@ -29,12 +29,11 @@ Json = Annotated[
 ]
 Network = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 
-BATCH = 128  # of images that are only looked at
 PIPED_WIDTH = 160  # columns, where there is no terminal: a table's row is then one line
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoCommand:
     """Prune a trained ResNet-20 on the images in the package: what it costs, what it saves."""
 
     reduction: float = 0.3
@@ -80,7 +79,7 @@ class EstimateCommand:
             if asked := changes(PruneConfig(), self.prune):
                 raise ValueError(f"{self.model} has its gates already: {'; '.join(asked)}")
             r, options = network.r, {}
-        batches = load_splits(self.data, batch_size=BATCH).plain
+        batches = load_splits(self.data).plain
         curve = estimate(network, batches, images=self.images, **options)
         predicted = curve.reduction_at(r)
         if self.output:
@@ -135,7 +134,7 @@ class EvaluateCommand:
     def __call__(self) -> Any:
         """Evaluate."""
         network = find_network(self.model)
-        splits = load_splits(self.data, batch_size=BATCH)
+        splits = load_splits(self.data)
         result = evaluate(
             network,
             getattr(splits, self.split),
@@ -183,7 +182,7 @@ class RecipesCommand:
 
 
 VERBS: dict[str, Any] = {
-    "demo": Demo,
+    "demo": DemoCommand,
     "estimate": EstimateCommand,
     "train": TrainCommand,
     "evaluate": EvaluateCommand,

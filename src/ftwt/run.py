@@ -85,7 +85,7 @@ class RunResult:
 
 
 def load_splits(
-    config: DataConfig, *, batch_size: int, seed: int = 0, channels_last: bool = False
+    config: DataConfig, *, batch_size: int = 128, seed: int = 0, channels_last: bool = False
 ) -> Splits:
     """Load a dataset onto this process's device, and split it.
 
@@ -107,21 +107,14 @@ def load_splits(
     fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
     fit, held, test = (images.to(state.device) for images in (fit, held, both[1]))
 
-    def batches(images: data.Images, *, shared: bool = True, **options: Any) -> Batches:
-        given = {"batch_size": max(1, EVALUATION_BATCH // world) * world} | options
-        return Batches(
-            images,
-            **given,
-            device=state.device,
-            channels_last=channels_last,
-            shard=(state.process_index, world) if shared else (0, 1),
-        )
-
+    here: dict[str, Any] = {"device": state.device, "channels_last": channels_last}
+    part = here | {"shard": (state.process_index, world)}
+    size = max(1, EVALUATION_BATCH // world) * world
     return Splits(
-        train=batches(fit, batch_size=batch_size, train=True, seed=seed),
-        plain=batches(fit, shared=False),
-        validation=batches(held),
-        test=batches(test),
+        train=Batches(fit, batch_size=batch_size, train=True, seed=seed, **part),
+        plain=Batches(fit, batch_size=size, **here),
+        validation=Batches(held, batch_size=size, **part),
+        test=Batches(test, batch_size=size, **part),
     )
 
 
@@ -192,7 +185,7 @@ def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = Fal
     Raises:
         ValueError: Settings, data and folder do not fit, or the folder's run had other settings.
     """
-    folder, main = Path(output), processes().is_main_process
+    folder = Path(output)
     _recall(config, folder, resume=resume)
     torch.manual_seed(config.train.seed)  # of random weights
     dense = load_network(config.model, config.weights)
@@ -225,7 +218,7 @@ def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = Fal
         test=evaluate(network, splits.test, accelerator=processes()),
         provenance=origin | {"duration_s": round(trained.seconds, 1)},
     )
-    if main:
+    if processes().is_main_process:
         save_pretrained(network, folder / MODEL, name=config.model)
         write_json(folder / RESULT, result.to_json())
     return result
@@ -238,13 +231,11 @@ def gated(config: RunConfig, dense: nn.Module, batches: Batches) -> tuple[Dynami
         The dynamic network, and the executed reduction that the estimate predicts for it.
     """
     assert config.prune is not None
-    options = asdict(config.prune)
-    r = options.pop("r")
-    curve = estimate(dense, batches, images=ESTIMATE_IMAGES, **options)
-    if config.train.target_reduction is not None:
-        r = curve.r_for(reduction=config.train.target_reduction)
     example, _ = next(iter(batches))
-    dynamic = convert(dense, example, r=r, **options)
+    dynamic = convert(dense, example, **asdict(config.prune))
+    curve = estimate(dynamic, batches, images=ESTIMATE_IMAGES)
+    if config.train.target_reduction is not None:
+        dynamic.set_r(curve.r_for(reduction=config.train.target_reduction))
     return dynamic, curve.reduction_at(dynamic.r)
 
 
