@@ -157,9 +157,7 @@ def main() -> int:
         text = (ROOT / page).read_text(encoding="utf-8")
         up = "../" * page.count("/")
         made = BLOCK.sub(
-            lambda found, up=up: (
-                found[1] + TABLES[found[2]]().replace("](", f"]({up}") + found[3]
-            ),
+            lambda found, up=up: found[1] + TABLES[found[2]]().replace("](", f"]({up}") + found[3],
             text,
         )
         if made != text:
