@@ -14,7 +14,7 @@ from .graph.activity import ChannelGraph
 from .graph.trace import evaluating
 from .graph.units import Unit
 from .macs import MaskedMacs, masked_macs
-from .method import Apply, Gate, GateOutput, MaskPredictor, silence
+from .method import Apply, Explain, Gate, GateOutput, MaskPredictor, silence
 from .names import nearest
 from .summary import Summary
 
@@ -38,7 +38,7 @@ class FrozenGate(nn.Module):
         self.register_buffer("mask", mask.bool())
 
     def forward(
-        self, inputs: Tensor, outputs: Tensor, apply: Apply = "predicted", explain: bool = False
+        self, inputs: Tensor, outputs: Tensor, apply: Apply = "predicted", explain: Explain = False
     ) -> tuple[Tensor, GateOutput]:
         """Mask the outputs as a `Gate` would, by the one mask there is; `open` masks nothing."""
         mask = self.mask.expand(outputs.shape[:2])
@@ -79,7 +79,7 @@ class DynamicModel(nn.Module):
         self,
         *inputs: Any,
         gates: Apply = "predicted",
-        return_gates: bool | Literal["masks"] = False,
+        return_gates: bool | Literal["masks", "saliency"] = False,
     ) -> Any:
         """Run the network.
 
@@ -87,7 +87,8 @@ class DynamicModel(nn.Module):
             inputs: What the original network takes.
             gates: The masks to apply: `predicted`, the `target` masks themselves, or none (`open`).
             return_gates: Return what the gates decided too: all of it (True: logits, targets and
-                saliencies are computed even where `gates` does not need them), or only the masks.
+                saliencies are computed even where `gates` does not need them), only the `masks`, or
+                these and the `saliency`.
 
         Returns:
             The network's output; with `return_gates`, that and a dict unit -> `GateOutput`.
@@ -97,7 +98,7 @@ class DynamicModel(nn.Module):
         """
         if gates not in get_args(Apply):
             raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Apply))}")
-        explain = return_gates is True
+        explain: Explain = return_gates if return_gates != "masks" else False
         output, decided = self.network(*inputs, ftwt_apply=gates, ftwt_explain=explain)
         return (output, decided) if return_gates else output
 

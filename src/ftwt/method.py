@@ -23,6 +23,7 @@ Pool = Literal["max", "mean", "both"]
 Head = Literal["softmax", "standardized"]
 Mode = Literal["decoupled", "joint"]
 Apply = Literal["predicted", "target", "open"]
+Explain = bool | Literal["saliency"]
 
 SILENT = 1e-5  # a filter with at most this share of its unit's saliency fires nowhere
 STARTS_OPEN = 1.0  # first bias of a predictor (logits): until it has learned, all is computed
@@ -187,19 +188,20 @@ class Gate(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def forward(
-        self, inputs: Tensor, outputs: Tensor, apply: Apply = "predicted", explain: bool = False
+        self, inputs: Tensor, outputs: Tensor, apply: Apply = "predicted", explain: Explain = False
     ) -> tuple[Tensor, GateOutput]:
         """Mask a unit's (B, C, *spatial) outputs, by what its (B, C_in, *spatial) inputs predict.
 
         `apply` chooses the mask: `predicted`, `target`, or none (`open`). `explain` also returns
-        logits, target and saliency where `apply` does not need them.
+        what `apply` does not need: logits, target and saliency (True), or the saliency alone.
         """
         strength = target = logits = None
         if explain or apply == "target":
             with torch.no_grad():
                 strength = saliency(outputs, self.saliency)
-                target = target_mask(strength, self.r, self.variant)
-        if explain or apply == "predicted":
+                if explain != "saliency" or apply == "target":
+                    target = target_mask(strength, self.r, self.variant)
+        if explain is True or apply == "predicted":
             logits = self.predictor(inputs if self.mode == "joint" else inputs.detach())
         if apply == "predicted" and logits is not None:
             mask = hard_mask(logits, self.threshold)
