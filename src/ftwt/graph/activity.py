@@ -177,13 +177,13 @@ def _record(
 
     class Recorder(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
-            with FlopCounterMode(display=False) as counter:
-                result = super().run_node(node)
-            values[node], flops[node] = _shaped(result), counter.get_total_flops()
+            before = counter.get_total_flops()
+            result = super().run_node(node)
+            values[node], flops[node] = _shaped(result), counter.get_total_flops() - before
             return result
 
     inputs = [_probe(value) for value in example]
-    with evaluating(network), torch.no_grad():
+    with evaluating(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             Recorder(network).run(*inputs)
         except torch.OutOfMemoryError:
