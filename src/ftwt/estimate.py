@@ -238,35 +238,41 @@ def estimate(
 
 def _curve(evidence: Evidence, images: int) -> Estimate:
     names = list(evidence.entry)
-    keep, lost, macs, costs = ({name: [] for name in names} for _ in range(4))  # type: ignore[var-annotated]
+    macs: dict[str, list[float]] = {name: [] for name in names}
+    costs: dict[str, list[float]] = {name: [] for name in names}
     executed, published, dense = [], [], 0
     width = sum(entry.numel() for entry in evidence.entry.values())
     step = max(1, AT_ONCE // width)
-    for rs in (torch.tensor(GRID[i : i + step]) for i in range(0, len(GRID), step)):
-
-        def means(values: Tensor, count: int = len(rs)) -> list[float]:
-            return values.reshape(count, -1).sum(1).double().div(images).tolist()
-
+    grid = torch.tensor(GRID)
+    for rs in grid.split(step):
         masks = {name: (evidence.entry[name] < rs[:, None, None]).flatten(0, 1) for name in names}
         work = evidence.dynamic.macs(masks)
+
+        def means(values: Tensor, count: int = len(rs)) -> list[float]:
+            return values.reshape(count, -1).mean(1).tolist()
+
         dense = work.dense
         executed += means(work.reduction)
         published += means(work.published_reduction)
         for name in names:
-            kept = masks[name].unflatten(0, (len(rs), -1))
-            keep[name] += [share / kept.shape[2] for share in means(kept)]
-            lost[name] += [1 - held for held in means(kept * evidence.mass[name])]
             macs[name] += means(work.layers[name])
             costs[name] += means(work.predictors[name])
-    units = tuple(
-        UnitCurve(name, tuple(keep[name]), tuple(lost[name]), tuple(macs[name]), tuple(costs[name]))
-        for name in names
-    )
+    units = []
+    for name, entry in evidence.entry.items():
+        first = torch.bucketize(entry, grid, right=True).flatten()  # r at which a filter enters
+        shares = torch.bincount(first, minlength=len(grid) + 1)[:-1].cumsum(0) / entry.numel()
+        held = torch.bincount(first, evidence.mass[name].flatten(), len(grid) + 1)[:-1].cumsum(0)
+        lost = (1 - held / images).tolist()
+        units.append(
+            UnitCurve(
+                name, tuple(shares.tolist()), tuple(lost), tuple(macs[name]), tuple(costs[name])
+            )
+        )
     return Estimate(
         r=GRID,
         reduction=tuple(executed),
         published_reduction=tuple(published),
-        units=units,
+        units=tuple(units),
         dense_macs=dense,
         images=images,
         provenance=provenance(config=dict(evidence.dynamic.config)),
