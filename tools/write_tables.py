@@ -199,7 +199,7 @@ def origin(path: str, result: dict[str, Any]) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     """Write a share as a percentage."""
-    return f"{100 * share:.{digits}f}%"
+    return f"{round(100 * share, digits) + 0.0:.{digits}f}%"  # + 0.0: no minus before a zero
 
 
 def million(evaluation: dict[str, Any]) -> str:
