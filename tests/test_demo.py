@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import tiny
-from ftwt import cli, demo, models
+from ftwt import cli, demo
 from ftwt.config import RunConfig
 from ftwt.results import read_json
 
@@ -57,8 +57,6 @@ def test_the_demo_gives_the_same_figures_again_and_as_json(tiny_demo: Path, caps
 
 @pytest.mark.slow
 def test_the_budget_is_kept_on_the_shipped_network(tmp_path: Path) -> None:
-    if MODEL not in models.names(pretrained=True):
-        pytest.skip("the weights are not there yet")
     result = demo.demo(reduction=0.3, epochs=4, output=tmp_path)
     assert result.dense.top1 > 0.88
     assert result.dynamic.reduction == pytest.approx(0.3, abs=0.02)

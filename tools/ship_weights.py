@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import safetensors.torch
-import torch
 
 import ftwt.models
 from ftwt.checkpoint import load_tensors
@@ -32,21 +31,20 @@ def main() -> None:
     parser.add_argument("name", help="the model's name, as ftwt.models knows it")
     arguments = parser.parse_args()
     tensors, _ = load_tensors(arguments.run / "checkpoint.safetensors")
-    stored = {
-        name.removeprefix(PREFIX): value.half() if value.is_floating_point() else value
+    weights = {
+        name.removeprefix(PREFIX): value
         for name, value in tensors.items()
         if name.startswith(PREFIX)
     }
+    stored = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
     folder = Path(ftwt.models.__file__).parent / "weights"
     with replacing(folder / f"{arguments.name}.safetensors") as temporary:
         temporary.write_bytes(safetensors.torch.save(stored))
     model = create(arguments.name, pretrained=True)
-    test = evaluate(model, load_splits(DataConfig(), batch_size=128).test, provenance=provenance())
-    with torch.no_grad():
-        model.load_state_dict(
-            {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
-        )
-    exact = evaluate(model, load_splits(DataConfig(), batch_size=128).test)
+    images = load_splits(DataConfig(), batch_size=128).test
+    test = evaluate(model, images, provenance=provenance())
+    model.load_state_dict(weights)
+    exact = evaluate(model, images)
     record = {
         "test": test.to_json(),
         "test_top1_in_single_precision": exact.top1,

@@ -7,8 +7,7 @@ and predictors are not perfect. So the executed reduction is measured and fed ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .dynamic import DynamicModel
+from .graph.trace import evaluating
 from .method import Gate
 
 SLOPE = 0.2  # reduction gained when the lost mass grows e-fold, a typical network at moderate r
@@ -159,7 +159,7 @@ def calibrate(
     def nearest() -> float:
         return min(seen, key=lambda offset: abs(seen[offset] - reduction))
 
-    with _eval_mode(dynamic):
+    with evaluating(dynamic), torch.no_grad():
         low = high = 0.0  # offsets that save too little and too much, once found
         less = more = gap(0.0)
         while more < -tolerance and high < FAR:
@@ -199,14 +199,3 @@ def _first(
     if not inputs:
         raise ValueError("there are no images to calibrate on; give validation batches")
     return inputs
-
-
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

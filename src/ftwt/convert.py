@@ -19,12 +19,14 @@ from .graph.units import Depthwise, Residual, Unit, find_units
 from .method import Gate, Head, MaskPredictor, Mode, Pool, Saliency, Variant, silence
 from .names import nearest
 
+UNNAMED_R = 0.9  # of a unit that a mapping does not name, and of all if nothing is said
+
 
 def convert(
     model: nn.Module,
     example: Tensor | tuple[Any, ...],
     *,
-    r: float | Mapping[str, float] = 0.9,
+    r: float | Mapping[str, float] = UNNAMED_R,
     mode: Mode = "decoupled",
     saliency: Saliency = "peak",
     variant: Variant = "mass",
@@ -102,7 +104,7 @@ def convert(
         gated = [unit for unit in units if unit.inherits is None]
         values = check_r(r, [unit.name for unit in gated])
         gates = {
-            unit.name: Gate(_predictor(unit, form), r=values.get(unit.name, 0.9), **options)  # type: ignore[arg-type]
+            unit.name: Gate(_predictor(unit, form), r=values.get(unit.name, UNNAMED_R), **options)  # type: ignore[arg-type]
             for unit in gated
         }
         dynamic = _insert(copied, units, gates)

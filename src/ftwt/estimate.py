@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .allocation import Allocation as Allocation
 from .allocation import Evidence, allocate
-from .convert import convert
+from .convert import UNNAMED_R, convert
 from .dynamic import DynamicModel, check_r
 from .graph.trace import evaluating
 from .results import provenance, read_json, write_json
@@ -90,7 +90,7 @@ class Estimate:
         if self.evidence is None:
             raise ValueError("r by unit needs the pass over images; make the estimate again")
         units = self.evidence.entry
-        return self.evidence.reduction(dict.fromkeys(units, 0.9) | check_r(r, units))
+        return self.evidence.reduction(dict.fromkeys(units, UNNAMED_R) | check_r(r, units))
 
     def r_for(self, *, reduction: float) -> float:
         """Return the largest r that saves the asked share of all MACs.

@@ -189,6 +189,20 @@ def plain_outputs(model: nn.Module, images: Tensor) -> Tensor:
         raise ValueError(f"the network cannot take images of {shape}: {error}") from error
 
 
+def check_labels(labels: Tensor, *, classes: int) -> None:
+    """Refuse labels that a network has no output for.
+
+    Raises:
+        ValueError: If a label lies outside [0, classes).
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels from {low} to {high} for a network with {classes} outputs; they must lie in "
+            f"[0, {classes - 1}]: create the network with more classes or correct the labels"
+        )
+
+
 class _Tally:
     """Sums over images; tallies of several processes add up to that of one."""
 
@@ -204,11 +218,7 @@ class _Tally:
 
     def guess(self, outputs: Tensor, labels: Tensor) -> None:
         classes = outputs.shape[1]
-        if int(labels.min()) < 0 or int(labels.max()) >= classes:
-            raise ValueError(
-                f"labels from {int(labels.min())} to {int(labels.max())} for a network with "
-                f"{classes} outputs; labels must lie in [0, {classes - 1}]"
-            )
+        check_labels(labels, classes=classes)
         right = outputs.topk(min(5, classes), 1).indices == labels[:, None]
         self.images += len(labels)
         losses = F.cross_entropy(outputs.float(), labels, reduction="none")

@@ -16,7 +16,7 @@ from .budget import BudgetController
 from .checkpoint import load_weights
 from .config import TrainConfig
 from .dynamic import DynamicModel
-from .evaluate import plain_outputs
+from .evaluate import check_labels, plain_outputs
 from .method import Gate, GateOutput, Standardize, hard_mask, mask_loss
 from .schedules import Schedule
 
@@ -153,7 +153,7 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             outputs, gates = self._forward(step, images)
             if step == 0 or readable.is_cpu:  # to look at others would mean to wait for the GPU
-                _check_labels(readable, classes=outputs.shape[1])
+                check_labels(readable, classes=outputs.shape[1])
             task = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
             if self.teacher is not None:
                 with torch.no_grad():
@@ -301,15 +301,6 @@ def divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """
     ours, theirs = (F.log_softmax(logits / temperature, 1) for logits in (outputs, teacher))
     return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * temperature**2
-
-
-def _check_labels(labels: Tensor, *, classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"labels from {low} to {high} for a network with {classes} outputs; they must lie in "
-            f"[0, {classes - 1}]: create the network with more classes or correct the labels"
-        )
 
 
 def _copy(values: Mapping[str, Tensor], *, into: Mapping[str, Tensor]) -> None:
