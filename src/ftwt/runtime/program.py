@@ -1,0 +1,250 @@
+"""What a compiled network is: a flat list of operations on channel maps, and their constants.
+
+A *map* is a float32 array (C, H, W) for one sample; a vector is a map of shape (C, 1, 1). Every map
+carries an *activity* for each sample: the channels that can be non-zero. The others are zero, and
+an engine need neither compute nor store nor read them. A *mask* is a (C,) bool array for one
+sample: what a gate decided. Applying a mask to a map makes the other channels inactive.
+
+An operation is a frozen dataclass that names the maps it reads, the map or mask it writes, and its
+constants by their name in `Program.constants`. Operations run in order; each map and each mask is
+written once, before it is read. Its docstring says what it computes for one sample, and which
+channels of the result are active; the reference engine (`reference.py`) is that docstring as code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+VERSION = 1
+
+Activation = Literal[
+    "none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "leaky_relu", "elu",
+    "gelu", "tanh",
+]  # fmt: skip
+RENEWING = ("sigmoid", "hardsigmoid")  # activations that turn zero into something else
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """The base: `name` is that of the layer or node it came from, for messages and counts."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv(Operation):
+    """A convolution with all that follows it: out = post(keep * act(conv(x) + bias) + add).
+
+    Also a linear layer: one over a map (C, H, W) that was flattened is a convolution whose kernel
+    is (H, W), without padding. A depthwise convolution has groups = C.
+
+    Channels that `mask` leaves out are not computed (keep = 0 there); `add`, if given, is added to
+    all channels; of the result, channels that `after` leaves out become inactive and need not be
+    computed either. Active: (`mask` or all, joined with those of `add`), without those that `after`
+    leaves out. MACs: pairs of active input and computed output channel in the same group, times
+    output positions, times kernel size, where the computed ones are those of `mask` and `after`.
+
+    Args:
+        x: Input map (C, H, W).
+        out: Output map (K, H', W').
+        weight: (K, C / groups, kh, kw) float32.
+        bias: (K,) float32.
+        stride: Of rows and columns.
+        padding: Rows of zeros above, columns left, rows below, columns right.
+        dilation: Of rows and columns.
+        groups: Groups of channels.
+        act: Activation of the convolution's result.
+        mask: Mask (K,) of the filters to compute, or None.
+        add: Map of the output's shape to add, or None.
+        post: Activation after the sum; `none` without `add`.
+        after: Mask (K,) of the channels of the result to keep, or None.
+    """
+
+    x: int
+    out: int
+    weight: str
+    bias: str
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    act: Activation = "none"
+    mask: int | None = None
+    add: int | None = None
+    post: Activation = "none"
+    after: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Operation):
+    """A gate's predictor: mask = (logits > threshold), and always the filter of largest logit.
+
+    `features` are vectors, read side by side: f of width sum of their lengths, zero where inactive.
+    logits = weight @ g + bias, where g is f, or `reduce @ f` if a reduce is given. With
+    `softmax`, f is replaced by softmax(f) first (over all channels, the inactive ones as zeros).
+    MACs: active inputs (all of them with softmax) times rows of the first matrix, plus the size of
+    the second if there is one.
+
+    Args:
+        features: Vectors, usually pools of the gated unit's input.
+        mask: The mask to write.
+        weight: (K, width) float32, or (K, rank) with `reduce`.
+        bias: (K,) float32.
+        threshold: Of the logits.
+        softmax: Whether the features are turned into shares first.
+        reduce: (rank, width) float32, or None.
+    """
+
+    features: tuple[int, ...]
+    mask: int
+    weight: str
+    bias: str
+    threshold: float = 0.0
+    softmax: bool = False
+    reduce: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Operation):
+    """A mask that is the same for every sample: `value` names its (K,) constant of 0 and 1 (uint8).
+
+    MACs: none.
+    """
+
+    mask: int
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Operation):
+    """A maximum or mean over windows. Active: as x. No MACs.
+
+    Padding never wins a maximum; it counts as zeros in a mean if `include_padding`, otherwise the
+    mean is over what lies inside. Windows may hang over the lower and right border (that is
+    "ceil mode": the output map's shape decides how many there are); what hangs over the padding is
+    never counted. With `adaptive`, window i of n over a length L is [floor(i L / n),
+    ceil((i + 1) L / n)), and kernel, stride and padding are ignored: (1, 1) out is a global pool.
+    """
+
+    x: int
+    out: int
+    kind: Literal["max", "mean"]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    include_padding: bool = True
+    adaptive: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Operation):
+    """Scale and shift each channel, then activate: act(scale * x + shift), a lone batch norm.
+
+    Every channel is active. `scale` and `shift` name (C,) float32 constants. No MACs.
+    """
+
+    x: int
+    out: int
+    scale: str
+    shift: str
+    act: Activation = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activate(Operation):
+    """An activation alone. Active: as x; all channels for those in RENEWING. No MACs."""
+
+    x: int
+    out: int
+    act: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combine(Operation):
+    """A sum or product of two maps, then an activation: act(a + b) or act(a * b).
+
+    b has a's shape, or (C, 1, 1) and is spread over space. Active: either's channels for a sum,
+    those of both for a product; all for an `act` in RENEWING. No MACs.
+    """
+
+    a: int
+    b: int
+    out: int
+    kind: Literal["add", "mul"]
+    act: Activation = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gather(Operation):
+    """Channels of several maps in a new order: concatenation, split, shuffle. No MACs.
+
+    Channel k of the result is channel `index[k]` of the maps `xs` laid one after the other.
+    `index` names a (K,) int32 constant. Active: what it takes.
+    """
+
+    xs: tuple[int, ...]
+    out: int
+    index: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flatten(Operation):
+    """A map (C, H, W) as a vector (C H W, 1, 1). Active: what was. No MACs."""
+
+    x: int
+    out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silence(Operation):
+    """Apply a mask where no operation before could take it. Active: what x has and `mask` keeps."""
+
+    x: int
+    out: int
+    mask: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One mask of a program.
+
+    Args:
+        unit: The unit that it gates.
+        channels: Its filters.
+        prior: How many filters the unit had before lowering removed some for good; they count as
+            not kept in the statistics.
+    """
+
+    unit: str
+    channels: int
+    prior: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network ready to run.
+
+    Args:
+        maps: Shape (C, H, W) of each map for one sample. Map 0 is the input.
+        gates: The masks.
+        operations: In execution order.
+        output: The map that is the result.
+        constants: Name -> array: float32, int32 or uint8, C-contiguous.
+        dense_macs: Executed MACs for one sample of the network that was lowered, without gates.
+        classes: Names of the outputs, or empty.
+        notes: What lowering did and chose, as JSON values.
+    """
+
+    maps: tuple[tuple[int, int, int], ...]
+    gates: tuple[Gate, ...]
+    operations: tuple[Operation, ...]
+    output: int
+    constants: Mapping[str, np.ndarray]
+    dense_macs: int
+    classes: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
