@@ -25,6 +25,7 @@ Activation = Literal[
     "none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "leaky_relu", "elu",
     "gelu", "tanh",
 ]  # fmt: skip
+"""leaky_relu has slope 0.01 below zero, elu scale 1; gelu is the exact one, by erf."""
 RENEWING = ("sigmoid", "hardsigmoid")  # activations that turn zero into something else
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
@@ -34,6 +35,23 @@ class Operation:
     """The base: `name` is that of the layer or node it came from, for messages and counts."""
 
     name: str
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The maps that it reads."""
+        found: list[int] = []
+        for name in ("x", "a", "b", "xs", "features", "add"):
+            value = getattr(self, name, None)
+            if value is not None:
+                found += value if isinstance(value, tuple) else (value,)
+        return tuple(found)
+
+    @property
+    def constants(self) -> dict[str, str]:
+        """The constants that it names, by field."""
+        names = ("weight", "bias", "reduce", "value", "scale", "shift", "index")
+        fields = {name: getattr(self, name, None) for name in names}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +79,7 @@ class Conv(Operation):
         act: Activation of the convolution's result.
         mask: Mask (K,) of the filters to compute, or None.
         add: Map of the output's shape to add, or None.
-        post: Activation after the sum; `none` without `add`.
+        post: Activation after the sum, none of RENEWING; `none` without `add`.
         after: Mask (K,) of the channels of the result to keep, or None.
     """
 
@@ -183,7 +201,8 @@ class Combine(Operation):
 class Gather(Operation):
     """Channels of several maps in a new order: concatenation, split, shuffle. No MACs.
 
-    Channel k of the result is channel `index[k]` of the maps `xs` laid one after the other.
+    Channel k of the result is channel `index[k]` of the maps `xs` laid one after the other; where
+    `index[k]` is -1 it is zero, and inactive (a shortcut without parameters pads with such).
     `index` names a (K,) int32 constant. Active: what it takes.
     """
 
@@ -207,6 +226,14 @@ class Silence(Operation):
     x: int
     out: int
     mask: int
+
+
+KINDS: dict[str, type[Operation]] = {
+    kind.__name__: kind
+    for kind in (
+        Conv, Predict, Fixed, Pool, Affine, Activate, Combine, Gather, Flatten, Silence
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
