@@ -1,1 +1,16 @@
 """Compiled networks: programs, files of them, and engines that run them. Needs numpy alone."""
+
+from .check import check as check
+from .program import Activate as Activate
+from .program import Affine as Affine
+from .program import Combine as Combine
+from .program import Conv as Conv
+from .program import Fixed as Fixed
+from .program import Flatten as Flatten
+from .program import Gate as Gate
+from .program import Gather as Gather
+from .program import Operation as Operation
+from .program import Pool as Pool
+from .program import Predict as Predict
+from .program import Program as Program
+from .program import Silence as Silence
