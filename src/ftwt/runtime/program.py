@@ -32,7 +32,11 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """The base: `name` is that of the layer or node it came from, for messages and counts."""
+    """The base: `name` is that of the layer or node it came from, for messages and counts.
+
+    In files and for the native engine an operation is a dict of its fields, and its class's name
+    under "operation" (not "kind", which is a field of some).
+    """
 
     name: str
 
