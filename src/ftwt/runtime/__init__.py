@@ -1,6 +1,11 @@
 """Compiled networks: programs, files of them, and engines that run them. Needs numpy alone."""
 
 from .check import check as check
+from .engine import Engine as Engine
+from .engine import Stats as Stats
+from .engine import load as load
+from .file import load_program as load_program
+from .file import save as save
 from .program import Activate as Activate
 from .program import Affine as Affine
 from .program import Combine as Combine

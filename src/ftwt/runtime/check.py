@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .fields import check_fields, refuse
+from .fields import check_fields, check_name, refuse
 from .program import (
     KINDS,
     RENEWING,
@@ -54,6 +54,8 @@ def check(program: Program) -> None:
             written or written twice; the message names operation, field, value and what is allowed.
     """
     check_fields(program, "program")
+    for label in program.classes:
+        check_name(label, "program", "classes")
     _check_sizes(program)
     _check_gates(program.gates)
     checker = _Checker(program)
@@ -81,8 +83,9 @@ class _Checker:
     def check(self, operation: Operation) -> None:
         self.operation = operation
         if type(operation) is not KINDS.get(type(operation).__name__):
-            self.refuse("kind", type(operation).__name__, f"one of {', '.join(KINDS)}")
+            self.refuse("operation", type(operation).__name__, f"one of {', '.join(KINDS)}")
         check_fields(operation, f"{type(operation).__name__} {_name(operation)}")
+        check_name(operation.name, type(operation).__name__, "name")
         for index in operation.reads:
             self.read(index)
         match operation:
@@ -266,9 +269,9 @@ class _Checker:
         index, total = self.program.constants[op.index], sum(self.maps[x][0] for x in op.xs)
         if total > MAX_SIZE:
             self.refuse("xs", total, f"maps of at most {MAX_SIZE} channels together")
-        if index.min() < 0 or index.max() >= total:
-            wrong = index.min() if index.min() < 0 else index.max()
-            self.refuse("index", int(wrong), f"0 to {total - 1}")
+        if index.min() < -1 or index.max() >= total:
+            wrong = index.min() if index.min() < -1 else index.max()
+            self.refuse("index", int(wrong), f"-1 (zero) to {total - 1}")
 
 
 def _check_sizes(program: Program) -> None:
@@ -292,6 +295,7 @@ def _check_gates(gates: tuple[Gate, ...]) -> None:
     for gate in gates:
         place = f"gate {reprlib.repr(gate.unit)}"
         check_fields(gate, place)
+        check_name(gate.unit, "gate", "unit")
         if not 1 <= gate.channels <= MAX_SIZE:
             refuse(place, "channels", gate.channels, f"from 1 to {MAX_SIZE}")
         if not gate.channels <= gate.prior <= MAX_SIZE:

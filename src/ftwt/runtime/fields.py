@@ -7,6 +7,8 @@ import reprlib
 import types
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+MAX_NAME = 1000
+
 
 def refuse(place: str, field: str, value: Any, allowed: str) -> NoReturn:
     """Raise the error of all checks; long values are cut short."""
@@ -35,6 +37,16 @@ def check_fields(value: Any, place: str) -> None:
             literal = get_origin(hint) is Literal
             allowed = f"one of {', '.join(get_args(hint))}" if literal else f"of type {hint}"
             refuse(place, name, getattr(value, name), allowed)
+
+
+def check_name(name: str, place: str, field: str) -> None:
+    """Make sure that a name can be shown: no control characters, not endless.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if not name.isprintable() or len(name) > MAX_NAME:
+        refuse(place, field, name, f"printable, of at most {MAX_NAME} characters")
 
 
 def conforms(value: Any, hint: Any) -> bool:

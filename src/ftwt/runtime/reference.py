@@ -128,7 +128,7 @@ class _Batch:
             index = self.constants[op.index]
             value = np.concatenate([self.maps[x].value for x in op.xs], axis=1)[:, index]
             active = np.concatenate([self.maps[x].active for x in op.xs], axis=1)[:, index]
-            return Map(value, active)
+            return Map(value, active & (index >= 0))
         value, active = self.maps[op.x]
         match op:
             case Pool():
