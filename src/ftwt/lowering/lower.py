@@ -1,0 +1,264 @@
+"""Walk a traced network once and write down what it does."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..dynamic import ARGUMENTS, DynamicModel, FrozenGate
+from ..graph.activity import ChannelGraph
+from ..graph.operations import MOVING_MODULES, MOVING_NAMES, operation
+from ..graph.trace import trace
+from ..method import Gate
+from ..runtime.program import Fixed, Predict, Program, Silence
+from ..runtime.program import Gate as Mask
+from .draft import Data, Draft
+from .fuse import fuse
+from .moves import SAMPLES, Moved, Value
+from .operations import CHANGE_THEIR_INPUT, HANDLERS, IDENTITIES, MODULES, Kind, double
+
+
+def lower(
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...] | None = None,
+    *,
+    classes: Sequence[str] = (),
+) -> Program:
+    """Turn a network into a program.
+
+    Batch norms are folded into the convolutions before them, and activations, residual adds and
+    masks become part of these. Weights are rounded once, to float32.
+
+    Args:
+        model: A dynamic network, or any network that `torch.fx` can trace. It is read in eval mode
+            and never changed; the program shares no memory with it.
+        example: Input (B, C, H, W) of a plain network. A dynamic one knows its size.
+        classes: Names of the outputs.
+
+    Returns:
+        The program. Its executed MACs are those that `DynamicModel.macs` counts for the same masks.
+
+    Raises:
+        ValueError: If an operation cannot be lowered, with its name and its node, or if the
+            network does not map one image to one tensor.
+    """
+    if isinstance(model, DynamicModel):
+        network, channels = model.network, model.channels
+        image: tuple[int, ...] = model.input_shape
+    else:
+        if example is None:
+            raise ValueError("example=None: a plain network needs an input, (B, C, H, W)")
+        inputs = example if isinstance(example, tuple) else (example,)
+        network, image = trace(model), tuple(inputs[0].shape[1:])
+        channels = ChannelGraph(network, inputs)
+    if len(image) != 3:
+        raise ValueError(f"images of shape {image} for one sample; only (C, H, W) can be lowered")
+    with torch.no_grad():
+        walk = _Walk(network, channels, cast(tuple[int, int, int], image))
+        output = walk.run()
+    dense = sum(layer.macs for layer in channels.layers)
+    if classes and len(classes) != (found := walk.draft.maps[output][0]):
+        raise ValueError(f"{len(classes)} classes for {found} outputs; name each, or none")
+    return fuse(walk.draft.finish(output, dense, tuple(classes)))
+
+
+class _Walk:
+    """What each node's value is, as far as the walk has come."""
+
+    def __init__(
+        self, network: fx.GraphModule, channels: ChannelGraph, image: tuple[int, int, int]
+    ) -> None:
+        self.network, self.shapes = network, channels.shapes
+        self.draft = Draft(image)
+        self.values: dict[fx.Node, Any] = {}
+        self.masks: dict[str, int] = {}
+        self.calls: dict[str, int] = {}
+
+    def run(self) -> int:
+        """Lower all nodes; return the map that is the network's output."""
+        images = 0
+        for node in self.network.graph.nodes:
+            self.draft.label = f"{operation(node, self.network)} (node {node.name})"
+            self.draft.shape = tuple(self.shapes.get(node.name, ()))
+            if node.op == "placeholder":
+                images += node.target not in ARGUMENTS and not node.args
+                if images > 1:
+                    raise ValueError(f"the network has a second input, {node.target}; give it one")
+                is_image = node.target not in ARGUMENTS and not node.args
+                self.values[node] = self.draft.value(0) if is_image else None
+            elif node.op == "output":
+                return self._output(node.args[0])
+            else:
+                self.values[node] = self._value(node)
+        raise AssertionError("a graph ends with its output")
+
+    def _output(self, result: Any) -> int:
+        dynamic = any(node.target in ARGUMENTS for node in self.network.graph.nodes)
+        found = self._given(result[0] if dynamic else result)
+        if not isinstance(found, Data):
+            raise ValueError(
+                f"the network returns {type(found).__name__}; an engine needs one tensor: wrap the "
+                "network in a module that returns it"
+            )
+        self.draft.label = self.draft.name = "output"
+        return self.draft.whole(found)
+
+    def _given(self, argument: Any) -> Any:
+        return fx.node.map_aggregate(
+            argument, lambda part: self.values[part] if isinstance(part, fx.Node) else part
+        )
+
+    def _value(self, node: fx.Node) -> Any:
+        self.draft.name = self._name(node)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.network)
+        if (unit := node.meta.get("gate")) is not None:
+            return self._gate(node, unit)
+        if (unit := node.meta.get("inherits")) is not None:
+            return self._silence(self.values[node.all_input_nodes[0]], self.masks[unit])
+        if "info" in node.meta:
+            return None
+        args, kwargs = self._given(node.args), self._given(node.kwargs)
+        if node.op == "call_module":
+            return self._module(node, self.network.get_submodule(str(node.target)), *args, **kwargs)
+        name = operation(node, self.network)
+        if not any(isinstance(part, Data) for part in _leaves((args, kwargs))):
+            return self._call(node, name, args, kwargs)  # sizes, or weights
+        if name == "getitem" and isinstance(args[0], tuple):
+            return args[0][args[1]]
+        if name in MOVING_NAMES:
+            return self._move(node, name, args, kwargs)
+        if name not in HANDLERS:
+            self.draft.refuse()
+        result = HANDLERS[name](self.draft, *args, **kwargs)
+        if name in CHANGE_THEIR_INPUT or kwargs.get("inplace"):
+            self._changed(node, result)
+        return result
+
+    def _name(self, node: fx.Node) -> str:
+        """Name a module's call as the layers of the channel graph are named."""
+        if node.op != "call_module":
+            return node.name
+        name = str(node.target)
+        self.calls[name] = self.calls.get(name, 0) + 1
+        return name if self.calls[name] == 1 else f"{name} (call {self.calls[name]})"
+
+    def _module(self, node: fx.Node, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        kind = type(module)
+        if kind.__name__ in IDENTITIES:
+            return args[0]
+        if isinstance(module, MOVING_MODULES):
+            return self._moved(module, args, kwargs)
+        if isinstance(module, nn.BatchNorm2d) and isinstance(
+            getattr(module, "act", None), nn.Module
+        ):
+            return self._norm_with_activation(node, module, args[0])
+        for base in kind.__mro__:
+            if base in MODULES and kind.forward is base.forward:
+                name, fields = MODULES[base]
+                given = {field: getattr(module, field) for field in fields}
+                result = HANDLERS[name](self.draft, args[0], **given)
+                if getattr(module, "inplace", False) and isinstance(module, nn.Module):
+                    self._changed(node, result)
+                return result
+        self.draft.refuse()
+
+    def _norm_with_activation(self, node: fx.Node, module: Any, x: Data) -> Data:
+        """Lower timm's batch norm, which holds the activation that follows it."""
+        if not isinstance(getattr(module, "drop", None), nn.Identity):
+            self.draft.refuse(f"it drops by {module.drop}")
+        name, fields = MODULES[nn.BatchNorm2d]
+        given = {field: getattr(module, field) for field in fields}
+        normed = HANDLERS[name](self.draft, x, **given)
+        return self._module(node, module.act, normed)
+
+    def _changed(self, node: fx.Node, result: Data) -> None:
+        """An operation in place: who reads its input from now on, reads the result."""
+        source = node.args[0]
+        if isinstance(source, fx.Node) and isinstance(result, Data):
+            self.values[source] = result
+
+    def _call(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
+        if node.op == "call_method":
+            return getattr(args[0], name)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _move(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:
+        if node.op == "call_method":
+            method = operator.methodcaller(name, *args[1:], **kwargs)
+            return self._moved(method, args[:1], {})
+        return self._moved(node.target, args, kwargs)
+
+    def _moved(self, movement: Any, args: Any, kwargs: Any) -> Any:
+        """Run a movement on element numbers."""
+        numbers = fx.node.map_aggregate(
+            (args, kwargs), lambda part: part.numbers if isinstance(part, Data) else part
+        )
+        result = movement(*numbers[0], **numbers[1])
+        parts = result if isinstance(result, tuple | list) else (result,)
+        if any(part.dim() < 2 or len(part) != SAMPLES for part in parts):
+            self.draft.refuse("it moves data between samples")
+        moved = tuple(Moved(part) for part in parts)
+        return moved if isinstance(result, tuple | list) else moved[0]
+
+    def _gate(self, node: fx.Node, unit: str) -> tuple[Data, None]:
+        """Write down how a gate decides, and that its decision applies."""
+        inputs, outputs = self._given(node.args[:2])
+        gate = cast(Gate | FrozenGate, self.network.get_submodule(str(node.target)))
+        self.draft.name = unit
+        self.draft.shape = tuple(outputs.shape)
+        mask = self.masks[unit] = len(self.draft.gates)
+        self.draft.gates.append(Mask(unit=unit, channels=outputs.shape[0], prior=outputs.shape[0]))
+        if isinstance(gate, FrozenGate):
+            value = self.draft.constant("value", gate.mask.to(torch.uint8))
+            self.draft.add(Fixed(name=unit, mask=mask, value=value))
+        else:
+            self._predict(gate, self.draft.whole(inputs), mask)
+        return self._silence(outputs, mask), None
+
+    def _predict(self, gate: Gate, x: int, mask: int) -> None:
+        predictor, draft = gate.predictor, self.draft
+        kinds: tuple[Kind, ...] = ("max", "mean")
+        if predictor.pool != "both":
+            kinds = (predictor.pool,)
+        bias = double(predictor.linear.bias)
+        weight = double(predictor.linear.weight)
+        reduce = None if predictor.reduce is None else double(predictor.reduce.weight)
+        if reduce is not None and reduce.size + weight.size >= len(weight) * reduce.shape[1]:
+            weight, reduce = weight @ reduce, None  # the bottleneck is none
+        if predictor.standardize is not None:
+            norm = predictor.standardize
+            scale = 1 / np.sqrt(double(norm.running_var) + norm.eps)
+            first = (weight if reduce is None else reduce) * scale
+            shift = first @ double(norm.running_mean)
+            bias = bias - (shift if reduce is None else weight @ shift)
+            weight, reduce = (first, None) if reduce is None else (weight, first)
+        draft.add(
+            Predict(
+                name=draft.name,
+                features=tuple(draft.pooled(x, kind) for kind in kinds),
+                mask=mask,
+                weight=draft.constant("predict", weight),
+                bias=draft.constant("predict_bias", bias),
+                threshold=float(gate.threshold),
+                softmax=predictor.standardize is None,
+                reduce=None if reduce is None else draft.constant("predict_reduce", reduce),
+            )
+        )
+
+    def _silence(self, x: Data, mask: int) -> Data:
+        out = self.draft.map(x.shape)
+        self.draft.add(Silence(name=self.draft.name, x=self.draft.whole(x), out=out, mask=mask))
+        return Value(out, tuple(x.shape))
+
+
+def _leaves(value: Any) -> list[Any]:
+    """All parts of nested tuples, lists and dicts."""
+    found: list[Any] = []
+    fx.node.map_aggregate(value, found.append)
+    return found

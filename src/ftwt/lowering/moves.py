@@ -1,0 +1,115 @@
+"""Where elements went: data movements are run on element numbers instead of being understood.
+
+Views, slices, concatenation, permutations and padding compute nothing. Run on an array that holds
+the number of each element, they say themselves which element of which map lies where; and so any
+spelling of a channel shuffle is the same shuffle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAMPLES = 2  # numbered together: a movement that mixes samples shows
+_MAP = 2**32  # number of the first element of map 0, and the distance between maps
+
+
+@dataclass(frozen=True)
+class Value:
+    """A map, as torch sees it: `shape` is (C, H, W), or (C,) of a vector."""
+
+    map: int
+    shape: tuple[int, ...]
+
+    @property
+    def numbers(self) -> Tensor:
+        """(2, *shape) numbers of its elements, for two samples."""
+        count = int(np.prod(self.shape))
+        first = (self.map + 1) * _MAP
+        number = first + torch.arange(0, 2 * count, 2, dtype=torch.float64)
+        return torch.stack([number, number + 1]).reshape(SAMPLES, *self.shape)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Elements of maps in new places, and zeros: `numbers` says which lie where."""
+
+    numbers: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape for one sample."""
+        return tuple(self.numbers.shape[1:])
+
+
+@dataclass(frozen=True)
+class Places:
+    """One sample's elements: the `maps` they come from (-1: zero) and their `elements` there."""
+
+    maps: np.ndarray
+    elements: np.ndarray
+
+    @property
+    def sources(self) -> list[int]:
+        """The maps, in the order in which they appear."""
+        found, first = np.unique(self.maps, return_index=True)
+        return [int(found[i]) for i in np.argsort(first) if found[i] >= 0]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Whole channels of maps, every `steps[map]`-th row and column of them.
+
+    Args:
+        maps: (K,) map of each channel, -1 for zeros.
+        channels: (K,) channel there.
+        steps: Map -> step of rows and of columns.
+    """
+
+    maps: np.ndarray
+    channels: np.ndarray
+    steps: dict[int, tuple[int, int]]
+
+
+def places(moved: Moved) -> Places | None:
+    """Read numbers; None if they were changed, or if samples were mixed."""
+    numbers = moved.numbers.numpy().astype(np.int64)
+    one, two = numbers[0], numbers[-1]
+    if len(numbers) != SAMPLES or ((one != 0) & (one < _MAP)).any():
+        return None
+    if (one & 1).any() or not np.array_equal(two, one + (one != 0)):
+        return None
+    return Places((one >> 32) - 1, (one >> 1) & (2**31 - 1))
+
+
+def channels(places: Places, shapes: list[tuple[int, int, int]]) -> Channels | None:
+    """Read (C, H, W) places as whole channels; None if they are none.
+
+    Args:
+        places: Of a map's elements.
+        shapes: Shapes of all maps.
+    """
+    maps, first = places.maps[:, 0, 0], places.elements[:, 0, 0]
+    if (places.maps != maps[:, None, None]).any():
+        return None
+    index = np.zeros(len(maps), np.int64)
+    steps = {}
+    height, width = places.maps.shape[1:]
+    for source in places.sources:
+        here = maps == source
+        _, rows, columns = shapes[source]
+        found = places.elements[here]
+        index[here] = first[here] // (rows * columns)
+        # of a single row or column, the step is anything that leads out of the map
+        down = (found[0, 1, 0] - found[0, 0, 0]) // columns if height > 1 else rows
+        right = found[0, 0, 1] - found[0, 0, 0] if width > 1 else columns
+        grid = np.arange(height)[:, None] * down * columns + np.arange(width) * right
+        if down < 1 or right < 1 or (height - 1) * down >= rows or (width - 1) * right >= columns:
+            return None
+        if (found != index[here][:, None, None] * rows * columns + grid).any():
+            return None
+        steps[source] = (int(down), int(right))
+    return Channels(maps, index, steps)
