@@ -163,10 +163,17 @@ def test_no_result_names_a_place_on_one_machine():
         assert not re.search(r'["\s=](/\w|~/|[A-Za-z]:\\)', text), path
 
 
-def test_import_ftwt_is_light():
-    code = "import sys, ftwt; print(*{name.split('.')[0] for name in sys.modules})"
+@pytest.mark.parametrize(
+    ("use", "loaded", "spared"),
+    [
+        ("import ftwt.runtime.program", {"numpy"}, {"torch", "safetensors", "rich"} | OPTIONAL),
+        ("[getattr(ftwt, name) for name in dir(ftwt)]", {"torch"}, OPTIONAL),
+    ],
+)
+def test_importing_is_light(use, loaded, spared):
+    code = f"import sys, ftwt; {use}; print(*{{name.split('.')[0] for name in sys.modules}})"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert output.returncode == 0, output.stderr
-    loaded = set(output.stdout.split())
-    assert {"torch", "ftwt"} <= loaded
-    assert loaded & OPTIONAL == set()
+    found = set(output.stdout.split())
+    assert loaded <= found
+    assert found & spared == set()

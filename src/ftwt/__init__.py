@@ -1,25 +1,88 @@
-"""Per-input pruning for convolutional networks: compute only the filters that an input needs."""
+"""Per-input pruning for convolutional networks: compute only the filters that an input needs.
 
-from . import data as data
-from . import models as models
-from . import recipes as recipes
-from .budget import Calibration as Calibration
-from .checkpoint import from_pretrained as from_pretrained
-from .checkpoint import push_to_hub as push_to_hub
-from .checkpoint import save_pretrained as save_pretrained
-from .config import DataConfig as DataConfig
-from .config import PruneConfig as PruneConfig
-from .config import RunConfig as RunConfig
-from .config import TrainConfig as TrainConfig
-from .convert import convert as convert
-from .dynamic import DynamicModel as DynamicModel
-from .estimate import Allocation as Allocation
-from .estimate import Estimate as Estimate
-from .estimate import estimate as estimate
-from .evaluate import Evaluation as Evaluation
-from .evaluate import evaluate as evaluate
-from .macs import MacCount as MacCount
-from .macs import count_macs as count_macs
-from .run import run as run
-from .train import TrainResult as TrainResult
-from .train import train as train
+Public names are imported when they are first used, so that `ftwt.runtime` needs numpy alone.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data as data
+    from . import models as models
+    from . import recipes as recipes
+    from . import runtime as runtime
+    from .budget import Calibration as Calibration
+    from .checkpoint import from_pretrained as from_pretrained
+    from .checkpoint import push_to_hub as push_to_hub
+    from .checkpoint import save_pretrained as save_pretrained
+    from .config import DataConfig as DataConfig
+    from .config import PruneConfig as PruneConfig
+    from .config import RunConfig as RunConfig
+    from .config import TrainConfig as TrainConfig
+    from .convert import convert as convert
+    from .dynamic import DynamicModel as DynamicModel
+    from .estimate import Allocation as Allocation
+    from .estimate import Estimate as Estimate
+    from .estimate import estimate as estimate
+    from .evaluate import Evaluation as Evaluation
+    from .evaluate import evaluate as evaluate
+    from .macs import MacCount as MacCount
+    from .macs import count_macs as count_macs
+    from .run import run as run
+    from .train import TrainResult as TrainResult
+    from .train import train as train
+
+_MODULES = ("data", "models", "recipes", "runtime")
+_HOMES = {  # name -> the module that it comes from, as above
+    "Calibration": "budget",
+    "from_pretrained": "checkpoint",
+    "push_to_hub": "checkpoint",
+    "save_pretrained": "checkpoint",
+    "DataConfig": "config",
+    "PruneConfig": "config",
+    "RunConfig": "config",
+    "TrainConfig": "config",
+    "convert": "convert",
+    "DynamicModel": "dynamic",
+    "Allocation": "estimate",
+    "Estimate": "estimate",
+    "estimate": "estimate",
+    "Evaluation": "evaluate",
+    "evaluate": "evaluate",
+    "MacCount": "macs",
+    "count_macs": "macs",
+    "run": "run",
+    "TrainResult": "train",
+    "train": "train",
+}
+
+
+class _Package(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        home = name if name in _MODULES else _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            module = import_module(f".{home}", __name__)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"{__name__}.{name} needs {error.name}, which is not installed: install {__name__} "
+                f"with its dependencies, or use {__name__}.runtime, which needs numpy alone",
+                name=error.name,
+            ) from error
+        return module if name in _MODULES else getattr(module, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Whoever first imports the module `ftwt.train` makes Python set it as the attribute `train`
+        # of this package, whose `train` is the function.
+        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted([*_MODULES, *_HOMES])
+
+
+sys.modules[__name__].__class__ = _Package
