@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .checkpoint import from_pretrained as from_pretrained
     from .checkpoint import push_to_hub as push_to_hub
     from .checkpoint import save_pretrained as save_pretrained
+    from .compile import compile as compile
     from .config import DataConfig as DataConfig
     from .config import PruneConfig as PruneConfig
     from .config import RunConfig as RunConfig
@@ -40,6 +41,7 @@ _HOMES = {  # name -> the module that it comes from, as above
     "from_pretrained": "checkpoint",
     "push_to_hub": "checkpoint",
     "save_pretrained": "checkpoint",
+    "compile": "compile",
     "DataConfig": "config",
     "PruneConfig": "config",
     "RunConfig": "config",

@@ -203,7 +203,7 @@ class _Walk:
         parts = result if isinstance(result, tuple | list) else (result,)
         if any(part.dim() < 2 or len(part) != SAMPLES for part in parts):
             self.draft.refuse("it moves data between samples")
-        moved = tuple(Moved(part) for part in parts)
+        moved = tuple(Moved(part.contiguous()) for part in parts)  # as `view` may need it
         return moved if isinstance(result, tuple | list) else moved[0]
 
     def _gate(self, node: fx.Node, unit: str) -> tuple[Data, None]:
