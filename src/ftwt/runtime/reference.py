@@ -237,8 +237,8 @@ def _hardsigmoid(x: Array) -> Array:
 
 
 def _gelu(x: Array) -> Array:
-    erf = np.vectorize(math.erf, otypes=[np.float32])
-    return x * (1 + erf(x / np.float32(math.sqrt(2)))) / 2
+    erfc = np.vectorize(math.erfc, otypes=[np.float32])
+    return x * erfc(-x / np.float32(math.sqrt(2))) / 2
 
 
 ACTIVATE: dict[str, Callable[[Array], Array]] = {
