@@ -1,0 +1,2 @@
+#define FTWT_ISA avx2
+#include "kernels_impl.h"

@@ -1,0 +1,2 @@
+#define FTWT_ISA avx512
+#include "kernels_impl.h"

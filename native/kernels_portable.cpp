@@ -1,0 +1,2 @@
+#define FTWT_ISA portable
+#include "kernels_impl.h"

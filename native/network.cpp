@@ -1,0 +1,145 @@
+#include "network.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace ftwt {
+
+namespace {
+
+constexpr int64_t kSlack = 16;                      // a load may reach past the last map's end
+constexpr int64_t kPartFloats = int64_t{16} << 20;  // of maps that are worked on at a time: 64 MiB
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+}  // namespace
+
+Buffer::~Buffer() { std::free(data_); }
+
+float* Buffer::need(size_t size) {
+  if (size <= size_) return data_;
+  std::free(data_);
+  size_ = 0;
+  const size_t bytes = (size * sizeof(float) + 63) / 64 * 64;
+  data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+  if (!data_) throw std::bad_alloc();
+  std::memset(data_, 0, bytes);
+  size_ = size;
+  return data_;
+}
+
+Network::Network(std::vector<Shape> maps_, std::vector<int> gates_, int output_, int threads, const std::string& isa)
+    : maps(std::move(maps_)), gates(std::move(gates_)), output(output_), kernels(find_kernels(isa)), workers(threads) {
+  scratch_.resize(threads + 1);
+  masks_.resize(gates.size());
+}
+
+void Network::add(std::unique_ptr<Step> step) {
+  if (finished_) throw std::logic_error("a finished network takes no more operations");
+  steps_.push_back(std::move(step));
+}
+
+// Maps whose lives do not overlap may lie in the same place: each takes the lowest gap that is free
+// for as long as it lives.
+void Network::finish() {
+  const int count = static_cast<int>(maps.size()), steps = static_cast<int>(steps_.size());
+  std::vector<int> root(count), born(count, -1), dies(count, -1);
+  for (int m = 0; m < count; ++m) root[m] = m;
+  for (const auto& step : steps_)
+    if (step->aliases >= 0) root[step->writes] = root[step->aliases];
+  born[0] = 0, dies[0] = 0;
+  for (int s = 0; s < steps; ++s) {
+    if (const int w = steps_[s]->writes; w >= 0) {
+      int& b = born[root[w]];
+      if (b < 0) b = s;
+      dies[root[w]] = std::max(dies[root[w]], s);
+    }
+    for (const int r : steps_[s]->reads) dies[root[r]] = std::max(dies[root[r]], s);
+  }
+  dies[root[output]] = steps;
+  offsets_.assign(count, 0);
+  struct Placed { int map; int64_t from, to; };
+  std::vector<Placed> placed;
+  std::vector<int> order;
+  for (int m = 0; m < count; ++m)
+    if (root[m] == m && born[m] >= 0) order.push_back(m);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return maps[a].size() > maps[b].size(); });
+  for (const int m : order) {
+    const int64_t size = round_up(maps[m].size(), kSlack) + kSlack;
+    std::vector<Placed> near;
+    for (const Placed& p : placed)
+      if (born[p.map] <= dies[m] && born[m] <= dies[p.map]) near.push_back(p);
+    std::sort(near.begin(), near.end(), [](const Placed& a, const Placed& b) { return a.from < b.from; });
+    int64_t at = 0;
+    for (const Placed& p : near) {
+      if (p.from >= at + size) break;
+      at = std::max(at, p.to);
+    }
+    offsets_[m] = at;
+    placed.push_back({m, at, at + size});
+    sample_floats_ = std::max(sample_floats_, at + size);
+  }
+  for (int m = 0; m < count; ++m) offsets_[m] = offsets_[root[m]];
+  base_.resize(count), stride_.assign(count, sample_floats_);
+  finished_ = true;
+}
+
+void Network::run(const float* x, int batch, const std::vector<const uint8_t*>& given, float* out,
+                  const std::vector<uint8_t*>& decided, int64_t* macs) {
+  if (!finished_) throw std::logic_error("finish the network before running it");
+  std::lock_guard lock(mutex_);
+  const int most = static_cast<int>(std::clamp<int64_t>(kPartFloats / sample_floats_, workers.count(), 64));
+  const size_t steps = steps_.size();
+  std::memset(macs, 0, sizeof(int64_t) * steps * batch);
+  for (int first = 0; first < batch; first += most) {
+    const int part = std::min(most, batch - first);
+    forced.assign(gates.size(), nullptr);
+    std::vector<uint8_t*> into(gates.size());
+    for (size_t g = 0; g < gates.size(); ++g) {
+      if (given[g]) forced[g] = given[g] + static_cast<size_t>(first) * gates[g];
+      into[g] = decided[g] + static_cast<size_t>(first) * gates[g];
+    }
+    macs_ = macs + first * steps;
+    run_part(x + first * maps[0].size(), part, out + first * maps[output].size(), into);
+  }
+}
+
+void Network::run_part(const float* x, int batch, float* out, const std::vector<uint8_t*>& decided) {
+  float* memory = memory_.need(static_cast<size_t>(sample_floats_) * batch);
+  size_t channels = 0;
+  for (const Shape& shape : maps) channels += shape.channels;
+  activity_bytes_.resize(channels * batch);
+  activities_.resize(maps.size() * batch);
+  uint8_t* bytes = activity_bytes_.data();
+  for (int sample = 0; sample < batch; ++sample)
+    for (size_t m = 0; m < maps.size(); ++m) {
+      activities_[sample * maps.size() + m] = {true, bytes};
+      bytes += maps[m].channels;
+    }
+  for (size_t g = 0; g < gates.size(); ++g) masks_[g].assign(static_cast<size_t>(gates[g]) * batch, 1);
+  for (size_t m = 0; m < maps.size(); ++m) base_[m] = memory + offsets_[m];
+
+  const int64_t size = maps[0].size();
+  for (int sample = 0; sample < batch; ++sample)
+    std::memcpy(map(0, sample), x + sample * size, sizeof(float) * size);
+  for (size_t s = 0; s < steps_.size(); ++s) steps_[s]->run(*this, batch, static_cast<int>(s));
+
+  const Shape& shape = maps[output];
+  for (int sample = 0; sample < batch; ++sample) {
+    const Activity& active = activity(output, sample);
+    const float* from = map(output, sample);
+    float* to = out + sample * shape.size();
+    const int64_t plane = shape.positions();
+    for (int c = 0; c < shape.channels; ++c) {
+      if (active.all || active.channels[c]) std::memcpy(to + c * plane, from + c * plane, sizeof(float) * plane);
+      else std::memset(to + c * plane, 0, sizeof(float) * plane);
+    }
+  }
+  for (size_t g = 0; g < gates.size(); ++g)
+    std::memcpy(decided[g], masks_[g].data(), static_cast<size_t>(gates[g]) * batch);
+}
+
+}  // namespace ftwt

@@ -1,0 +1,104 @@
+// A network as a list of steps over maps in one block of memory.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "workers.h"
+
+namespace ftwt {
+
+// Floats that start at a cache line, and grow.
+class Buffer {
+ public:
+  Buffer() = default;
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr, other.size_ = 0; }
+  Buffer& operator=(Buffer&& other) noexcept { std::swap(data_, other.data_), std::swap(size_, other.size_); return *this; }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  // At least `size` floats, new ones zero; what was there may be lost.
+  float* need(size_t size);
+  float* data() { return data_; }
+  const float* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  float* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct Shape {
+  int channels = 0, height = 0, width = 0;
+  int positions() const { return height * width; }
+  int64_t size() const { return static_cast<int64_t>(channels) * height * width; }
+};
+
+struct Network;
+
+// One operation, ready to run on a batch. Steps hold no state of a run: that lies in the network.
+struct Step {
+  virtual ~Step() = default;
+  virtual void run(Network& net, int batch, int index) const = 0;
+  std::vector<int> reads;
+  int writes = -1;     // map, or -1
+  int aliases = -1;    // a map whose memory the written one shares
+};
+
+// Which channels of a map can be non-zero for one sample. What lies in the others is unspecified.
+struct Activity {
+  bool all = true;
+  uint8_t* channels = nullptr;  // valid unless all
+};
+
+struct Network {
+  Network(std::vector<Shape> maps, std::vector<int> gates, int output, int threads, const std::string& isa);
+
+  void add(std::unique_ptr<Step> step);
+  void finish();  // plans the memory; nothing can be added after it
+
+  // x (batch, map 0), out (batch, output map), decided[gate] (batch, K), macs (batch, steps);
+  // forced[gate] is null or (batch, K). One run at a time.
+  void run(const float* x, int batch, const std::vector<const uint8_t*>& forced, float* out,
+           const std::vector<uint8_t*>& decided, int64_t* macs);
+
+  // For steps.
+  float* map(int index, int sample) { return base_[index] + sample * stride_[index]; }
+  Activity& activity(int index, int sample) { return activities_[static_cast<size_t>(sample) * maps.size() + index]; }
+  const uint8_t* mask(int gate, int sample) const { return masks_[gate].data() + static_cast<size_t>(sample) * gates[gate]; }
+  uint8_t* mask(int gate, int sample) { return masks_[gate].data() + static_cast<size_t>(sample) * gates[gate]; }
+  int64_t& macs(int step, int sample) { return macs_[static_cast<size_t>(sample) * steps_.size() + step]; }
+  Buffer& scratch(int worker) { return scratch_[worker]; }
+  Buffer& shared() { return scratch_.back(); }
+
+  const std::vector<Shape> maps;
+  const std::vector<int> gates;
+  const int output;
+  const Kernels& kernels;
+  Workers workers;
+  std::vector<const uint8_t*> forced;  // of the present part of the batch
+
+ private:
+  void run_part(const float* x, int batch, float* out, const std::vector<uint8_t*>& decided);
+
+  std::vector<std::unique_ptr<Step>> steps_;
+  std::vector<int64_t> offsets_;       // of the maps in a sample's memory
+  int64_t sample_floats_ = 0;
+  bool finished_ = false, input_in_place_ = false;
+  std::mutex mutex_;
+  Buffer memory_;
+  std::vector<Buffer> scratch_;        // one for each worker, one shared
+  std::vector<float*> base_;
+  std::vector<int64_t> stride_;
+  std::vector<uint8_t> activity_bytes_;
+  std::vector<Activity> activities_;
+  std::vector<std::vector<uint8_t>> masks_;
+  int64_t* macs_ = nullptr;
+};
+
+}  // namespace ftwt

@@ -1,0 +1,350 @@
+#include "steps.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace ftwt {
+
+namespace {
+
+bool renews(Activation act) { return act == Activation::sigmoid || act == Activation::hardsigmoid; }
+
+std::vector<int32_t> active_channels(Network& net, int map, int sample) {
+  const Activity& active = net.activity(map, sample);
+  std::vector<int32_t> list;
+  list.reserve(net.maps[map].channels);
+  for (int c = 0; c < net.maps[map].channels; ++c)
+    if (active.all || active.channels[c]) list.push_back(c);
+  return list;
+}
+
+void copy_activity(Network& net, int from, int to, int sample) {
+  const Activity& source = net.activity(from, sample);
+  Activity& target = net.activity(to, sample);
+  target.all = source.all;
+  if (!source.all) std::memcpy(target.channels, source.channels, net.maps[to].channels);
+}
+
+// A step that maps each channel on its own: `channel(worker, sample, c)` for the active ones.
+template <typename Channel>
+void each_channel(Network& net, int batch, int map, bool all, Channel channel) {
+  const int channels = net.maps[map].channels;
+  const int parts = net.workers.count() > 1 ? std::min(channels, 4 * net.workers.count()) : 1;
+  net.workers.share(batch * parts, [&](int i, int worker) {
+    const int sample = i / parts, part = i % parts;
+    const Activity& active = net.activity(map, sample);
+    for (int c = channels * part / parts; c < channels * (part + 1) / parts; ++c)
+      if (all || active.all || active.channels[c]) channel(worker, sample, c);
+  });
+}
+
+// mask = weights * features + bias > threshold. The matrices are stored by columns, so that an
+// inactive feature's weights are never read.
+class Predict : public Step {
+ public:
+  Predict(const Network& net, const PredictSpec& spec)
+      : features_(spec.features), gate_(spec.mask), filters_(net.gates[spec.mask]), width_(spec.width),
+        rank_(spec.rank), threshold_(spec.threshold), softmax_(spec.softmax), bias_(spec.bias, spec.bias + filters_) {
+    const int inner = rank_ ? rank_ : width_;
+    columns(spec.weight, filters_, inner, weight_);
+    if (rank_) columns(spec.reduce, rank_, width_, reduce_);
+    const Buffer& first = rank_ ? reduce_ : weight_;
+    const int rows = rank_ ? rank_ : filters_;
+    rows_sum_.assign(rows, 0.0f);
+    for (int c = 0; c < width_; ++c)
+      for (int k = 0; k < rows; ++k) rows_sum_[k] += first.data()[static_cast<size_t>(c) * rows + k];
+    reads = features_;
+  }
+
+  void run(Network& net, int batch, int index) const override {
+    net.workers.share(batch, [&](int sample, int) { predict(net, sample, index); });
+  }
+
+ private:
+  static void columns(const float* matrix, int rows, int width, Buffer& out) {
+    float* to = out.need(static_cast<size_t>(rows) * width + 16);
+    for (int c = 0; c < width; ++c)
+      for (int r = 0; r < rows; ++r) to[static_cast<size_t>(c) * rows + r] = matrix[static_cast<size_t>(r) * width + c];
+  }
+
+  void predict(Network& net, int sample, int index) const {
+    std::vector<int> active;
+    std::vector<float> values;
+    int base = 0;
+    for (const int f : features_) {
+      const float* x = net.map(f, sample);
+      for (const int c : active_channels(net, f, sample)) active.push_back(base + c), values.push_back(x[c]);
+      base += net.maps[f].channels;
+    }
+    float silent = 0.0f;  // the share of an inactive feature
+    if (softmax_) {
+      const bool full = static_cast<int>(active.size()) == width_;
+      float most = full ? values[0] : 0.0f;
+      for (const float v : values) most = std::max(most, v);
+      silent = full ? 0.0f : std::exp(-most);
+      double total = static_cast<double>(silent) * (width_ - static_cast<double>(active.size()));
+      for (float& v : values) v = std::exp(v - most), total += v;
+      silent = static_cast<float>(silent / total);
+      for (float& v : values) v = static_cast<float>(v / total) - silent;
+    }
+    const int rows = rank_ ? rank_ : filters_;
+    std::vector<float> sums(rows), logits;
+    for (int k = 0; k < rows; ++k) sums[k] = (rank_ ? 0.0f : bias_[k]) + silent * rows_sum_[k];
+    const float* first = rank_ ? reduce_.data() : weight_.data();
+    for (size_t i = 0; i < active.size(); ++i)
+      net.kernels.accumulate(first + static_cast<size_t>(active[i]) * rows, values[i], sums.data(), rows);
+    if (rank_) {
+      logits = bias_;
+      for (int j = 0; j < rank_; ++j)
+        net.kernels.accumulate(weight_.data() + static_cast<size_t>(j) * filters_, sums[j], logits.data(), filters_);
+    } else {
+      logits = std::move(sums);
+    }
+    uint8_t* mask = net.mask(gate_, sample);
+    if (const uint8_t* given = net.forced[gate_]) {
+      std::memcpy(mask, given + static_cast<size_t>(sample) * filters_, filters_);
+    } else {
+      const float most = *std::max_element(logits.begin(), logits.end());
+      for (int k = 0; k < filters_; ++k) mask[k] = logits[k] > threshold_ || logits[k] == most;
+    }
+    const int64_t read = softmax_ ? width_ : static_cast<int64_t>(active.size());
+    net.macs(index, sample) = read * rows + (rank_ ? static_cast<int64_t>(rank_) * filters_ : 0);
+  }
+
+  const std::vector<int> features_;
+  const int gate_, filters_, width_, rank_;
+  const float threshold_;
+  const bool softmax_;
+  const std::vector<float> bias_;
+  Buffer weight_, reduce_;
+  std::vector<float> rows_sum_;  // of the first matrix
+};
+
+class Fixed : public Step {
+ public:
+  Fixed(const Network& net, int gate, const uint8_t* value) : gate_(gate), value_(value, value + net.gates[gate]) {}
+
+  void run(Network& net, int batch, int) const override {
+    for (int sample = 0; sample < batch; ++sample) {
+      const uint8_t* given = net.forced[gate_];
+      std::memcpy(net.mask(gate_, sample), given ? given + sample * value_.size() : value_.data(), value_.size());
+    }
+  }
+
+ private:
+  const int gate_;
+  const std::vector<uint8_t> value_;
+};
+
+class Pool : public Step {
+ public:
+  Pool(int x, int out, const Window& window) : window_(window) { reads = {x}, writes = out; }
+
+  void run(Network& net, int batch, int) const override {
+    const int x = reads[0], positions = window_.height * window_.width;
+    const int64_t plane = window_.out_height * window_.out_width;
+    const bool global = window_.adaptive && plane == 1;
+    each_channel(net, batch, x, false, [&](int worker, int sample, int c) {
+      const float* from = net.map(x, sample) + static_cast<int64_t>(c) * positions;
+      float* to = net.map(writes, sample) + c * plane;
+      if (!global) net.kernels.pool(from, window_, net.scratch(worker).need(window_.width + 32), to);
+      else if (window_.maximum) *to = net.kernels.peak(from, positions);
+      else *to = net.kernels.total(from, positions) / static_cast<float>(positions);
+    });
+    for (int sample = 0; sample < batch; ++sample) copy_activity(net, x, writes, sample);
+  }
+
+ private:
+  const Window window_;
+};
+
+class Affine : public Step {
+ public:
+  Affine(const Network& net, int x, int out, const float* scale, const float* shift, Activation act)
+      : scale_(scale, scale + net.maps[x].channels), shift_(shift, shift + net.maps[x].channels), act_(act) {
+    reads = {x}, writes = out;
+  }
+
+  void run(Network& net, int batch, int) const override {
+    const int x = reads[0];
+    const int64_t plane = net.maps[x].positions();
+    each_channel(net, batch, x, true, [&](int, int sample, int c) {
+      const Activity& active = net.activity(x, sample);
+      float* to = net.map(writes, sample) + c * plane;
+      if (active.all || active.channels[c])
+        net.kernels.affine(net.map(x, sample) + c * plane, scale_[c], shift_[c], act_, to, plane);
+      else
+        net.kernels.combine(nullptr, nullptr, false, Activation::none, to, plane),
+            net.kernels.affine(to, 0.0f, shift_[c], act_, to, plane);
+    });
+    for (int sample = 0; sample < batch; ++sample) net.activity(writes, sample).all = true;
+  }
+
+ private:
+  const std::vector<float> scale_, shift_;
+  const Activation act_;
+};
+
+class Activate : public Step {
+ public:
+  Activate(int x, int out, Activation act) : act_(act) { reads = {x}, writes = out; }
+
+  void run(Network& net, int batch, int) const override {
+    const int x = reads[0];
+    const int64_t plane = net.maps[x].positions();
+    each_channel(net, batch, x, renews(act_), [&](int, int sample, int c) {
+      const Activity& active = net.activity(x, sample);
+      const bool silent = !active.all && !active.channels[c];
+      const float* from = silent ? nullptr : net.map(x, sample) + c * plane;
+      net.kernels.combine(from, nullptr, false, act_, net.map(writes, sample) + c * plane, plane);
+    });
+    for (int sample = 0; sample < batch; ++sample) {
+      if (renews(act_)) net.activity(writes, sample).all = true;
+      else copy_activity(net, x, writes, sample);
+    }
+  }
+
+ private:
+  const Activation act_;
+};
+
+class Combine : public Step {
+ public:
+  Combine(int a, int b, int out, bool product, Activation act) : product_(product), act_(act) {
+    reads = {a, b}, writes = out;
+  }
+
+  void run(Network& net, int batch, int) const override {
+    const int a = reads[0], b = reads[1];
+    const int64_t plane = net.maps[a].positions();
+    const bool spread = net.maps[b].positions() == 1 && plane != 1;
+    const bool all = renews(act_);
+    each_channel(net, batch, writes, true, [&](int, int sample, int c) {
+      const Activity &first = net.activity(a, sample), &second = net.activity(b, sample);
+      const bool has_a = first.all || first.channels[c], has_b = second.all || second.channels[c];
+      float* to = net.map(writes, sample) + c * plane;
+      const float* x = has_a ? net.map(a, sample) + c * plane : nullptr;
+      const float* y = has_b ? net.map(b, sample) + (spread ? c : c * plane) : nullptr;
+      if (!all && (product_ ? !has_a || !has_b : !has_a && !has_b)) return;
+      if (!spread || !has_b) return net.kernels.combine(x, y, product_, act_, to, plane);
+      if (!x) net.kernels.combine(nullptr, nullptr, false, Activation::none, to, plane), x = to;
+      net.kernels.affine(x, product_ ? *y : 1.0f, product_ ? 0.0f : *y, act_, to, plane);
+    });
+    for (int sample = 0; sample < batch; ++sample) {
+      const Activity &first = net.activity(a, sample), &second = net.activity(b, sample);
+      Activity& active = net.activity(writes, sample);
+      active.all = all || (product_ ? first.all && second.all : first.all || second.all);
+      if (active.all) continue;
+      for (int c = 0; c < net.maps[writes].channels; ++c) {
+        const bool has_a = first.all || first.channels[c], has_b = second.all || second.channels[c];
+        active.channels[c] = product_ ? has_a && has_b : has_a || has_b;
+      }
+    }
+  }
+
+ private:
+  const bool product_;
+  const Activation act_;
+};
+
+class Gather : public Step {
+ public:
+  Gather(const Network& net, std::vector<int> xs, int out, const std::vector<int32_t>& index) {
+    for (const int32_t i : index) {
+      int from = 0, channel = i;
+      while (i >= 0 && channel >= net.maps[xs[from]].channels) channel -= net.maps[xs[from++]].channels;
+      sources_.push_back({i < 0 ? -1 : xs[from], channel});
+    }
+    reads = std::move(xs), writes = out;
+  }
+
+  void run(Network& net, int batch, int) const override {
+    const int64_t plane = net.maps[writes].positions();
+    for (int sample = 0; sample < batch; ++sample) {
+      Activity& active = net.activity(writes, sample);
+      active.all = true;
+      for (size_t c = 0; c < sources_.size(); ++c) {
+        const auto [map, channel] = sources_[c];
+        const Activity* source = map < 0 ? nullptr : &net.activity(map, sample);
+        active.channels[c] = source && (source->all || source->channels[channel]);
+        if (!active.channels[c]) active.all = false;
+      }
+    }
+    each_channel(net, batch, writes, false, [&](int, int sample, int c) {
+      const auto [map, channel] = sources_[c];
+      std::memcpy(net.map(writes, sample) + c * plane, net.map(map, sample) + channel * plane, sizeof(float) * plane);
+    });
+  }
+
+ private:
+  struct Source { int map, channel; };
+  std::vector<Source> sources_;
+};
+
+class Flatten : public Step {
+ public:
+  Flatten(int x, int out) { reads = {x}, writes = out, aliases = x; }
+
+  void run(Network& net, int batch, int) const override {
+    const Shape& shape = net.maps[reads[0]];
+    for (int sample = 0; sample < batch; ++sample) {
+      const Activity& source = net.activity(reads[0], sample);
+      Activity& active = net.activity(writes, sample);
+      active.all = source.all;
+      if (source.all) continue;
+      for (int c = 0; c < shape.channels; ++c)
+        std::memset(active.channels + c * shape.positions(), source.channels[c], shape.positions());
+    }
+  }
+};
+
+class Silence : public Step {
+ public:
+  Silence(int x, int out, int mask) : mask_(mask) { reads = {x}, writes = out, aliases = x; }
+
+  void run(Network& net, int batch, int) const override {
+    for (int sample = 0; sample < batch; ++sample) {
+      const Activity& source = net.activity(reads[0], sample);
+      Activity& active = net.activity(writes, sample);
+      const uint8_t* mask = net.mask(mask_, sample);
+      active.all = false;
+      for (int c = 0; c < net.maps[writes].channels; ++c)
+        active.channels[c] = (source.all || source.channels[c]) && mask[c];
+    }
+  }
+
+ private:
+  const int mask_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_predict(const Network& net, const PredictSpec& spec) {
+  return std::make_unique<Predict>(net, spec);
+}
+std::unique_ptr<Step> make_fixed(const Network& net, int mask, const uint8_t* value) {
+  return std::make_unique<Fixed>(net, mask, value);
+}
+std::unique_ptr<Step> make_pool(const Network& net, int x, int out, const Window& window) {
+  Window w = window;
+  w.height = net.maps[x].height, w.width = net.maps[x].width;
+  w.out_height = net.maps[out].height, w.out_width = net.maps[out].width;
+  return std::make_unique<Pool>(x, out, w);
+}
+std::unique_ptr<Step> make_affine(const Network& net, int x, int out, const float* scale, const float* shift, Activation act) {
+  return std::make_unique<Affine>(net, x, out, scale, shift, act);
+}
+std::unique_ptr<Step> make_activate(const Network&, int x, int out, Activation act) {
+  return std::make_unique<Activate>(x, out, act);
+}
+std::unique_ptr<Step> make_combine(const Network&, int a, int b, int out, bool product, Activation act) {
+  return std::make_unique<Combine>(a, b, out, product, act);
+}
+std::unique_ptr<Step> make_gather(const Network& net, std::vector<int> xs, int out, std::vector<int32_t> index) {
+  return std::make_unique<Gather>(net, std::move(xs), out, index);
+}
+std::unique_ptr<Step> make_flatten(int x, int out) { return std::make_unique<Flatten>(x, out); }
+std::unique_ptr<Step> make_silence(int x, int out, int mask) { return std::make_unique<Silence>(x, out, mask); }
+
+}  // namespace ftwt

@@ -1,0 +1,111 @@
+// Sixteen floats at a time, whatever the instruction set: GCC and Clang's vector extensions, compiled
+// once for each of them (see kernels_*.cpp). Included inside a namespace of its own, so that two
+// instruction sets never share a symbol.
+
+typedef float V __attribute__((vector_size(64)));
+typedef float VLoose __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t VI __attribute__((vector_size(64)));
+
+constexpr int kLanes = 16;
+
+#if defined(__AVX512F__)
+constexpr int kRegisters = 32;  // of 16 floats each
+#elif defined(__AVX2__)
+constexpr int kRegisters = 8;  // a V is two of the 16 registers
+#else
+constexpr int kRegisters = 4;  // a V is four of the 16 registers
+#endif
+
+static inline V load(const float* p) { return *reinterpret_cast<const VLoose*>(p); }
+static inline void store(float* p, V v) { *reinterpret_cast<VLoose*>(p) = v; }
+static inline V splat(float s) { return V{s, s, s, s, s, s, s, s, s, s, s, s, s, s, s, s}; }
+
+// The first n lanes from memory, zeros after them; nothing past them is read.
+static inline V load_some(const float* p, int n) {
+#if defined(__AVX512F__)
+  return (V)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#else
+  V v = {};
+  std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
+  return v;
+#endif
+}
+
+// The first n lanes to memory; nothing past them is written.
+static inline void store_some(float* p, V v, int n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#else
+  std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
+#endif
+}
+
+// The lanes that `lanes` names, side by side, the first of them in lane 0.
+static inline V compress(V v, uint16_t lanes) {
+#if defined(__AVX512F__)
+  return (V)_mm512_maskz_compress_ps(lanes, (__m512)v);
+#else
+  V packed = {};
+  for (int i = 0, n = 0; i < kLanes; ++i)
+    if (lanes >> i & 1) packed[n++] = v[i];
+  return packed;
+#endif
+}
+
+// A NaN in v stays one, as in torch: the comparison is false for it.
+static inline V at_least(V v, float low) { return v < splat(low) ? splat(low) : v; }
+static inline V at_most(V v, float high) { return v > splat(high) ? splat(high) : v; }
+// The larger of two, and a NaN if either is one.
+static inline V larger(V a, V b) { return (a > b) | (a != a) ? a : b; }
+
+static inline float sum(V v) {
+  float s[kLanes];
+  store(s, v);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) s[i] += s[i + width];
+  return s[0];
+}
+
+// e^x to about one unit in the last place: 2^n times a polynomial in what is left (Cephes).
+static inline V exponential(V x) {
+  const V nan = x;
+  x = at_most(at_least(x, -87.33654f), 88.72283f);
+  const V n = __builtin_convertvector(
+      __builtin_convertvector(x * 1.44269504f + (x < 0.0f ? splat(-0.5f) : splat(0.5f)), VI), V);
+  x = x - n * 0.693359375f + n * 2.12194440e-4f;
+  V y = splat(1.9875691500e-4f);
+  y = y * x + 1.3981999507e-3f;
+  y = y * x + 8.3334519073e-3f;
+  y = y * x + 4.1665795894e-2f;
+  y = y * x + 1.6666665459e-1f;
+  y = y * x + 5.0000001201e-1f;
+  y = y * (x * x) + x + 1.0f;
+  // 2^n in two steps: n may be 128
+  const VI half = __builtin_convertvector(n, VI) / 2;
+  const VI rest = __builtin_convertvector(n, VI) - half;
+  const V result = y * (V)((half + 127) << 23) * (V)((rest + 127) << 23);
+  return nan != nan ? nan : result;
+}
+
+static inline V logistic(V x) { return 1.0f / (1.0f + exponential(-x)); }
+
+static inline V activate(Activation kind, V x) {
+  switch (kind) {
+    case Activation::none: return x;
+    case Activation::relu: return at_least(x, 0.0f);
+    case Activation::relu6: return at_most(at_least(x, 0.0f), 6.0f);
+    case Activation::silu: return x * logistic(x);
+    case Activation::hardswish: return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
+    case Activation::sigmoid: return logistic(x);
+    case Activation::hardsigmoid: return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
+    case Activation::leaky_relu: return x < 0.0f ? x * 0.01f : x;
+    case Activation::elu: return x < 0.0f ? exponential(x) - 1.0f : x;
+    case Activation::gelu:
+      for (int i = 0; i < kLanes; ++i) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
+      return x;
+    case Activation::tanh:
+      for (int i = 0; i < kLanes; ++i) x[i] = std::tanh(x[i]);
+      return x;
+  }
+  return x;
+}
