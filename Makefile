@@ -1,14 +1,18 @@
-# Each target makes .venv and installs into it first, once: again only when what to install changes.
+# Each target makes .venv and installs into it first: again only when what to install changes, or the
+# C++ in native/, of which only what changed is compiled.
 #   make demo     the main job on real images, from a trained network to a table
 #   make test     all that has to pass: lint, format, types, tests
+#   make sanitize the native engine's fuzz tests, stopping at invalid accesses and undefined behaviour
 #   make clean    remove .venv, caches and build products; data/ and runs/ stay
 # Another interpreter (3.11 or later): make PYTHON=python3.12 test, after make clean.
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+BUILDER := .venv/builder
 INSTALLED := .venv/installed
 
-.PHONY: help demo test clean
+.PHONY: help demo test sanitize clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -22,12 +26,26 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# Installed beside .venv, and run with what .venv holds: -S leaves out its link to src/.
+sanitize: $(INSTALLED)
+	@CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --upgrade --target build/sanitized/site \
+		--config-settings build-dir=build/sanitized/native --config-settings wheel.cmake=true \
+		--config-settings install.strip=false --config-settings cmake.define.FTWT_SANITIZE=ON .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		PYTHONPATH=build/sanitized/site:$(wildcard .venv/lib/python3.*/site-packages) \
+		$(BIN)/python -S -m pytest --capture=sys tests/runtime/test_fuzz.py
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml constraints.txt
-	@echo "Installing into .venv, once; this takes a minute or two."
+$(INSTALLED): $(BUILDER) $(wildcard native/*)
+	@echo "Installing into .venv; the first time, this takes a minute or two."
+	@$(PIP) --no-build-isolation --config-settings build-dir=build/native -e '.[dev]'
+	@touch $@
+
+$(BUILDER): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP) nanobind scikit-build-core cmake ninja
 	@touch $@
