@@ -287,7 +287,7 @@ class _Random(Builder):
         total = sum(self.maps[i][0] for i in xs)
         index = np.arange(total)
         if self.chance(0.5):
-            index = self.rng.integers(total, size=self.rng.integers(1, min(total, 80) + 1))
+            index = self.rng.integers(-1, total, size=self.rng.integers(1, min(total, 80) + 1))
         self.gather(xs, self.rng.permutation(index)[:80] if self.chance(0.5) else index[:80])
 
     def squeeze(self, x: int) -> None:

@@ -236,6 +236,7 @@ ACTIVE: dict[str, tuple[Any, int]] = {
     "mul, then sigmoid": (lambda b, x: b.combine(x, other(b), "mul", act="sigmoid"), 6),
     "add, then hardsigmoid": (lambda b, x: b.combine(x, x, "add", act="hardsigmoid"), 6),
     "gather": (lambda b, x: b.gather((x, other(b)), [0, 0, 1, 2, 6, 8]), 4),
+    "gather nothing": (lambda b, x: b.gather((x,), [-1, 0, -1, 2]), 2),
     "flatten": (lambda b, x: b.flatten(x), 3 * 16),
     "silence": (lambda b, x: b.silence(x, b.fixed([1, 1, 1, 0, 0, 0])), 2),
 }  # fmt: skip

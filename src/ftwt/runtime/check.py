@@ -237,7 +237,7 @@ class _Checker:
         self.constant("value", np.uint8, (self.write_mask(op.mask),))
         value = self.program.constants[op.value]
         if value.max() > 1:
-            self.refuse("value", value.max(), "0 or 1 for each channel")
+            self.refuse("value", int(value.max()), "0 or 1 for each channel")
 
     def pool(self, op: Pool) -> None:
         self.numbers("kernel", op.kernel, 1)

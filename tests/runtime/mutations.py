@@ -1,0 +1,183 @@
+"""Files of programs, damaged by chance and by malice: for `test_file.py`, and by the thousand:
+
+python tests/runtime/mutations.py 100000
+"""
+
+import collections
+import copy
+import json
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from programs import Builder
+
+from ftwt.runtime import Program, load, save
+
+VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 3, 7, 64, -(2**31), 2**24, 2**31, 2**32 + 1, 2**64, 10**400,
+    0.0, -0.0, 0.5, 1e38, 1e300, float("nan"), float("inf"), "", "x", "conv0", "c0", "none", "relu",
+    "\ud800", "\0", "y" * 2000, [], [0], [1, 1], [-1, -1], [2**40, 2**40], [1, 2, 3], [0, 0, 0, 0],
+    ["c0"], [[]], [[1, 1, 1]], {}, {"operation": "Conv"}, [None], [0.5, 0.5],
+)  # fmt: skip
+PIECES = (b'{"', b'":', b"[", b"]", b"9" * 30, b"\\ud800", b"\0", b"\xff", b"NaN", b"[" * 5000)
+
+
+def small_program() -> Program:
+    """All kinds of operations, few and small."""
+    build = Builder((2, 6, 5), seed=4)
+    stem = build.conv(0, 4, (3, 3), padding=(1, 1, 1, 1), act="relu")
+    vector = build.pool(stem, "max")
+    gate = build.predict((vector, build.pool(stem, "mean")), 4, rank=2, softmax=True)
+    other = build.predict((vector,), 4)
+    fixed = build.fixed([1, 0, 1, 1])
+    masks = {"mask": gate, "add": stem, "post": "relu", "after": fixed}
+    x = build.conv(stem, 4, (3, 3), padding=(1, 1, 1, 1), groups=2, **masks)
+    x = build.combine(x, vector, "mul", act="silu")
+    x = build.silence(build.activate(build.affine(x), "hardswish"), other)
+    x = build.gather((x, stem), [7, 0, 5, 4])
+    x = build.pool(x, "mean", kernel=(3, 3), stride=(2, 2), padding=(1, 1))
+    build.conv(build.flatten(x), 3, act="tanh")
+    return build.program(classes=("a", "b", "c"), notes={"made": ["for", {"tests": 1.5}]})
+
+
+class Mutant:
+    """Makes damaged copies of one file, each from its own seed."""
+
+    def __init__(self, original: bytes) -> None:
+        self.original = original
+        length = int.from_bytes(original[:8], "little")
+        self.header = json.loads(original[8 : 8 + length])
+        self.content = json.loads(self.header["__metadata__"]["program"])
+        self.data = original[8 + length :]
+        self.ways = (self.flip, self.cut, self.splice, self.edit, self.edit, self.describe,
+                     self.weights, self.length)  # fmt: skip
+
+    def make(self, seed: int) -> bytes:
+        rng = np.random.default_rng(seed)
+        return bytes(self.ways[seed % len(self.ways)](rng))
+
+    def flip(self, rng: np.random.Generator) -> bytes:
+        """Some bits, most of the time one; where it matters most, in the header."""
+        damaged = bytearray(self.original)
+        for _ in range(int(rng.geometric(0.6))):
+            end = len(damaged) if rng.random() < 0.5 else len(damaged) - len(self.data)
+            damaged[rng.integers(end)] ^= 1 << int(rng.integers(8))
+        return damaged
+
+    def cut(self, rng: np.random.Generator) -> bytes:
+        """A part at the end or anywhere is missing, or there is more."""
+        start, end = sorted(int(n) for n in rng.integers(0, len(self.original) + 1, size=2))
+        whole = self.original
+        kinds = (whole[:start], whole[:start] + whole[end:],
+                 whole + bytes(end - start), whole + whole[start:end])  # fmt: skip
+        return kinds[rng.integers(len(kinds))]
+
+    def splice(self, rng: np.random.Generator) -> bytes:
+        """Something else in the place of some bytes, or between them."""
+        start, other = (int(n) for n in rng.integers(0, len(self.original), size=2))
+        piece = PIECES[rng.integers(len(PIECES))]
+        if rng.random() < 0.5:
+            piece = self.original[other : other + int(rng.integers(1, 40))]
+        end = start + len(piece) * int(rng.integers(2))
+        return self.original[:start] + piece + self.original[end:]
+
+    def edit(self, rng: np.random.Generator) -> bytes:
+        """A value of the program, with a checksum as if nothing had happened."""
+        content = copy.deepcopy(self.content)
+        for _ in range(int(rng.geometric(0.7))):
+            replace(content, rng)
+        return self.file(self.header, content, self.data)
+
+    def describe(self, rng: np.random.Generator) -> bytes:
+        """A value of the tensors' descriptions or of the metadata."""
+        header = copy.deepcopy(self.header)
+        replace(header, rng)
+        return self.file(header, None, self.data)
+
+    def weights(self, rng: np.random.Generator) -> bytes:
+        """Bits of the constants, with checksums as if nothing had happened."""
+        data = bytearray(self.data)
+        for _ in range(int(rng.geometric(0.3))):
+            data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        content = copy.deepcopy(self.content)
+        for name in content["checksums"]:
+            start, end = self.header[name]["data_offsets"]
+            content["checksums"][name] = zlib.crc32(data[start:end])
+        return self.file(self.header, content, bytes(data))
+
+    def length(self, rng: np.random.Generator) -> bytes:
+        """Another length of the header."""
+        values = (0, 1, 7, 2**23, 2**23 + 1, 2**31, 2**63, 2**64 - 1, len(self.original))
+        wrong = int(rng.integers(2 * len(self.original)))
+        value = values[rng.integers(len(values))] if rng.random() < 0.5 else wrong
+        return value.to_bytes(8, "little") + self.original[8:]
+
+    @staticmethod
+    def file(header: Any, content: Any, data: bytes) -> bytes:
+        if content is not None:
+            text = json.dumps(content)
+            metadata = {"program": text, "crc32": f"{zlib.crc32(text.encode()):08x}"}
+            header = {**header, "__metadata__": {**header["__metadata__"], **metadata}}
+        packed = json.dumps(header).encode()
+        return len(packed).to_bytes(8, "little") + packed + data
+
+
+def replace(tree: Any, rng: np.random.Generator) -> None:
+    """Change one value anywhere in a tree of JSON: another value, another's, none, or twice."""
+    places = list(walk(tree))
+    parent, key = places[rng.integers(len(places))]
+    way = rng.random()
+    if way < 0.6:
+        parent[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
+    elif way < 0.8:
+        other, name = places[rng.integers(len(places))]
+        parent[key] = copy.deepcopy(other[name])
+    elif way < 0.9:
+        del parent[key]
+    elif isinstance(parent, list):
+        parent.insert(key, copy.deepcopy(parent[key]))
+    else:
+        parent[str(key) + "x"] = parent[key]
+
+
+def walk(tree: Any) -> Iterator[tuple[Any, Any]]:
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree))
+    for key, value in items:
+        yield tree, key
+        if isinstance(value, dict | list):
+            yield from walk(value)
+
+
+def fuzz(folder: Path, start: int, count: int) -> collections.Counter[str]:
+    """Load and run damaged files; anything but a result or a ValueError escapes, with its seed."""
+    path, x = folder / "damaged.ftwt", np.ones((1, 2, 6, 5), np.float32)
+    save(small_program(), path)
+    mutant, outcomes = Mutant(path.read_bytes()), collections.Counter[str]()
+    for seed in range(start, start + count):
+        path.write_bytes(mutant.make(seed))
+        try:
+            engine = load(path, engine="reference")
+        except ValueError:
+            outcomes["refused"] += 1
+            continue
+        except Exception as error:
+            raise AssertionError(f"mutation {seed}") from error
+        outcomes["loaded"] += 1
+        try:
+            if engine.program.maps[0] == x.shape[1:]:
+                engine(x)
+                outcomes["ran"] += 1
+        except Exception as error:
+            raise AssertionError(f"mutation {seed} loaded") from error
+    return outcomes
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as home:
+        print(dict(fuzz(Path(home), 0, int(sys.argv[1]))))
