@@ -1,29 +1,41 @@
-"""The native engine is the reference engine, on random programs, masks and batches."""
+"""The native engine is the reference engine, on random programs, masks and batches.
+
+Further seeds than the suite's:
+
+    python tests/runtime/test_fuzz.py FIRST COUNT
+"""
 
 import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from programs import MASKS, mask, random_program
 
-from ftwt.runtime import Engine, Predict, Program
+from ftwt.runtime import Predict, Program, check
+from ftwt.runtime.engine import build_native
+from ftwt.runtime.reference import Network
 
-PROGRAMS, MANY = 150, 5000
+PROGRAMS, MANY = 150, 3000
 MARGIN = 1e-3  # a logit nearer to its threshold than this may be decided either way
+WAYS = (("auto", 1), ("auto", 2), ("direct", 1), ("winograd", 1), ("dot", 1))
 
 
-def engines(program: Program) -> list[Engine]:
+def natives(program: Program) -> Iterator[tuple[str, Any]]:
+    """The native network on each instruction set, with one thread and two, by each algorithm."""
     native = pytest.importorskip("ftwt.runtime._native")
-    return [Engine(program, isa=isa, threads=n) for isa in native.isas() for n in (1, 2)]
+    for isa in native.isas():
+        for algorithm, threads in WAYS:
+            _, network = build_native(program, threads, isa, algorithm)
+            yield f"{isa}, {algorithm}, {threads} threads", network
 
 
-def decided(program: Program, x: np.ndarray) -> dict[str, np.ndarray]:
-    """The masks that the predictors decide if none of it is a close call; otherwise all of them.
+def close_calls(program: Program, x: np.ndarray) -> bool:
+    """Whether predictors would decide otherwise if their thresholds were moved a little."""
 
-    Close: another threshold nearby would have decided otherwise.
-    """
-
-    def masks(shift: float) -> dict[str, np.ndarray]:
+    def masks(shift: float) -> list[np.ndarray]:
         moved = [
             dataclasses.replace(op, threshold=op.threshold + shift)
             if isinstance(op, Predict)
@@ -31,34 +43,36 @@ def decided(program: Program, x: np.ndarray) -> dict[str, np.ndarray]:
             for op in program.operations
         ]
         other = dataclasses.replace(program, operations=tuple(moved))
-        return Engine(other, engine="reference").run(x)[1].masks
+        return Network(other).run(x, {})[1]
 
-    low, high = masks(-MARGIN), masks(MARGIN)
-    return {} if all(np.array_equal(low[unit], high[unit]) for unit in low) else low
+    return not all(map(np.array_equal, masks(-MARGIN), masks(MARGIN)))
 
 
 def compare(seed: int) -> None:
     program, rng = random_program(seed), np.random.default_rng([seed, 2])
+    check(program)
     samples = int(rng.choice((1, 1, 2, 3, 5, 17)))
     x = rng.standard_normal((samples, *program.maps[0])).astype(np.float32)
     forced = {
-        gate.unit: mask(str(rng.choice(MASKS)), samples, gate.channels, rng)
-        for gate in program.gates
+        index: mask(str(rng.choice(MASKS)), samples, gate.channels, rng).astype(np.uint8)
+        for index, gate in enumerate(program.gates)
     }
-    reference = Engine(program, engine="reference")
-    cases = [given for given in (decided(program, x), forced) if given or given is not forced]
+    cases: list[dict[int, np.ndarray]] = [forced]
+    if not close_calls(program, x):
+        cases.append({})
+    reference = Network(program)
     wanted = [reference.run(x, given) for given in cases]
-    for engine in engines(program):
-        for given, (output, stats) in zip(cases, wanted, strict=True):
-            result, found = engine.run(x, given)
-            where = f"seed {seed}, {engine}, {'forced' if given else 'decided'} masks"
-            for unit, expected in stats.masks.items():
-                assert np.array_equal(found.masks[unit], expected), f"{where}: mask of {unit}"
-            differ = np.flatnonzero((found.macs != stats.macs).any(0))
+    for name, network in natives(program):
+        for given, (output, masks, macs) in zip(cases, wanted, strict=True):
+            where = f"seed {seed}, {name}, {'forced' if given else 'own'} masks"
+            result, found, counted = network.run(x, given)
+            for index, expected in enumerate(masks):
+                assert np.array_equal(found[index], expected), f"{where}: mask {index}"
+            differ = np.flatnonzero((counted != macs).any(0))
             assert not differ.size, f"{where}: MACs of {program.operations[differ[0]]}"
-            assert result.shape == output.shape
+            assert result.shape == output.shape and result.dtype == output.dtype
             error, scale = np.abs(result - output).max(), np.abs(output).max()
-            assert error <= 1e-4 * max(scale, 1e-2), f"{where}: {error} of {scale}"
+            assert error <= 1e-4 * max(scale, 1e-2), f"{where}: off by {error} of {scale}"
 
 
 @pytest.mark.parametrize("start", range(0, PROGRAMS, 10))
@@ -77,8 +91,7 @@ def test_native_equals_reference_on_many_programs():
 def test_random_programs_hold_everything():
     programs = [random_program(seed) for seed in range(PROGRAMS)]
     operations = [op for program in programs for op in program.operations]
-    kinds = {type(op).__name__ for op in operations}
-    assert len(kinds) == 10
+    assert len({type(op) for op in operations}) == 10
     convs = [op for op in operations if type(op).__name__ == "Conv"]
     for field in ("mask", "add", "after"):
         assert sum(getattr(op, field) is not None for op in convs) > 30, field
@@ -86,3 +99,30 @@ def test_random_programs_hold_everything():
     predictors = [op for op in operations if isinstance(op, Predict)]
     assert sum(op.softmax for op in predictors) > 30
     assert sum(op.reduce is not None for op in predictors) > 30
+
+
+def test_close_calls_are_rare_and_noticed():
+    calm = 0
+    for seed in range(50):
+        program = random_program(seed)
+        x = np.random.default_rng(seed).standard_normal((2, *program.maps[0])).astype(np.float32)
+        calm += not close_calls(program, x)
+    assert calm > 25
+    program = random_program(3)
+    operations = [
+        dataclasses.replace(op, threshold=0.0) if isinstance(op, Predict) else op
+        for op in program.operations
+    ]
+    constants = {name: 0 * array for name, array in program.constants.items()}  # all logits are 0
+    for name, array in program.constants.items():
+        constants[name] = array if array.dtype != np.float32 else constants[name]
+    still = dataclasses.replace(program, operations=tuple(operations), constants=constants)
+    assert any(isinstance(op, Predict) for op in operations)
+    assert close_calls(still, np.ones((2, *program.maps[0]), np.float32))
+
+
+if __name__ == "__main__":
+    first, count = map(int, sys.argv[1:])
+    for number in range(first, first + count):
+        compare(number)
+    print(f"{count} programs, no difference")

@@ -86,7 +86,7 @@ class Engine:
         self.isa: str | None = None
         self._network: Any
         if engine == "native":
-            self.isa, self._network = _build_native(program, threads, isa)
+            self.isa, self._network = build_native(program, threads, isa)
         elif isa is not None:
             raise ValueError(f"isa is {isa!r}, must be None: the reference engine has none")
         else:
@@ -202,7 +202,18 @@ def load(
     return Engine(load_program(path), engine=engine, threads=threads, isa=isa)
 
 
-def _build_native(program: Program, threads: int, isa: str | None) -> tuple[str, Any]:
+def build_native(
+    program: Program, threads: int, isa: str | None, algorithm: str = "auto"
+) -> tuple[str, Any]:
+    """Build the native network of a checked program; return the instruction set and the network.
+
+    Args:
+        program: That passed `check`.
+        threads: Of a run.
+        isa: As of `Engine`.
+        algorithm: `auto`, or for tests the one of all convolutions that it can do: `direct`,
+            `winograd` or `dot`.
+    """
     try:
         native = importlib.import_module(f"{__package__}._native")
     except ImportError as error:
@@ -215,7 +226,7 @@ def _build_native(program: Program, threads: int, isa: str | None) -> tuple[str,
         raise ValueError(f"isa is {isa!r}, must be one of {', '.join(isas)} on this machine")
     gates = [gate.channels for gate in program.gates]
     chosen = isa or isas[0]
-    network = native.Network(list(program.maps), gates, program.output, threads, chosen)
+    network = native.Network(list(program.maps), gates, program.output, threads, chosen, algorithm)
     for operation in program.operations:  # one at a time: their constants may be in a file still
         fields = {f.name: getattr(operation, f.name) for f in dataclasses.fields(operation)}
         arrays = {field: program.constants[name] for field, name in operation.constants.items()}
