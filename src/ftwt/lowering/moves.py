@@ -85,6 +85,21 @@ def places(moved: Moved) -> Places | None:
     return Places((one >> 32) - 1, (one >> 1) & (2**31 - 1))
 
 
+def without_border(moved: Moved) -> tuple[Moved, tuple[int, int, int, int]]:
+    """Take rows and columns of zeros from a map's border.
+
+    Returns:
+        What is left, and how many were taken above, left, below and right.
+    """
+    zero = (moved.numbers == 0).all(1).all(0)
+    rows, columns = ((~zero.all(dim)).nonzero().flatten() for dim in (1, 0))
+    if not len(rows):
+        return moved, (0, 0, 0, 0)
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    taken = (int(top), int(left), len(zero) - int(bottom), zero.shape[1] - int(right))
+    return Moved(moved.numbers[:, :, top:bottom, left:right]), taken
+
+
 def channels(places: Places, shapes: list[tuple[int, int, int]]) -> Channels | None:
     """Read (C, H, W) places as whole channels; None if they are none.
 

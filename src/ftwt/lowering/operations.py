@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..runtime.program import Activate, Activation, Combine, Conv, Pool
 from .draft import Data, Draft
-from .moves import Value
+from .moves import Moved, Value, without_border
 
 Pair = int | Sequence[int]
 Kind = Literal["max", "mean"]
@@ -46,6 +46,10 @@ def conv2d(
         after = [total - first for total, first in zip(reach, before, strict=True)]
     else:
         before = after = list(pair(padding))
+    border = (0, 0, 0, 0)
+    if isinstance(input, Moved):  # padded by itself, as it has to be where sides differ
+        input, border = without_border(input)
+    around = [n + m for n, m in zip((*before, *after), border, strict=True)]
     out = draft.map()
     draft.add(
         Conv(
@@ -55,7 +59,7 @@ def conv2d(
             weight=draft.constant("weight", weight),
             bias=draft.constant("bias", np.zeros(len(weight)) if bias is None else bias),
             stride=pair(stride),
-            padding=(before[0], before[1], after[0], after[1]),
+            padding=(around[0], around[1], around[2], around[3]),
             dilation=spread,
             groups=groups,
         )
