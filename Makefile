@@ -43,6 +43,8 @@ clean:
 $(INSTALLED): $(BUILDER) $(wildcard native/*)
 	@echo "Installing into .venv; the first time, this takes a minute or two."
 	@$(PIP) --no-build-isolation --config-settings build-dir=build/native -e '.[dev]'
+	@$(BIN)/python -c 'import ftwt.runtime._native' 2>/dev/null || { rm -rf build/native; \
+		echo "Without the native engine: get GCC 12 or Clang 15, or later, and make clean."; }
 	@touch $@
 
 $(BUILDER): pyproject.toml constraints.txt
