@@ -142,6 +142,7 @@ Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& 
   const auto [dh, dw] = spec.dilation;
   const int top = spec.padding[0], left = spec.padding[1];
   int pitch = 0, rows = 0;
+  s.layout.height = in.height, s.layout.width = in.width;
   if (kh == 1 && kw == 1 && sh == 1 && sw == 1 && !top && !left && out.height == in.height && out.width == in.width) {
     s.in_place = true;
     s.taps = {0};
@@ -152,7 +153,7 @@ Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& 
     if (sw == 1 && left > 0 && out.width % 16) {
       // the zeros left of a row also stand right of the row before it
       const int right = std::max(0, width - left - in.width);
-      pitch -= std::min(left, right);
+      pitch = std::max(out.width, pitch - std::min(left, right));
     }
     std::vector<int> plane_of(sh * sw, -1);
     std::vector<std::array<int, 3>> where;  // plane, row, column
@@ -220,7 +221,7 @@ class DirectConvolution : public Convolution {
         Stage s = staging_.layout;
         s.plane = job.x + static_cast<int64_t>(job.inputs[c]) * in_.positions();
         s.out = scratch + job.staged + c * input_floats_;
-        net.kernels.stage(s);
+        net.kernels.stage(s, true);
       }
     });
   }
@@ -238,7 +239,8 @@ class DirectConvolution : public Convolution {
     }
     if (count > 1) filter_parts = std::max(filter_parts, static_cast<int>(out_.channels * row / (1 << 16)));
     filter_parts = std::clamp(filter_parts, 1, out_.channels);
-    net.workers.share(filter_parts * vector_parts, [&](int i, int) {
+    net.workers.share(filter_parts * vector_parts, [&](int i, int worker) {
+      float* partial = net.scratch(worker).need(direct_partial(out_.channels));
       const int part = i / vector_parts, piece = i % vector_parts;
       std::vector<int64_t> inputs, weights;
       for (int k = 0; k < count; ++k) {
@@ -248,7 +250,7 @@ class DirectConvolution : public Convolution {
         if (from == to) continue;
         Direct d{staging_.vectors.data(), vectors * piece / vector_parts, vectors * (piece + 1) / vector_parts,
                  staging_.in_place ? job.x : scratch + job.staged, nullptr, nullptr, 0, staging_.taps.data(), taps_,
-                 weights_.data(), row, job.filters.data(), from, to, job.epilogue};
+                 weights_.data(), row, job.filters.data(), from, to, partial, job.epilogue};
         const int n = static_cast<int>(job.inputs.size());
         int input = 0;
         for (int f = from; f < to;) {
@@ -274,6 +276,11 @@ class DirectConvolution : public Convolution {
 
   void depthwise(Network& net, const std::vector<Job>& jobs) const {
     const int batch = static_cast<int>(jobs.size());
+    const bool plain = spec_.kernel == std::array{3, 3} && spec_.dilation == std::array{1, 1} &&
+                       spec_.padding[0] == 1 && spec_.padding[1] == 1 && spec_.stride[0] == spec_.stride[1];
+    const bool same = plain && (in_.height - 1) / spec_.stride[0] + 1 == out_.height &&
+                      (in_.width - 1) / spec_.stride[0] + 1 == out_.width;
+    const int square = same && spec_.stride[0] <= 2 ? spec_.stride[0] : 0;
     const int parts = net.workers.count() > 1 ? std::min(4 * net.workers.count(), in_.channels) : 1;
     net.workers.share(batch * parts, [&](int i, int worker) {
       const Job& job = jobs[i / parts];
@@ -281,11 +288,10 @@ class DirectConvolution : public Convolution {
       const auto [from, to] = filters_between(job, in_.channels * part / parts, in_.channels * (part + 1) / parts);
       std::vector<uint8_t> active(in_.channels, 0);
       for (const int c : job.inputs) active[c] = 1;
-      Depthwise d{staging_.layout, job.x, active.data(), staging_.taps.data(), taps_, staging_.vectors.data(),
+      Depthwise d{staging_.layout, job.x, active.data(), staging_.taps.data(), taps_, square, staging_.vectors.data(),
                   static_cast<int>(staging_.vectors.size()), weights_.data(), job.filters.data(), from, to,
                   job.epilogue};
       d.stage.out = net.scratch(worker).need(input_floats_ + 64);
-      if (staging_.in_place) d.stage.planes = 0;
       net.kernels.depthwise(d);
     });
   }

@@ -3,20 +3,29 @@
 
 namespace plain {
 
-// Sums of F filters over N vectors of outputs stay in registers while all inputs pass by.
+// Sums of F filters over N vectors of outputs stay in registers while inputs [from, to) pass by.
+// They go on from `partial`, and end there too, or, with `last`, as plain outputs.
 template <int F, int N, int T>
-static void sums(const Direct& d, const int32_t* filters, const Vector* vectors, float* out) {
+static inline void sums(const Direct& d, const int32_t* filters, const Vector* vectors, int from, int to,
+                        float* partial, bool last) {
   V s[F][N];
+  if (from == 0) {
 #pragma GCC unroll 16
-  for (int f = 0; f < F; ++f)
+    for (int f = 0; f < F; ++f)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) s[f][n] = V{};
+      for (int n = 0; n < N; ++n) s[f][n] = V{};
+  } else {
+#pragma GCC unroll 16
+    for (int f = 0; f < F; ++f)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) s[f][n] = load(partial + (f * N + n) * kLanes);
+  }
   const float* rows[F];
   for (int f = 0; f < F; ++f) rows[f] = d.weights + filters[f] * d.row;
   int64_t source[N];
   for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
   const int taps = T ? T : d.taps;
-  for (int i = 0; i < d.inputs; ++i) {
+  for (int i = from; i < to; ++i) {
     const float* plane = d.input + d.input_offsets[i];
     const int64_t at = d.weight_offsets[i];
     auto step = [&](int t) __attribute__((always_inline)) {
@@ -34,10 +43,23 @@ static void sums(const Direct& d, const int32_t* filters, const Vector* vectors,
       for (int t = 0; t < taps; ++t) step(t);
     }
   }
+  if (last) {
+    const Epilogue& e = d.epilogue;
+    const Clip bounds = clip_of(e.act);
+    const V low = splat(bounds.low), high = splat(bounds.high);
+#pragma GCC unroll 16
+    for (int f = 0; f < F; ++f) {
+      float* plane = e.out + static_cast<int64_t>(filters[f]) * e.positions;
+      const V bias = splat(e.bias[filters[f]]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) store(plane + vectors[n].target, clip(s[f][n] + bias, low, high));
+    }
+    return;
+  }
 #pragma GCC unroll 16
   for (int f = 0; f < F; ++f)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) store(out + (f * N + n) * kLanes, s[f][n]);
+    for (int n = 0; n < N; ++n) store(partial + (f * N + n) * kLanes, s[f][n]);
 }
 
 static void finish(const Epilogue& e, const float* sums, const Vector* vectors, int count, int filter) {
@@ -66,28 +88,40 @@ constexpr int filters_for(int n) {
 }
 
 template <int F, int N, int T>
-static void tile(const Direct& d, const int32_t* filters, const Vector* vectors) {
-  alignas(64) float out[F * N * kLanes];
-  sums<F, N, T>(d, filters, vectors, out);
-  for (int f = 0; f < F; ++f) finish(d.epilogue, out + f * N * kLanes, vectors, N, filters[f]);
+static void tile(const Direct& d, const int32_t* filters, const Vector* vectors, int from, int to, float* partial,
+                 bool whole) {
+  const bool last = to == d.inputs;
+  sums<F, N, T>(d, filters, vectors, from, to, partial, last && whole);
+  if (last && !whole)
+    for (int f = 0; f < F; ++f) finish(d.epilogue, partial + f * N * kLanes, vectors, N, filters[f]);
 }
 
 // A tile of `count` <= F filters, each count compiled apart.
 template <int F, int N, int T>
-static void some(const Direct& d, const int32_t* filters, int count, const Vector* vectors) {
-  if (count == F) return tile<F, N, T>(d, filters, vectors);
-  if constexpr (F > 1) some<F - 1, N, T>(d, filters, count, vectors);
+static void some(const Direct& d, const int32_t* filters, int count, const Vector* vectors, int from, int to,
+                 float* partial, bool whole) {
+  if (count == F) return tile<F, N, T>(d, filters, vectors, from, to, partial, whole);
+  if constexpr (F > 1) some<F - 1, N, T>(d, filters, count, vectors, from, to, partial, whole);
 }
 
 template <int N, int T>
 static void column(const Direct& d, const Vector* vectors) {
   constexpr int most = filters_for(N);
-  int left = d.last_filter - d.first_filter;
-  int groups = (left + most - 1) / most;
-  for (const int32_t* f = d.filters + d.first_filter; groups; --groups) {
-    const int count = (left + groups - 1) / groups;  // groups of even size
-    some<most, N, T>(d, f, count, vectors);
-    f += count, left -= count;
+  bool whole = !d.epilogue.add && clip_of(d.epilogue.act).only && d.epilogue.post == Activation::none;
+  for (int n = 0; n < N; ++n) whole &= vectors[n].count == kLanes;
+  // as many inputs at a time as stay in L1 while all filters pass by
+  const int most_inputs = T == 1 ? 384 / N : std::max(1, 1024 / N / d.taps);
+  const int chunks = std::max(1, (d.inputs + most_inputs / 2) / most_inputs);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int from = d.inputs * chunk / chunks, to = d.inputs * (chunk + 1) / chunks;
+    int left = d.last_filter - d.first_filter;
+    float* partial = d.partial;
+    for (const int32_t* f = d.filters + d.first_filter; left > 0;) {
+      const int groups = (left + most - 1) / most, count = (left + groups - 1) / groups;  // of even size
+      some<most, N, T>(d, f, count, vectors, from, to, partial, whole);
+      if (chunks > 1) partial += count * N * kLanes;
+      f += count, left -= count;
+    }
   }
 }
 
@@ -133,7 +167,9 @@ static inline void clear(float* p, int64_t n) {
   if (n > 0) std::memset(p, 0, static_cast<size_t>(n) * sizeof(float));
 }
 
-static void stage(const Stage& s) {
+// Zeros are written only with `fresh`: where the last plane was laid out alike, they still stand.
+static void stage(const Stage& s, bool fresh) {
+  if (fresh) clear(s.out, static_cast<int64_t>(s.planes) * s.plane_floats);
   for (int plane = 0; plane < s.planes; ++plane) {
     float* out = s.out + static_cast<int64_t>(plane) * s.plane_floats;
     const int y0 = s.phase_of[2 * plane] - s.top, x0 = s.phase_of[2 * plane + 1] - s.left;
@@ -142,12 +178,8 @@ static void stage(const Stage& s) {
     const int last = std::max(first, std::min(s.pitch, (s.width - x0 + s.stride_w - 1) / s.stride_w));
     for (int r = 0; r < s.rows; ++r, out += s.pitch) {
       const int y = y0 + r * s.stride_h;
-      if (y < 0 || y >= s.height) {
-        clear(out, s.pitch);
-        continue;
-      }
+      if (y < 0 || y >= s.height) continue;
       const float* row = s.plane + static_cast<int64_t>(y) * s.width + x0;
-      clear(out, first);
       int c = first;
       if (s.stride_w == 1) {
         for (; c + kLanes <= last; c += kLanes) store(out + c, load(row + c));
@@ -157,9 +189,7 @@ static void stage(const Stage& s) {
         for (; c + kLanes < last; c += kLanes) store(out + c, even(row + 2 * c));
       }
       for (; c < last; ++c) out[c] = row[static_cast<int64_t>(c) * s.stride_w];
-      clear(out + last, s.pitch - last);
     }
-    clear(out, s.plane_floats - static_cast<int64_t>(s.rows) * s.pitch);
   }
 }
 
@@ -179,19 +209,99 @@ static void across(const Depthwise& d, const float* plane, const float* weights,
   finish(d.epilogue, sums, vectors, N, filter);
 }
 
+// A 3x3 filter with a border of one, row by row: every input row is read once, as three shifted
+// vectors, and takes part in the three (stride 2: one or two) output rows around it.
+template <int Stride>
+static void square(const Depthwise& d, const float* plane, const float* w, int filter) {
+  const Epilogue& e = d.epilogue;
+  const int height = d.stage.height, width = d.stage.width;
+  const int out_width = (width - 1) / Stride + 1, out_height = (height - 1) / Stride + 1;
+  const V bias = splat(e.bias[filter]);
+  float* to = e.out + static_cast<int64_t>(filter) * e.positions;
+  const bool adds = e.add && (!e.add_active || e.add_active[filter]);
+  const float* other = adds ? e.add + static_cast<int64_t>(filter) * e.positions : nullptr;
+  const Clip bounds = clip_of(e.act);
+  const V low = splat(bounds.low), high = splat(bounds.high);
+  V taps[9];
+  for (int t = 0; t < 9; ++t) taps[t] = splat(w[t]);
+  for (int x = 0; x < out_width; x += kLanes) {
+    const int count = std::min(kLanes, out_width - x), column = x * Stride;
+    V left = {}, middle = {}, right = {};
+    auto read = [&](int y) __attribute__((always_inline)) {
+      const float* row = plane + static_cast<int64_t>(y) * width + column;
+      if constexpr (Stride == 1) {
+        const bool border = column == 0, end = column + kLanes + 1 > width;
+        middle = end ? load_some(row, std::min(kLanes, width - column)) : load(row);
+        right = end ? load_some(row + 1, std::min(kLanes, width - column - 1)) : load(row + 1);
+        if (border)
+          left = __builtin_shufflevector(middle, V{}, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
+        else
+          left = end ? load_some(row - 1, std::min(kLanes, width - column + 1)) : load(row - 1);
+      } else {
+        const int rest = width - column;
+        const V a = load_some(row, std::min(kLanes, rest));
+        const V b = rest > kLanes ? load_some(row + kLanes, std::min(kLanes, rest - kLanes)) : V{};
+        middle = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        right = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        const V before = splat(column ? row[-1] : 0.0f);
+        left = __builtin_shufflevector(right, before, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
+      }
+    };
+    auto row_of = [&](int k) __attribute__((always_inline)) {
+      return taps[3 * k] * left + taps[3 * k + 1] * middle + taps[3 * k + 2] * right;
+    };
+    auto write = [&](int y, V sum) __attribute__((always_inline)) {
+      const int64_t at = static_cast<int64_t>(y) * out_width + x;
+      V v = bounds.only ? clip(sum + bias, low, high) : activate(e.act, sum + bias);
+      if (adds) v = v + load_some(other + at, count);
+      if (e.post != Activation::none) v = activate(e.post, v);
+      if (count == kLanes) store(to + at, v);
+      else store_some(to + at, v, count);
+    };
+    if constexpr (Stride == 1) {
+      V above = {}, here = {};  // sums of the output rows y - 1 and y, so far
+      for (int y = 0; y < height; ++y) {
+        read(y);
+        const V done = above + row_of(2);
+        above = here + row_of(1), here = row_of(0);
+        if (y) write(y - 1, done);
+      }
+      write(height - 1, above);
+    } else {
+      V above = {};             // what row 2 y - 1 gave to output row y
+      for (int y = 0; y < out_height; ++y) {
+        read(2 * y);
+        V sum = above + row_of(1);
+        if (2 * y + 1 < height) {
+          read(2 * y + 1);
+          sum += row_of(2), above = row_of(0);
+        }
+        write(y, sum);
+      }
+    }
+  }
+}
+
 static void depthwise(const Depthwise& d) {
   Stage s = d.stage;
+  bool fresh = true;
   for (int i = d.first_filter; i < d.last_filter; ++i) {
     const int c = d.filters[i];
-    Depthwise one = d;
     const float* plane = d.input + static_cast<int64_t>(c) * s.height * s.width;
-    if (!d.active[c]) one.taps = 0;  // what is left is the bias
-    else if (s.planes) {
+    const float* weights = d.weights + static_cast<int64_t>(c) * d.taps;
+    Depthwise one = d;
+    if (!d.active[c]) {
+      one.taps = 0;  // what is left is the bias
+    } else if (d.square) {
+      if (d.square == 1) square<1>(d, plane, weights, c);
+      else square<2>(d, plane, weights, c);
+      continue;
+    } else if (s.planes) {
       s.plane = plane;
-      stage(s);
+      stage(s, fresh);
+      fresh = false;
       plane = s.out;
     }
-    const float* weights = d.weights + static_cast<int64_t>(c) * d.taps;
     constexpr int most = kRegisters >= 32 ? 8 : kRegisters >= 8 ? 4 : 2;
     int n = 0;
     for (; n + most <= d.vector_count; n += most) across<most>(one, plane, weights, d.vectors + n, c);

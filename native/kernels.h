@@ -47,6 +47,7 @@ struct Direct {
   int64_t row;                 // floats between the weights of two filters
   const int32_t* filters;      // those to compute
   int first_filter, last_filter;
+  float* partial;              // direct_partial(filters) floats
   Epilogue epilogue;
 };
 
@@ -68,6 +69,7 @@ struct Depthwise {
   const uint8_t* active;       // channels of the input
   const int32_t* tap_offsets;
   int taps;
+  int square;                  // the stride of a 3x3 filter with a border of one, which needs no stage; else 0
   const Vector* vectors;
   int vector_count;
   const float* weights;        // (C, taps)
@@ -125,9 +127,19 @@ struct Window {
   bool maximum, include_padding, adaptive;
 };
 
+// Floats that a window, or a vector of them, may reach past either end of a row.
+constexpr int pool_margin(const Window& w) { return (w.pad_w + w.kernel_w + 48 + 15) / 16 * 16; }
+
+struct Pooling {
+  const float* x;              // a plane
+  Window window;
+  float* line;                 // width + 2 pool_margin + 16 floats
+  float* out;
+};
+
 struct Kernels {
   const char* name;
-  void (*stage)(const Stage&);
+  void (*stage)(const Stage&, bool fresh);
   void (*direct)(const Direct&);
   void (*depthwise)(const Depthwise&);
   void (*patches)(const Patches&);
@@ -139,11 +151,13 @@ struct Kernels {
   void (*combine)(const float* a, const float* b, bool product, Activation act, float* out, int64_t n);
   float (*peak)(const float* x, int n);
   float (*total)(const float* x, int n);
-  void (*pool)(const float* x, const Window&, float* line, float* out);  // line: width + 16 floats
+  void (*pool)(const Pooling&);
   // sums[0..n) += scale * row[0..n)
   void (*accumulate)(const float* row, float scale, float* sums, int n);
 };
 
+// Sums of all filters over eight vectors, and of one tile more.
+constexpr size_t direct_partial(int filters) { return static_cast<size_t>(filters + 16) * 8 * 16; }
 // Floats from one row of a padded plane to the next: four tiles read ten, as sixteen.
 constexpr int winograd_pitch(int tile_columns, int width) {
   const int tiles = 2 * ((tile_columns + 3) / 4 * 4) + 8;

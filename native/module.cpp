@@ -102,6 +102,8 @@ class PyNetwork {
   }
 
   void finish() { net_->finish(); }
+  void clock(bool on) { net_->clock(on); }
+  std::vector<double> seconds() const { return net_->seconds(); }
 
   nb::tuple run(const Array<float>& x, const std::map<int, Array<uint8_t>>& forced) {
     const Shape &in = net_->maps[0], &out = net_->maps[net_->output];
@@ -281,5 +283,7 @@ NB_MODULE(_native, m) {
            nb::arg("algorithm") = "auto")
       .def("add", &PyNetwork::add, nb::arg("operation"))
       .def("finish", &PyNetwork::finish)
+      .def("clock", &PyNetwork::clock, nb::arg("on"), "Start (or stop) to time each operation.")
+      .def("seconds", &PyNetwork::seconds, "Seconds of each operation in all runs since the clock was started.")
       .def("run", &PyNetwork::run, nb::arg("x"), nb::arg("masks"));
 }

@@ -1,6 +1,7 @@
 #include "network.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -125,7 +126,15 @@ void Network::run_part(const float* x, int batch, float* out, const std::vector<
   const int64_t size = maps[0].size();
   for (int sample = 0; sample < batch; ++sample)
     std::memcpy(map(0, sample), x + sample * size, sizeof(float) * size);
-  for (size_t s = 0; s < steps_.size(); ++s) steps_[s]->run(*this, batch, static_cast<int>(s));
+  for (size_t s = 0; s < steps_.size(); ++s) {
+    if (seconds_.empty()) {
+      steps_[s]->run(*this, batch, static_cast<int>(s));
+      continue;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    steps_[s]->run(*this, batch, static_cast<int>(s));
+    seconds_[s] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
 
   const Shape& shape = maps[output];
   for (int sample = 0; sample < batch; ++sample) {

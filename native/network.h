@@ -67,6 +67,10 @@ struct Network {
   void run(const float* x, int batch, const std::vector<const uint8_t*>& forced, float* out,
            const std::vector<uint8_t*>& decided, int64_t* macs);
 
+  // Seconds that each step took in all runs since `clock(true)`.
+  void clock(bool on) { seconds_.assign(on ? steps_.size() : 0, 0.0); }
+  const std::vector<double>& seconds() const { return seconds_; }
+
   // For steps.
   float* map(int index, int sample) { return base_[index] + sample * stride_[index]; }
   Activity& activity(int index, int sample) { return activities_[static_cast<size_t>(sample) * maps.size() + index]; }
@@ -99,6 +103,7 @@ struct Network {
   std::vector<Activity> activities_;
   std::vector<std::vector<uint8_t>> masks_;
   int64_t* macs_ = nullptr;
+  std::vector<double> seconds_;        // empty: no clock runs
 };
 
 }  // namespace ftwt

@@ -68,44 +68,46 @@ static inline Span span(const Window& w, bool rows, int i) {
   return {from, to, w.include_padding ? end - start : to - from};
 }
 
-// Rows first, then columns. `line` holds a row of the input, with sixteen floats more.
-static void pool(const float* x, const Window& w, float* line, float* out) {
-  const bool wide = !w.adaptive && w.stride_w == 2 && w.kernel_w <= 3 && w.kernel_w >= 2;
+// Rows first, then columns. `line` holds a row of the input between pool_margin floats on either
+// side, which never win a maximum.
+static void pool(const Pooling& p) {
+  const Window& w = p.window;
+  const float nothing = w.maximum ? -std::numeric_limits<float>::infinity() : 0.0f;
+  float* line = p.line + pool_margin(w);
+  for (int c = 0; c < pool_margin(w); c += kLanes) store(p.line + c, splat(nothing));
+  const bool wide = w.maximum && !w.adaptive && w.stride_w <= 2;
+  float* out = p.out;
   for (int oy = 0; oy < w.out_height; ++oy, out += w.out_width) {
     const Span rows = span(w, true, oy);
     for (int c = 0; c < w.width; c += kLanes) {
       const int n = std::min(kLanes, w.width - c);
-      V v = w.maximum ? splat(-std::numeric_limits<float>::infinity()) : V{};
+      V v = splat(nothing);
       for (int y = rows.from; y < rows.to; ++y) {
-        const V row = load_some(x + static_cast<int64_t>(y) * w.width + c, n);
+        const V row = load_some(p.x + static_cast<int64_t>(y) * w.width + c, n);
         v = w.maximum ? larger(row, v) : v + row;
       }
       store(line + c, v);
     }
-    int ox = 0;
-    auto one = [&] {
+    if (wide) {
+      for (int c = 0; c < pool_margin(w); c += kLanes) store(line + w.width + c, splat(nothing));
+      for (int ox = 0; ox < w.out_width; ox += kLanes) {
+        const float* from = line + ox * w.stride_w - w.pad_w;
+        V v = w.stride_w == 2 ? plain::even(from) : load(from);
+        for (int k = 1; k < w.kernel_w; ++k) v = larger(w.stride_w == 2 ? plain::even(from + k) : load(from + k), v);
+        store_some(out + ox, v, std::min(kLanes, w.out_width - ox));
+      }
+      continue;
+    }
+    for (int ox = 0; ox < w.out_width; ++ox) {
       const Span columns = span(w, false, ox);
-      float value = w.maximum ? -std::numeric_limits<float>::infinity() : 0.0f;
+      float value = nothing;
       for (int c = columns.from; c < columns.to; ++c) {
         const float v = line[c];
         if (!w.maximum) value += v;
         else if (v > value || v != v) value = v;
       }
-      out[ox++] = w.maximum ? value : value / static_cast<float>(rows.counted * columns.counted);
-    };
-    while (wide && ox < w.out_width && ox * 2 < w.pad_w) one();
-    if (wide) {
-      const float scale = 1.0f / static_cast<float>(rows.counted * w.kernel_w);
-      for (int c; c = ox * 2 - w.pad_w, ox + kLanes <= w.out_width && c + 2 * kLanes + 2 <= w.width; ox += kLanes) {
-        V v = plain::even(line + c);
-        for (int k = 1; k < w.kernel_w; ++k) {
-          const V next = plain::even(line + c + k);
-          v = w.maximum ? larger(next, v) : v + next;
-        }
-        store(out + ox, w.maximum ? v : v * scale);
-      }
+      out[ox] = w.maximum ? value : value / static_cast<float>(rows.counted * columns.counted);
     }
-    while (ox < w.out_width) one();
   }
 }
 

@@ -148,7 +148,8 @@ class Pool : public Step {
     each_channel(net, batch, x, false, [&](int worker, int sample, int c) {
       const float* from = net.map(x, sample) + static_cast<int64_t>(c) * positions;
       float* to = net.map(writes, sample) + c * plane;
-      if (!global) net.kernels.pool(from, window_, net.scratch(worker).need(window_.width + 32), to);
+      if (!global) 
+        net.kernels.pool({from, window_, net.scratch(worker).need(window_.width + 2 * pool_margin(window_) + 32), to});
       else if (window_.maximum) *to = net.kernels.peak(from, positions);
       else *to = net.kernels.total(from, positions) / static_cast<float>(positions);
     });

@@ -40,6 +40,8 @@ static inline void store_some(float* p, V v, int n) {
 #endif
 }
 
+static inline void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }
+
 // The lanes that `lanes` names, side by side, the first of them in lane 0.
 static inline V compress(V v, uint16_t lanes) {
 #if defined(__AVX512F__)
@@ -88,6 +90,31 @@ static inline V exponential(V x) {
 }
 
 static inline V logistic(V x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Activations that only clip are bounds; the others follow after it.
+struct Clip {
+  float low, high;
+  bool only;
+};
+
+static inline Clip clip_of(Activation kind) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  switch (kind) {
+    case Activation::none: return {-infinity, infinity, true};
+    case Activation::relu: return {0.0f, infinity, true};
+    case Activation::relu6: return {0.0f, 6.0f, true};
+    default: return {-infinity, infinity, false};
+  }
+}
+
+static inline V clip(V v, V low, V high) {
+#if defined(__AVX512F__)  // the second operand is what a comparison with NaN returns
+  return (V)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)v));
+#else
+  v = v < low ? low : v;
+  return v > high ? high : v;
+#endif
+}
 
 static inline V activate(Activation kind, V x) {
   switch (kind) {

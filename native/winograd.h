@@ -78,16 +78,33 @@ static void patches(const Patches& p) {
   }
 }
 
+// Weights that are needed next, fetched while these are used: a few inputs at a time.
+struct Ahead {
+  const float* const* rows;
+  const int64_t* offsets;
+  int from, to;
+};
+
 // sums (F, tiles of a group) += weights * patches, over some of the inputs.
 template <int F>
-static inline void product(const float* const* rows, const int64_t* offsets, int inputs,
-                           const float* patches, float* sums, int64_t stride, bool first) {
+static inline void product(const float* const* rows, const int64_t* offsets, int inputs, const float* patches,
+                           float* sums, int64_t stride, bool first, Ahead ahead) {
   V s[F][kTiles];
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
 #pragma GCC unroll 4
     for (int t = 0; t < kTiles; ++t) s[f][t] = first ? V{} : load(sums + f * stride + t * kLanes);
+  const int every = ahead.to > ahead.from ? std::max(1, inputs / (ahead.to - ahead.from)) : inputs + 1;
+  int wait = 1;
   for (int i = 0; i < inputs; ++i) {
+    if (--wait == 0) {
+      wait = every;
+      if (ahead.from < ahead.to) {
+        const int64_t next = ahead.offsets[ahead.from++];
+#pragma GCC unroll 8
+        for (int f = 0; f < F; ++f) prefetch(ahead.rows[f] + next);
+      }
+    }
     const int64_t at = offsets[i];
     V x[kTiles];
     for (int t = 0; t < kTiles; ++t) x[t] = load(patches + t * kLanes);
@@ -160,36 +177,45 @@ static void finish(const Winograd& w, const float* sums, int filter) {
   }
 }
 
+// `next`: the filters after these, as many, or null.
 template <int F>
-static void group(const Winograd& w, const int32_t* filters, int tiles) {
+static void group(const Winograd& w, const int32_t* filters, const int32_t* next, int tiles) {
   const int groups = (tiles + kTiles - 1) / kTiles;
   const int64_t stride = static_cast<int64_t>(groups) * kTiles * kLanes;
+  const float *rows[F], *later[F];
+  for (int f = 0; f < F; ++f) {
+    rows[f] = w.weights + filters[f] * w.row;
+    later[f] = next ? w.weights + next[f] * w.row : nullptr;
+  }
   for (int i = 0; i < w.inputs || i == 0; i += kChunk) {
     const int inputs = std::min(kChunk, w.inputs - i);
-    const float* rows[F];
-    for (int f = 0; f < F; ++f) rows[f] = w.weights + filters[f] * w.row;
+    const bool last = i + kChunk >= w.inputs;
+    const int begin = last ? 0 : i + kChunk;
+    const int ahead = last && !next ? 0 : std::min(kChunk, w.inputs - begin);
     for (int g = 0; g < groups; ++g)
       product<F>(rows, w.weight_offsets + i, inputs,
                  w.patches + (static_cast<int64_t>(g) * w.inputs + i) * kTiles * kLanes,
-                 w.scratch + static_cast<int64_t>(g) * kTiles * kLanes, stride, i == 0);
+                 w.scratch + static_cast<int64_t>(g) * kTiles * kLanes, stride, i == 0,
+                 {last ? later : rows, w.weight_offsets, begin + ahead * g / groups, begin + ahead * (g + 1) / groups});
   }
   for (int f = 0; f < F; ++f) finish(w, w.scratch + f * stride, filters[f]);
+}
+
+template <int F>
+static void some(const Winograd& w, const int32_t* filters, int count, int tiles) {
+  if (count == F) return group<F>(w, filters, nullptr, tiles);
+  if constexpr (F > 1) some<F - 1>(w, filters, count, tiles);
 }
 
 static void winograd(const Winograd& w) {
   const int tiles = (w.last_row - w.first_row) * w.tile_columns;
   int f = w.first_filter;
-  for (; f + kFilters <= w.last_filter; f += kFilters) group<kFilters>(w, w.filters + f, tiles);
-  if constexpr (kFilters == 6) {
-    switch (w.last_filter - f) {
-      case 5: group<5>(w, w.filters + f, tiles); break;
-      case 4: group<4>(w, w.filters + f, tiles); break;
-      case 3: group<3>(w, w.filters + f, tiles); break;
-      case 2: group<2>(w, w.filters + f, tiles); break;
-      case 1: group<1>(w, w.filters + f, tiles); break;
-      default: break;
-    }
+  for (; f + kFilters <= w.last_filter; f += kFilters) {
+    const bool more = f + 2 * kFilters <= w.last_filter;
+    group<kFilters>(w, w.filters + f, more ? w.filters + f + kFilters : nullptr, tiles);
   }
+  if constexpr (kFilters > 1)
+    if (f < w.last_filter) some<kFilters - 1>(w, w.filters + f, w.last_filter - f, tiles);
 }
 
 }  // namespace wino
