@@ -27,7 +27,9 @@ NAMED = {  # room -> the rooms that the table names beside it
 LATE = {"dynamic": {"budget", "checkpoint"}}  # inside functions alone
 TORCH_ALONE = ("method", "graph")
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-OPTIONAL = {"torchvision", "timm", "tensorboard", "matplotlib", "pandas"}
+OPTIONAL = {
+    "torchvision", "timm", "tensorboard", "matplotlib", "pandas", "onnx", "onnxruntime", "openvino",
+}  # fmt: skip
 MOST_LINES = {"method.py": 250}
 
 

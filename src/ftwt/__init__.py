@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from . import models as models
     from . import recipes as recipes
     from . import runtime as runtime
+    from .bench import Benchmark as Benchmark
+    from .bench import bench as bench
     from .budget import Calibration as Calibration
     from .checkpoint import from_pretrained as from_pretrained
     from .checkpoint import push_to_hub as push_to_hub
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 _MODULES = ("data", "models", "recipes", "runtime")
 _HOMES = {  # name -> the module that it comes from, as above
+    "Benchmark": "bench",
+    "bench": "bench",
     "Calibration": "budget",
     "from_pretrained": "checkpoint",
     "push_to_hub": "checkpoint",

@@ -1,0 +1,1 @@
+"""Several ways of running one network, timed against each other."""

@@ -1,0 +1,70 @@
+"""Our engine as a contestant, whose gates do as they are told at no cost to the timed run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..runtime import Engine, Predict, Program, Stats
+from .turns import Contestant
+
+Masks = Mapping[int, np.ndarray]  # gate's number -> (B, C) uint8
+DECIDE: Masks = {}  # the gates do it themselves
+
+
+class Steered(Engine):
+    """An engine that is given the masks of its next runs beforehand.
+
+    The predictors still run and are counted; only what they say is replaced.
+    """
+
+    masks: Masks = DECIDE
+
+    def _masks(self, masks: Mapping[str, Any], samples: int) -> dict[int, np.ndarray]:
+        return dict(self.masks)
+
+
+def draw(program: Program, keeps: np.ndarray, random: np.random.Generator) -> Masks:
+    """Draw masks by lot, as `ftwt.compile` with `keep` does.
+
+    Args:
+        program: Gates that have a predictor get masks.
+        keeps: (B,) share of its filters that each gate keeps for each sample, at least one.
+        random: Where to draw from.
+    """
+    masks = {}
+    for operation in program.operations:
+        if isinstance(operation, Predict):
+            filters = program.gates[operation.mask].channels
+            kept = np.maximum(1, np.round(keeps * filters))
+            ranks = random.random((len(keeps), filters)).argsort(1).argsort(1)
+            masks[operation.mask] = (ranks < kept[:, None]).astype(np.uint8)
+    return masks
+
+
+def opened(program: Program, samples: int) -> Masks:
+    """Masks that keep everything."""
+    gates = enumerate(program.gates)
+    return {index: np.ones((samples, gate.channels), np.uint8) for index, gate in gates}
+
+
+def contestant(engine: Steered, batches: np.ndarray, masks: Sequence[Masks]) -> Contestant:
+    """An engine that runs batches (N, B, C, H, W), each with masks of its own."""
+    image = np.zeros_like(batches[0])
+
+    def take(batch: int) -> None:
+        np.copyto(image, batches[batch])
+        engine.masks = masks[batch]
+
+    how = engine.isa or "reference"
+    return Contestant(take, lambda: engine(image), f"{how}, {len(engine.program.gates)} gates")
+
+
+def took(engine: Steered, batches: np.ndarray, masks: Sequence[Masks]) -> list[Stats]:
+    """What each batch took under its masks."""
+    stats = []
+    for batch, engine.masks in zip(batches, masks, strict=True):
+        stats.append(engine.run(batch)[1])
+    return stats

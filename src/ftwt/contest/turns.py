@@ -1,0 +1,104 @@
+"""Time several ways of running one network, in turns, so that all of them see the same machine."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+REST_S, WARMUP_S = 0.05, 0.02  # before each turn
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way of running a network.
+
+    Args:
+        take: Makes batch number i the next to be run. Not timed.
+        infer: Runs it and returns the output, (B, classes). Timed.
+        settings: How it was set up, for the reader.
+    """
+
+    take: Callable[[int], None]
+    infer: Callable[[], np.ndarray]
+    settings: str
+
+
+def time_in_turns(
+    contestants: Mapping[str, Contestant], batches: int, *, rounds: int
+) -> dict[str, np.ndarray]:
+    """Let each in turn run all batches, each of them `rounds` times.
+
+    A turn begins with a rest and a warm-up that are not timed. After its last call, ONNX Runtime's
+    workers wait in a busy loop for some 30 ms more, OpenMP's for 5: on two cores that made OpenVINO
+    look 1.7 times slower than it is, and forbidding the loop makes ONNX Runtime 1.7 times slower on
+    small networks. A rest of 50 ms ends it, as measured on an idle machine: each is then as fast as
+    it is alone, so they need no processes of their own. The warm-up brings back caches and workers.
+
+    Returns:
+        Contestant -> (rounds, batches) seconds.
+    """
+    seconds = {name: np.empty((rounds, batches)) for name in contestants}
+    with _no_garbage():
+        for round_ in range(rounds):
+            for name, contestant in contestants.items():
+                _begin(contestant)
+                for batch in range(batches):
+                    seconds[name][round_, batch] = _time(contestant, batch)
+    return seconds
+
+
+def time_shuffled(
+    contestant: Contestant, batches: int, *, rounds: int, random: np.random.Generator
+) -> np.ndarray:
+    """Run all batches in a new order each round, as if they came from a stream.
+
+    Returns:
+        (rounds, batches) seconds.
+    """
+    seconds = np.empty((rounds, batches))
+    with _no_garbage():
+        for row in seconds:
+            _begin(contestant)
+            for batch in random.permutation(batches):
+                row[batch] = _time(contestant, int(batch))
+    return seconds
+
+
+def fastest(variants: Sequence[Contestant]) -> Contestant:
+    """The one of least median time for the first batch."""
+    named = {str(number): variant for number, variant in enumerate(variants)}
+    medians = {k: np.median(s) for k, s in time_in_turns(named, 1, rounds=9).items()}
+    return named[min(medians, key=medians.__getitem__)]
+
+
+def _time(contestant: Contestant, batch: int) -> float:
+    contestant.take(batch)
+    start = time.perf_counter()
+    contestant.infer()
+    return time.perf_counter() - start
+
+
+def _begin(contestant: Contestant) -> None:
+    time.sleep(REST_S)
+    contestant.take(0)
+    end = time.perf_counter() + WARMUP_S
+    while time.perf_counter() < end:
+        contestant.infer()
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Keep the garbage collector from running inside a call that is timed."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
