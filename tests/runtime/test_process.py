@@ -1,0 +1,85 @@
+"""What an engine costs a process: memory, time to load, nothing left behind; and threads."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ftwt
+from ftwt import models
+
+pytest.importorskip("ftwt.runtime._native")
+reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+RUN = """
+import json, sys, time
+import numpy as np
+import ftwt.runtime
+
+def megabytes(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(key))
+
+started = time.perf_counter()
+engine = ftwt.runtime.load(sys.argv[1])
+load_s = time.perf_counter() - started
+x = np.random.default_rng(0).standard_normal((1, *engine.program.maps[0]), dtype=np.float32)
+resident = []
+for runs in map(int, sys.argv[2:]):
+    for _ in range(runs):
+        engine.run(x)
+    resident.append(megabytes("VmRSS"))
+found = {"load_s": load_s, "peak": megabytes("VmHWM"), "resident": resident}
+print(json.dumps({**found, "torch": "torch" in sys.modules}))
+"""
+
+
+def fresh_process(path: Path, *runs: int) -> dict:
+    """What a process that loads a file and runs it says of itself."""
+    command = [sys.executable, "-c", RUN, str(path), *map(str, runs)]
+    output = subprocess.run(command, capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
+    return json.loads(output.stdout)
+
+
+@reads_proc
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_process_holds_little_more_than_the_weights(tmp_path, gated):
+    network = models.create("cifar10-vgg16-bn").eval()
+    weights = sum(p.nbytes for p in network.parameters()) / 2**20
+    example = torch.randn(2, 3, 32, 32)
+    made = ftwt.convert(network, example, r=0.9) if gated else network
+    ftwt.compile(made, example).save(tmp_path / "net.ftwt")
+    found = [fresh_process(tmp_path / "net.ftwt", 1) for _ in range(3)]
+    assert not found[0]["torch"]
+    assert found[0]["peak"] <= 1.3 * weights + 60
+    assert min(each["load_s"] for each in found) < 0.3  # of three: the machine may be busy
+
+
+@reads_proc
+def test_ten_thousand_runs_leave_nothing_behind(tmp_path):
+    network = models.create("cifar10-mobilenet-v1-x0.25").eval()
+    dynamic = ftwt.convert(network, torch.randn(2, 3, 32, 32), r=0.9)
+    ftwt.compile(dynamic).save(tmp_path / "net.ftwt")
+    warm, after = fresh_process(tmp_path / "net.ftwt", 500, 10_000)["resident"]
+    assert after - warm < 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_may_call_one_engine_at_once(threads):
+    network = models.create("cifar10-resnet20").eval()
+    dynamic = ftwt.convert(network, torch.randn(2, 3, 32, 32), r=0.7)
+    engine = ftwt.compile(dynamic, threads=threads)
+    rng = np.random.default_rng(0)
+    batches = [rng.standard_normal((b, 3, 32, 32), dtype=np.float32) for b in (1, 2, 5, 3) * 20]
+    alone = [engine.run(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(engine.run, batches))
+    for (logits, stats), (expected, expected_stats) in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(logits, expected)
+        np.testing.assert_array_equal(stats.macs, expected_stats.macs)
