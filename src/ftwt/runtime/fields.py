@@ -50,7 +50,7 @@ def check_name(name: str, place: str, field: str) -> None:
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a value has an annotated type: exactly, so that True is no integer."""
+    """Whether a value has an annotated type: exactly, so that neither True nor 1 is a float."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return type(value) is str and value in arguments
@@ -64,6 +64,4 @@ def conforms(value: Any, hint: Any) -> bool:
         return len(value) == len(arguments) and all(map(conforms, value, arguments))
     if origin is not None:
         return isinstance(value, origin)  # a mapping
-    if hint is float:
-        return type(value) in (int, float)
-    return isinstance(value, hint) and not (hint is int and type(value) is not int)
+    return type(value) is hint if hint in (bool, int, float, str) else isinstance(value, hint)

@@ -72,6 +72,7 @@ def load_program(path: str | os.PathLike[str]) -> Program:
         program = _decode(constants)
         check(program)
     except ValueError as error:
+        constants.close()
         raise ValueError(f"{path} holds no program that can run: {error}") from error
     return program
 

@@ -43,6 +43,7 @@ class Stored(Mapping[str, np.ndarray]):
         metadata: The file's metadata, strings by name.
         specs: Name -> dtype and shape, without reading.
         checksums: Name -> CRC-32 of its bytes. Empty at first; what is in it is verified.
+        close: Closes the file, which otherwise happens when this is no longer in use.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
@@ -53,7 +54,16 @@ class Stored(Mapping[str, np.ndarray]):
         self.path = Path(path)
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
         self._descriptor = os.open(self.path, flags)  # a pipe must not make us wait
-        weakref.finalize(self, os.close, self._descriptor)
+        self.close = weakref.finalize(self, os.close, self._descriptor)
+        self.checksums: Mapping[str, int] = {}
+        try:
+            self.metadata, self._places = self._header()
+        except BaseException:
+            self.close()
+            raise
+        self.specs: dict[str, Spec] = {name: spec for name, (spec, _) in self._places.items()}
+
+    def _header(self) -> tuple[dict[str, str], dict[str, tuple[Spec, int]]]:
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             self._refuse("it is not a regular file")
@@ -65,12 +75,9 @@ class Stored(Mapping[str, np.ndarray]):
             metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
             if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
                 raise ValueError("its header holds no metadata")
-            self._places = _places(header, 8 + length, status.st_size)
+            return metadata, _places(header, 8 + length, status.st_size)
         except ValueError as error:
             self._refuse(str(error), error)
-        self.metadata: dict[str, str] = metadata
-        self.specs: dict[str, Spec] = {name: spec for name, (spec, _) in self._places.items()}
-        self.checksums: Mapping[str, int] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read a tensor."""

@@ -1,0 +1,288 @@
+"""The engine around both networks: what it takes, what it gives back, what it says of the work."""
+
+import importlib
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mutations import small_program
+from programs import Builder, random_program
+
+from ftwt.runtime import Engine, load, save
+from ftwt.runtime.reference import Network
+
+X = np.random.default_rng(0).standard_normal((3, 2, 6, 5)).astype(np.float32)
+KINDS = ["reference", "native"]
+
+
+def build(kind: str = "reference", program: Any = None, **options: Any) -> Engine:
+    if kind == "native":
+        pytest.importorskip("ftwt.runtime._native")
+    return Engine(program or small_program(), engine=kind, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_engine_is_its_network(kind):
+    program = small_program()
+    out, masks, macs = Network(program).run(X, {})
+    engine = build(kind, program)
+    logits, stats = engine.run(X)
+    np.testing.assert_allclose(engine(X), out[:, :, 0, 0], rtol=1e-4, atol=1e-5)
+    assert np.array_equal(engine(X), logits) and logits.shape == (3, 3)
+    assert np.array_equal(stats.macs, macs)
+    assert list(stats.masks) == ["unit0", "unit1", "unit2"]
+    for mask, wanted in zip(stats.masks.values(), masks, strict=True):
+        assert mask.dtype == np.bool_ and np.array_equal(mask, wanted.astype(bool))
+    assert "3 samples" in repr(stats)
+
+
+def test_statistics():
+    program = small_program()
+    _, stats = build("reference", program).run(X)
+    kept = [stats.masks[g.unit].sum(1) / g.prior for g in program.gates]
+    assert program.gates[0].prior == 5 and program.gates[0].channels == 4
+    np.testing.assert_allclose(stats.keep, np.mean(kept, axis=0))
+    assert np.array_equal(stats.executed_macs, stats.macs.sum(1))
+    np.testing.assert_allclose(stats.reduction, 1 - stats.executed_macs / program.dense_macs)
+    plain = Builder((2, 3, 3))
+    plain.conv(0, 4)
+    _, stats = build("reference", plain.program()).run(X[:, :, :3, :3])
+    assert stats.keep.tolist() == [1, 1, 1] and stats.reduction.tolist() == [0, 0, 0]
+    pools = Builder((2, 3, 3))
+    pools.pool(0, "max")
+    _, stats = build("reference", pools.program()).run(X[:, :, :3, :3])
+    assert stats.reduction.tolist() == [0, 0, 0] and stats.executed_macs.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_in_and_out(kind):
+    engine = build(kind)
+    wanted = engine(X)
+    tensor = torch.from_numpy(X).requires_grad_()
+    out = engine(tensor)
+    assert isinstance(out, torch.Tensor) and not out.requires_grad
+    assert np.array_equal(out.numpy(), wanted)
+    last = torch.from_numpy(X).contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(engine(last).numpy(), wanted)
+    out, stats = engine.run(tensor, {"unit0": torch.ones(3, 4, dtype=torch.bool)})
+    assert isinstance(out, torch.Tensor) and isinstance(stats.keep, np.ndarray)
+    assert stats.masks["unit0"].all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_of_any_layout(kind):
+    engine = build(kind)
+    wanted = engine(X)
+    assert np.array_equal(engine(np.asfortranarray(X)), wanted)
+    assert np.array_equal(engine(np.repeat(X, 2, axis=0)[::2]), wanted)
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    assert np.array_equal(engine(frozen), wanted)
+    assert np.array_equal(engine(X[1:2]), wanted[1:2])
+    before = X.copy()
+    engine(X)[:] = 0
+    assert np.array_equal(X, before) and np.array_equal(engine(X), wanted)
+    assert not np.isfinite(engine(np.full_like(X, np.nan))).all()
+    engine(np.full_like(X, np.inf))
+
+
+def test_a_map_comes_out_as_a_map():
+    conv = Builder((2, 6, 5))
+    conv.conv(0, 4, (3, 3))
+    assert build("reference", conv.program())(X).shape == (3, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "word"),
+    [
+        (X.astype(np.float64), r"float64, must be float32; convert it with"),
+        (X.astype(">f4"), ">f4"),
+        (np.zeros((3, 2, 6, 5), np.uint8), "uint8, must be float32"),
+        (X[:, :1], r"\(3, 1, 6, 5\), must be \(B, 2, 6, 5\)"),
+        (X[:, :, :5], r"\(3, 2, 5, 5\)"),
+        (X[0], r"\(2, 6, 5\), must be \(B, 2, 6, 5\)"),
+        (X[:0], r"B > 0"),
+        (X.tolist(), "list, must be a numpy array or torch tensor"),
+        (None, "NoneType"),
+        (torch.zeros(3, 2, 6, 5, dtype=torch.float64), "torch.float64"),
+        (torch.zeros(3, 2, 6, 5, dtype=torch.bfloat16), "torch.bfloat16"),
+        (torch.zeros(3, 2, 6, 5, device="meta"), "on meta"),
+        (torch.zeros(3, 2, 6, 4), r"\(3, 2, 6, 4\)"),
+    ],
+)
+def test_inputs_that_are_refused(x, word):
+    with pytest.raises(ValueError, match=word):
+        build()(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_override_the_gates_that_are_counted_nevertheless(kind):
+    engine = build(kind)
+    _, own = engine.run(X)
+    given = {"unit0": np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]], bool)}
+    out, stats = engine.run(X, given)
+    assert np.array_equal(stats.masks["unit0"], given["unit0"])
+    predictors = [type(op).__name__ == "Predict" for op in engine.program.operations]
+    assert np.array_equal(stats.macs[:, predictors], own.macs[:, predictors])
+    assert (stats.macs[:, predictors] > 0).all()
+    fixed = {"unit2": np.zeros((3, 4), bool)}
+    assert not engine.run(X, fixed)[1].masks["unit2"].any()
+    reference = build().run(X, given)
+    np.testing.assert_allclose(out, reference[0], rtol=1e-4, atol=1e-5)
+    assert np.array_equal(stats.macs, reference[1].macs)
+
+
+@pytest.mark.parametrize(
+    ("masks", "word"),
+    [
+        ({"unti0": np.ones((3, 4), bool)}, "no gate has unit 'unti0'; there are unit0"),
+        ({0: np.ones((3, 4), bool)}, "no gate has unit 0"),
+        ({"unit0": np.ones((3, 5), bool)}, r"bool of shape \(3, 5\), must be .* \(3, 4\)"),
+        ({"unit0": np.ones(4, bool)}, r"must be bool of shape \(3, 4\)"),
+        ({"unit0": np.ones((3, 4))}, "float64"),
+        ({"unit0": [[True] * 4] * 3}, "list"),
+    ],
+)
+def test_masks_that_are_refused(masks, word):
+    with pytest.raises(ValueError, match=word):
+        build().run(X, masks)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"engine": "fast"}, "'native' or 'reference'"),
+        ({"threads": 0}, "from 1 to"),
+        ({"threads": True}, "from 1 to"),
+        ({"threads": 10**6}, "from 1 to"),
+        ({"isa": "avx512"}, "reference engine has none"),
+    ],
+)
+def test_options_that_are_refused(options, word):
+    with pytest.raises(ValueError, match=word):
+        Engine(small_program(), **({"engine": "reference"} | options))
+
+
+def test_a_native_engine_says_what_it_uses():
+    native = pytest.importorskip("ftwt.runtime._native")
+    engine = build("native", threads=2)
+    assert (engine.kind, engine.isa, engine.threads) == ("native", native.isas()[0], 2)
+    assert repr(engine) == f"Engine(2x6x5 -> 3x1x1, 3 gates, {engine.isa}, threads=2)"
+    assert build("native", isa="portable").isa == "portable"
+    with pytest.raises(ValueError, match="isa is 'neon', must be one of .*portable"):
+        build("native", isa="neon")
+    assert repr(build()) == "Engine(2x6x5 -> 3x1x1, 3 gates, reference)"
+
+
+def test_without_the_native_module_the_error_says_what_to_install(monkeypatch):
+    real = importlib.import_module
+
+    def missing(name: str, *arguments: Any) -> Any:
+        if name.endswith("_native"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name, *arguments)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(RuntimeError, match=r"C\+\+17 compiler .*engine='reference'"):
+        Engine(small_program())
+    assert Engine(small_program(), engine="reference")(X).shape == (3, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_may_share_an_engine(kind):
+    program = random_program(7)
+    engine = build(kind, program, **({"threads": 2} if kind == "native" else {}))
+    rng = np.random.default_rng(1)
+    inputs = [
+        rng.standard_normal((1 + i % 3, *program.maps[0])).astype(np.float32) for i in range(8)
+    ]
+    wanted = [engine(x) for x in inputs]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(engine(inputs[index]), wanted[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def python(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loading_and_running_imports_numpy_alone(kind, tmp_path):
+    build(kind).save(tmp_path / "net.ftwt")
+    code = """
+        import sys
+        import numpy
+        before = set(sys.modules)
+        from ftwt.runtime import load
+        engine = load(sys.argv[1], engine=sys.argv[2])
+        print(engine(numpy.zeros((1, 2, 6, 5), numpy.float32)).shape)
+        print(*{name.split(".")[0] for name in set(sys.modules) - before})
+        """
+    shape, modules = python(code, str(tmp_path / "net.ftwt"), kind).splitlines()
+    assert shape == "(1, 3)"
+    assert set(modules.split()) - sys.stdlib_module_names <= {"ftwt", "numpy"}
+
+
+def vgg16(path: Path) -> int:
+    """Save VGG16 for 32x32 pixels; return the bytes of its weights."""
+    net = Builder((3, 32, 32))
+    x = 0
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            x = net.conv(x, width, (3, 3), padding=(1, 1, 1, 1), act="relu")
+        x = net.pool(x, "max", kernel=(2, 2), stride=(2, 2))
+    net.conv(x, 10)
+    program = net.program()
+    save(program, path)
+    return sum(array.nbytes for array in program.constants.values())
+
+
+def test_memory_stays_near_the_weights(tmp_path):
+    pytest.importorskip("ftwt.runtime._native")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux")
+    weights = vgg16(tmp_path / "vgg.ftwt")
+    code = """
+        import sys, time
+        from pathlib import Path
+        import numpy
+        from ftwt.runtime import load
+        started = time.perf_counter()
+        engine = load(sys.argv[1])
+        seconds = time.perf_counter() - started
+        engine(numpy.zeros((1, 3, 32, 32), numpy.float32))
+        status = Path("/proc/self/status").read_text().split()
+        print(1024 * int(status[status.index("VmHWM:") + 1]), seconds)
+        """
+    peak, seconds = map(float, python(code, str(tmp_path / "vgg.ftwt")).split())
+    assert 58e6 < weights < 60e6
+    print(f"{weights=:,} {peak=:,} {seconds=}")
+    assert peak < 1.3 * weights + 60e6
+    assert seconds < 3  # 0.3 on a quiet machine
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_load_that_fails_leaves_nothing_behind(kind, tmp_path):
+    build(kind)
+    (tmp_path / "net.ftwt").write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged"):
+        load(tmp_path / "net.ftwt", engine=kind)
