@@ -5,8 +5,8 @@ python tests/runtime/mutations.py 100000
 
 import collections
 import copy
+import importlib.util
 import json
-import os
 import sys
 import tempfile
 import zlib
@@ -154,8 +154,15 @@ def walk(tree: Any) -> Iterator[tuple[Any, Any]]:
             yield from walk(value)
 
 
-def fuzz(folder: Path, start: int, count: int) -> collections.Counter[str]:
-    """Load and run damaged files; anything but a result or a ValueError escapes, with its seed."""
+def fuzz(folder: Path, start: int, count: int, *, native: bool = False) -> collections.Counter[str]:
+    """Load damaged files and run them; what is neither a result nor a ValueError escapes.
+
+    Args:
+        folder: For the file.
+        start: The first mutation; each has a number and is always the same.
+        count: How many.
+        native: Whether what loads also runs on the native engine.
+    """
     path, x = folder / "damaged.ftwt", np.ones((1, 2, 6, 5), np.float32)
     save(small_program(), path)
     mutant, outcomes = Mutant(path.read_bytes()), collections.Counter[str]()
@@ -172,6 +179,8 @@ def fuzz(folder: Path, start: int, count: int) -> collections.Counter[str]:
         try:
             if engine.program.maps[0] == x.shape[1:]:
                 engine(x)
+                if native:
+                    load(path)(x)
                 outcomes["ran"] += 1
         except Exception as error:
             raise AssertionError(f"mutation {seed} loaded") from error
@@ -179,5 +188,7 @@ def fuzz(folder: Path, start: int, count: int) -> collections.Counter[str]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as home:
-        print(dict(fuzz(Path(home), 0, int(sys.argv[1]))))
+    first, number = map(int, sys.argv[1:])
+    has_native = importlib.util.find_spec("ftwt.runtime._native") is not None
+    with tempfile.TemporaryDirectory() as home:
+        print(dict(fuzz(Path(home), first, number, native=has_native)))

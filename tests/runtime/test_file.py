@@ -372,7 +372,8 @@ def test_mutations(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_many_mutations(tmp_path):
-    outcomes = fuzz(tmp_path, MUTATIONS, MANY)
+    pytest.importorskip("ftwt.runtime._native")
+    outcomes = fuzz(tmp_path, MUTATIONS, MANY, native=True)
     assert outcomes["refused"] + outcomes["loaded"] == MANY
 
 
