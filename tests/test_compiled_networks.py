@@ -54,7 +54,7 @@ def test_an_engine_gives_what_the_masked_network_gives(name: str, options: dict[
     dynamic = scramble(ftwt.convert(create(name), x, **options)).eval()
     assert len(dynamic.gates) > 4
     engines = build(lower(dynamic))
-    for how in MASKS:
+    for how in MASKS if name.startswith("cifar10") else ("one", "predicted"):
         check_against(dynamic, engines, x, how)
     check_against(dynamic, engines, x[:1], "random")
 

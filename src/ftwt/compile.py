@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from . import tuning
 from .convert import convert
-from .dynamic import DynamicModel
-from .lowering import lower
-from .runtime import Engine, Predict, Program
+from .dynamic import Batches, DynamicModel
+from .lowering import economies, lower
+from .runtime import Engine, Program
 from .runtime.engine import Kind
+from .tuning import ForcedEngine
 
-DRAWN = 1024  # masks drawn in advance for each gate; sample n takes those of n modulo this
+TUNED_ON = 4  # images
+TUNED_AT = 0.5  # keep ratio where there are no images to say
 
 
 def compile(
@@ -27,9 +29,19 @@ def compile(
     threads: int = 1,
     keep: float | None = None,
     seed: int = 0,
+    remove_fixed: bool = True,
+    remove_silent: Batches | None = None,
+    drop_constant: Batches | bool = False,
+    layout: Batches | bool = False,
+    tune: Batches | bool = False,
     classes: Sequence[str] = (),
 ) -> Engine:
     """Make an engine that computes, for each input, only the filters that it needs.
+
+    The economies below look at what gates decide on some images: batches of (images, labels), or
+    True for those that another economy was given. What each did is in
+    `engine.program.notes["economies"]`. `remove_silent`, `drop_constant` and `tune` change which
+    masks are applied to other images: evaluate again, on the engine.
 
     Args:
         model: A dynamic network; or any network that `torch.fx` can trace, which is then dense. It
@@ -41,6 +53,12 @@ def compile(
             lot for each sample; a plain network is given all gates that it can have. What the
             network says then means nothing; the predictors run, and are paid for.
         seed: Of these draws.
+        remove_fixed: Remove the filters that a static twin never computes; exact.
+        remove_silent: Remove the filters that gates never choose.
+        drop_constant: Take the predictors of gates that decide the same for all images.
+        layout: Lay channels that fire together side by side in memory; exact but for rounding.
+        tune: Open the gates that, timed on this machine, cost more than they save. True without
+            images: timed at `keep`, or at half of the filters.
         classes: Names of the outputs, kept in the engine's program and its file.
 
     Returns:
@@ -51,47 +69,68 @@ def compile(
             option is out of its range.
         RuntimeError: If the native engine was not built; the message says what to install.
     """
-    if keep is None:
-        return Engine(lower(model, example, classes=classes), engine=engine, threads=threads)
-    if not 0 < keep <= 1:
+    if keep is not None and not 0 < keep <= 1:
         raise ValueError(f"keep={keep}: give the share of filters that each gate keeps, in (0, 1]")
-    if not isinstance(model, DynamicModel):
+    if keep is not None and not isinstance(model, DynamicModel):
         if example is None:
             raise ValueError("example=None: a plain network needs an input, (B, C, H, W)")
         model = convert(model, example, min_gain=-math.inf)
-    program = lower(model, classes=classes)
+    if tune is not False and engine != "native":
+        raise ValueError(f"tune with engine={engine!r}: it times the native engine alone")
+    given = _Given(engine, (remove_silent, drop_constant, layout, tune))
+    program = lower(model, example, classes=classes)
+    if remove_fixed:
+        program = economies.remove_fixed(program)
+    if remove_silent is not None:
+        program = economies.remove_silent(program, given.masks(program, remove_silent))
+    if drop_constant is not False:
+        program = economies.fix_constant(program, given.masks(program, drop_constant))
+    if layout is not False:
+        program = economies.lay_out(program, given.masks(program, layout))
+    if tune is not False:
+        timed_at = keep
+        if tune is True and not given.batches:
+            timed_at = TUNED_AT if keep is None else keep
+        images = given.images(program, tune)
+        program = tuning.tune(program, images, threads=threads, keep=timed_at, seed=seed)
+    if keep is None:
+        return Engine(program, engine=engine, threads=threads)
     return ForcedEngine(program, engine=engine, threads=threads, keep=keep, seed=seed)
 
 
-class ForcedEngine(Engine):
-    """An engine whose gates' decisions are drawn by lot, to measure what a keep ratio is worth.
+class _Given:
+    """The images that economies were given."""
 
-    Args:
-        program: What it runs.
-        keep: Share of its filters that each gate keeps, at least one.
-        seed: Of the draws. They depend on it and on how many samples were run before, alone.
-        options: As of `Engine`.
-    """
+    def __init__(self, engine: Kind, options: Sequence[Batches | bool | None]) -> None:
+        self.engine = engine
+        own = [given for given in options if given is not None and not isinstance(given, bool)]
+        # what can be read only once is kept
+        self.batches = {id(given): list(given) if iter(given) is given else given for given in own}
 
-    def __init__(self, program: Program, *, keep: float, seed: int = 0, **options: Any) -> None:
-        super().__init__(program, **options)
-        random = np.random.default_rng(seed)
-        self._drawn: dict[int, np.ndarray] = {}
-        for operation in program.operations:
-            if isinstance(operation, Predict):
-                filters = program.gates[operation.mask].channels
-                kept = max(1, round(keep * filters))
-                ranks = random.random((DRAWN, filters)).argsort(1).argsort(1)
-                self._drawn[operation.mask] = (ranks < kept).astype(np.uint8)
-        self._samples, self._lock = 0, threading.Lock()
+    def _of(self, option: Batches | bool) -> Batches:
+        if option is not True and option is not False:
+            return self.batches[id(option)]
+        if not self.batches:
+            raise ValueError("no images to look at; give (images, labels) batches instead of True")
+        return next(iter(self.batches.values()))
 
-    def _masks(self, masks: Mapping[str, Any], samples: int) -> dict[int, np.ndarray]:
-        with self._lock:
-            first = self._samples % DRAWN
-            self._samples += samples
-        if first + samples <= DRAWN:  # views cost nothing beside the network
-            drawn = {index: drawn[first : first + samples] for index, drawn in self._drawn.items()}
-        else:
-            rows = (first + np.arange(samples)) % DRAWN
-            drawn = {index: drawn[rows] for index, drawn in self._drawn.items()}
-        return drawn | super()._masks(masks, samples)
+    def masks(self, program: Program, option: Batches | bool) -> economies.Masks:
+        """Mask -> (N, K) bool: what the gates of a program decide."""
+        engine = Engine(program, engine=self.engine)
+        seen: list[dict[str, np.ndarray]] = []
+        for images, _ in self._of(option):
+            seen.append(engine.run(images.float())[1].masks)
+        if not seen:
+            raise ValueError("no batches to look at; give (images, labels) batches")
+        return {
+            mask: np.concatenate([masks[gate.unit] for masks in seen])
+            for mask, gate in enumerate(program.gates)
+        }
+
+    def images(self, program: Program, option: Batches | bool) -> np.ndarray:
+        """A handful of images, noise if there are no others."""
+        if option is True and not self.batches:
+            noise = np.random.default_rng(0).standard_normal((TUNED_ON, *program.maps[0]))
+            return noise.astype(np.float32)
+        first, _ = next(iter(self._of(option)))
+        return first[:TUNED_ON].float().numpy()
