@@ -19,6 +19,46 @@ struct Job {
   size_t staged;                   // where its staged input starts in the shared scratch
 };
 
+// The shape of a dot kernel, and how a convolution looks to it.
+struct DotPlan {
+  DotShape shape = DotShape::none;
+  int positions = 0;         // of the input
+  int inputs = 0, taps = 1;  // of a filter
+  int tap = -1;              // the only one that ever meets an input, or -1: all
+};
+
+DotPlan plan_dot(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
+  const bool plain = spec.groups == 1 && spec.stride == std::array{1, 1} && spec.dilation == std::array{1, 1};
+  const bool padded = spec.padding != std::array{0, 0, 0, 0};
+  if (spec.groups == 1 && !padded && out.positions() == 1 && spec.dilation == std::array{1, 1} &&
+      spec.kernel == std::array{in.height, in.width})
+    return {DotShape::points, 1, in.channels * in.positions(), 1, -1};
+  if (plain && !padded && spec.kernel == std::array{1, 1}) return {DotShape::points, in.positions(), in.channels, 1, -1};
+  if (plain && spec.kernel == std::array{3, 3} && spec.padding == std::array{1, 1, 1, 1} && in.height == in.width) {
+    if (in.height == 1) return {DotShape::points, 1, in.channels, 1, 4};
+    if (in.height == 2) return {DotShape::square2, 4, in.channels, 9, -1};
+    if (in.height == 4) return {DotShape::square4, 16, in.channels, 9, -1};
+  }
+  return {};
+}
+
+// Inputs of a position side by side, zero where inactive; and which sixteens hold an active one.
+void interleave(Network& net, const Job& job, const Shape& in, const DotPlan& plan, int stride, float* staged,
+                std::vector<int32_t>& blocks) {
+  const int span = plan.inputs / in.channels;  // inputs of a channel
+  for (const int c : job.inputs)
+    for (int b = c * span / 16; b <= ((c + 1) * span - 1) / 16; ++b)
+      if (blocks.empty() || blocks.back() < b) blocks.push_back(b);
+  if (plan.positions > 1) {
+    net.kernels.interleave({job.x, plan.positions, in.channels, job.inputs.data(), static_cast<int>(job.inputs.size()),
+                            stride, staged});
+    return;
+  }
+  std::memset(staged, 0, sizeof(float) * stride);
+  for (const int c : job.inputs)
+    std::memcpy(staged + static_cast<int64_t>(c) * span, job.x + static_cast<int64_t>(c) * span, sizeof(float) * span);
+}
+
 class Convolution : public Step {
  public:
   Convolution(const Network& net, const ConvolutionSpec& spec)
@@ -40,9 +80,9 @@ class Convolution : public Step {
     for (int sample = 0; sample < batch; ++sample) pass_on(net, sample);
   }
 
- protected:
   virtual void compute(Network& net, std::vector<Job>& jobs) const = 0;
 
+ protected:
   // Samples whose staged inputs fit the shared scratch together, staged and then computed: so the
   // weights of a filter are read once for all of them.
   template <typename Size, typename Stage, typename Compute>
@@ -58,6 +98,33 @@ class Convolution : public Step {
       compute(jobs.data() + first, static_cast<int>(last - first), scratch);
       first = last;
     }
+  }
+
+  // All jobs by the dot kernels, with weights (K, taps, stride).
+  void dot(Network& net, std::vector<Job>& jobs, const DotPlan& plan, int stride, const float* weights) const {
+    std::vector<std::vector<int32_t>> blocks(jobs.size());
+    Job* all = jobs.data();
+    in_phases(
+        net, jobs, [&](const Job&) { return static_cast<size_t>(plan.positions) * stride; },
+        [&](Job* first, int count, float* scratch) {
+          net.workers.share(count, [&](int k, int) {
+            interleave(net, first[k], in_, plan, stride, scratch + first[k].staged, blocks[first + k - all]);
+          });
+        },
+        [&](Job* first, int count, float* scratch) {
+          const int parts = std::clamp(out_.channels / 24, 1, net.workers.count() > 1 || count > 1 ? 64 : 1);
+          net.workers.share(parts, [&](int part, int) {
+            for (int k = 0; k < count; ++k) {
+              const Job& job = first[k];
+              const std::vector<int32_t>& b = blocks[first + k - all];
+              const auto [from, to] =
+                  filters_between(job, out_.channels * part / parts, out_.channels * (part + 1) / parts);
+              net.kernels.dot({scratch + job.staged, stride, b.data(), static_cast<int>(b.size()), weights,
+                               job.filters.data(), from, to, job.epilogue},
+                              plan.shape);
+            }
+          });
+        });
   }
 
   // The part of a job's filters among [from, to) of all.
@@ -199,11 +266,15 @@ class DirectConvolution : public Convolution {
     std::memcpy(weights_.need(size), spec.weight, size * sizeof(float));
     staging_.layout.phase_of = staging_.phases.data();
     input_floats_ = static_cast<size_t>(staging_.layout.planes) * staging_.layout.plane_floats;
+    // a 1x1 convolution over few positions fills vectors better with inputs, if nearly all are active
+    if (staging_.in_place && spec.groups == 1 && spec.algorithm == Algorithm::automatic && in_.channels % 16 == 0 &&
+        (in_.positions() == 16 || (in_.positions() <= 64 && in_.positions() % 16 != 0)))
+      dot_ = plan_dot(spec, in_, out_);
   }
 
- protected:
   void compute(Network& net, std::vector<Job>& jobs) const override {
     if (spec_.groups > 1 && group_in_ == 1 && group_out_ == 1) return depthwise(net, jobs);
+    if (dot_.shape == DotShape::points && mostly_active(jobs)) return dot(net, jobs, dot_, in_.channels, weights_.data());
     in_phases(
         net, jobs, [&](const Job& job) { return staging_.in_place ? 0 : job.inputs.size() * input_floats_; },
         [&](Job* first, int count, float* scratch) { stage(net, first, count, scratch); },
@@ -296,7 +367,14 @@ class DirectConvolution : public Convolution {
     });
   }
 
+  bool mostly_active(const std::vector<Job>& jobs) const {
+    size_t active = 0;
+    for (const Job& job : jobs) active += job.inputs.size();
+    return active * 4 >= jobs.size() * in_.channels * 3;
+  }
+
   Staging staging_;
+  DotPlan dot_;
   Buffer weights_;
   size_t input_floats_ = 0;
 };
@@ -308,10 +386,12 @@ class WinogradConvolution : public Convolution {
     float* u = weights_.need(static_cast<size_t>(out_.channels) * in_.channels * 16);
     for (int64_t pair = 0; pair < static_cast<int64_t>(out_.channels) * in_.channels; ++pair)
       transform(spec.weight + pair * 9, u + pair * 16);
+    if (spec.algorithm == Algorithm::automatic && in_.channels * out_.channels <= 64 * 64)
+      direct_ = std::make_unique<DirectConvolution>(net, spec);
   }
 
- protected:
   void compute(Network& net, std::vector<Job>& jobs) const override {
+    if (direct_ && few(jobs)) return direct_->compute(net, jobs);
     const int64_t most = kPatchFloats / (static_cast<int64_t>(in_.channels) * columns_ * 16);
     const int block = static_cast<int>(std::clamp<int64_t>(most, 1, rows_));
     const int blocks = (rows_ + block - 1) / block;
@@ -390,92 +470,37 @@ class WinogradConvolution : public Convolution {
                           last_row, out_.height, out_.width, sums, job.epilogue});
   }
 
+  // Measured: a tile costs about 5 cycles for each input and filter and 0.6 for each pair of them, the
+  // same outputs 1.35 for each pair by the plain definition.
+  static bool few(const std::vector<Job>& jobs) {
+    size_t pairs = 0, sides = 0;
+    for (const Job& job : jobs) pairs += job.inputs.size() * job.filters.size(), sides += job.inputs.size() + job.filters.size();
+    return 3 * pairs < 20 * sides;
+  }
+
   const int rows_, columns_;  // of tiles
+  std::unique_ptr<DirectConvolution> direct_;  // for when few channels are active
   Buffer weights_;
 };
-
-// The shape of a dot kernel, and how a convolution looks to it.
-struct DotPlan {
-  DotShape shape = DotShape::none;
-  int positions = 0;         // of the input
-  int inputs = 0, taps = 1;  // of a filter
-  int tap = -1;              // the only one that ever meets an input, or -1: all
-};
-
-DotPlan plan_dot(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
-  const bool plain = spec.groups == 1 && spec.stride == std::array{1, 1} && spec.dilation == std::array{1, 1};
-  const bool padded = spec.padding != std::array{0, 0, 0, 0};
-  if (spec.groups == 1 && !padded && out.positions() == 1 && spec.dilation == std::array{1, 1} &&
-      spec.kernel == std::array{in.height, in.width})
-    return {DotShape::point1, 1, in.channels * in.positions(), 1, -1};
-  if (plain && !padded && spec.kernel == std::array{1, 1}) {
-    const int n = in.positions();
-    const DotShape shape = n == 2 ? DotShape::point2 : n == 4 ? DotShape::point4 : DotShape::none;
-    return {shape, n, in.channels, 1, -1};
-  }
-  if (plain && spec.kernel == std::array{3, 3} && spec.padding == std::array{1, 1, 1, 1} && in.height == in.width) {
-    if (in.height == 1) return {DotShape::point1, 1, in.channels, 1, 4};
-    if (in.height == 2) return {DotShape::square2, 4, in.channels, 9, -1};
-    if (in.height == 4) return {DotShape::square4, 16, in.channels, 9, -1};
-  }
-  return {};
-}
 
 class DotConvolution : public Convolution {
  public:
   DotConvolution(const Network& net, const ConvolutionSpec& spec, const DotPlan& plan)
       : Convolution(net, spec), plan_(plan), stride_((plan.inputs + 15) / 16 * 16) {
+    const int among = plan.tap >= 0 ? 9 : plan.taps;
     float* w = weights_.need(static_cast<size_t>(out_.channels) * plan.taps * stride_);
-    for (int f = 0; f < out_.channels; ++f)
-      for (int t = 0; t < plan.taps; ++t, w += stride_) {
-        const int tap = plan.tap >= 0 ? plan.tap : t;
-        const int among = plan.tap >= 0 ? 9 : plan.taps;
-        for (int c = 0; c < plan.inputs; ++c) w[c] = spec.weight[(static_cast<int64_t>(f) * plan.inputs + c) * among + tap];
-      }
+    for (int64_t f = 0; f < out_.channels; ++f)
+      for (int c = 0; c < plan.inputs; ++c)
+        for (int t = 0; t < plan.taps; ++t)
+          w[((f * (stride_ / 16) + c / 16) * plan.taps + t) * 16 + c % 16] =
+              spec.weight[(f * plan.inputs + c) * among + (plan.tap >= 0 ? plan.tap : t)];
   }
 
- protected:
   void compute(Network& net, std::vector<Job>& jobs) const override {
-    const size_t floats = static_cast<size_t>(plan_.positions) * stride_;
-    std::vector<std::vector<int32_t>> blocks(jobs.size());
-    Job* all = jobs.data();
-    in_phases(
-        net, jobs, [&](const Job&) { return floats; },
-        [&](Job* first, int count, float* scratch) {
-          for (int k = 0; k < count; ++k) stage(first[k], scratch + first[k].staged, blocks[first + k - all]);
-        },
-        [&](Job* first, int count, float* scratch) {
-          const int parts = std::clamp(out_.channels / 16, 1, net.workers.count() > 1 || count > 1 ? 64 : 1);
-          net.workers.share(parts, [&](int part, int) {
-            for (int k = 0; k < count; ++k) {
-              const Job& job = first[k];
-              const std::vector<int32_t>& b = blocks[first + k - all];
-              const auto [from, to] =
-                  filters_between(job, out_.channels * part / parts, out_.channels * (part + 1) / parts);
-              net.kernels.dot({scratch + job.staged, plan_.positions, stride_, b.data(), static_cast<int>(b.size()),
-                               weights_.data(), job.filters.data(), from, to, job.epilogue},
-                              plan_.shape);
-            }
-          });
-        });
+    dot(net, jobs, plan_, stride_, weights_.data());
   }
 
  private:
-  // Inputs of a position side by side, zero where inactive; and which sixteens hold an active one.
-  void stage(const Job& job, float* staged, std::vector<int32_t>& blocks) const {
-    const int positions = plan_.positions, span = plan_.inputs / in_.channels;  // inputs of a channel
-    std::memset(staged, 0, sizeof(float) * positions * stride_);
-    const int64_t plane = in_.positions();
-    for (const int c : job.inputs) {
-      const float* from = job.x + c * plane;
-      if (positions == 1) std::memcpy(staged + static_cast<int64_t>(c) * span, from, sizeof(float) * span);
-      else
-        for (int p = 0; p < positions; ++p) staged[static_cast<int64_t>(p) * stride_ + c] = from[p];
-      for (int b = c * span / 16; b <= ((c + 1) * span - 1) / 16; ++b)
-        if (blocks.empty() || blocks.back() < b) blocks.push_back(b);
-    }
-  }
-
   const DotPlan plan_;
   const int stride_;
   Buffer weights_;
@@ -489,9 +514,10 @@ std::unique_ptr<Step> make_convolution(const Network& net, const ConvolutionSpec
   const bool winograd = spec.kernel == std::array{3, 3} && spec.stride == std::array{1, 1} &&
                         spec.dilation == std::array{1, 1} && spec.groups == 1;
   const bool large = in.channels >= 16 && out.channels >= 16 && out.positions() >= 25;
+  const bool small = dot.positions <= 4 || dot.shape == DotShape::square4;
   switch (spec.algorithm) {
     case Algorithm::automatic:
-      if (dot.shape != DotShape::none) return std::make_unique<DotConvolution>(net, spec, dot);
+      if (dot.shape != DotShape::none && small) return std::make_unique<DotConvolution>(net, spec, dot);
       if (winograd && large) return std::make_unique<WinogradConvolution>(net, spec);
       break;
     case Algorithm::dot:

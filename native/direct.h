@@ -6,8 +6,8 @@ namespace plain {
 // Sums of F filters over N vectors of outputs stay in registers while inputs [from, to) pass by.
 // They go on from `partial`, and end there too, or, with `last`, as plain outputs.
 template <int F, int N, int T>
-static inline void sums(const Direct& d, const int32_t* filters, const Vector* vectors, int from, int to,
-                        float* partial, bool last) {
+static inline void sums(const Direct& d, const int32_t* filters, const int32_t* next, const Vector* vectors, int from,
+                        int to, float* partial, bool last) {
   V s[F][N];
   if (from == 0) {
 #pragma GCC unroll 16
@@ -22,10 +22,27 @@ static inline void sums(const Direct& d, const int32_t* filters, const Vector* v
   }
   const float* rows[F];
   for (int f = 0; f < F; ++f) rows[f] = d.weights + filters[f] * d.row;
+  const float* ahead[16];  // rows of the filters after these, fetched while these are used
+  for (int f = 0; f < 16; ++f) ahead[f] = d.weights + next[f % F] * d.row;
   int64_t source[N];
   for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
   const int taps = T ? T : d.taps;
-  for (int i = from; i < to; ++i) {
+  int i = from;
+  if constexpr (T == 1 && N == 1 && F <= 8) {  // two chains of sums: few filters, and each waits for itself
+    V r[F];
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) r[f] = V{};
+    for (; i + 2 <= to; i += 2) {
+      const int64_t at = d.weight_offsets[i], after = d.weight_offsets[i + 1];
+      prefetch(ahead[i / 2 % 8] + at);
+      const V x = load(d.input + d.input_offsets[i] + source[0]), y = load(d.input + d.input_offsets[i + 1] + source[0]);
+#pragma GCC unroll 8
+      for (int f = 0; f < F; ++f) s[f][0] += splat(rows[f][at]) * x, r[f] += splat(rows[f][after]) * y;
+    }
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) s[f][0] += r[f];
+  }
+  for (; i < to; ++i) {
     const float* plane = d.input + d.input_offsets[i];
     const int64_t at = d.weight_offsets[i];
     auto step = [&](int t) __attribute__((always_inline)) {
@@ -38,8 +55,11 @@ static inline void sums(const Direct& d, const int32_t* filters, const Vector* v
       }
     };
     if constexpr (T == 1) {
+      prefetch(ahead[i % (F <= 8 ? 8 : 16)] + at);  // a line holds sixteen inputs
       step(0);
     } else {
+#pragma GCC unroll 16
+      for (int f = 0; f < F; ++f) prefetch(ahead[f] + at);
       for (int t = 0; t < taps; ++t) step(t);
     }
   }
@@ -84,24 +104,24 @@ static void finish(const Epilogue& e, const float* sums, const Vector* vectors, 
 
 // How many filters go with N vectors: sums, vectors and a weight must fit the registers.
 constexpr int filters_for(int n) {
-  return std::max(1, std::min(n == 1 ? 14 : 12, (kRegisters - 1 - n) / n));
+  return std::max(1, std::min(n == 1 ? 7 : 12, (kRegisters - 1 - n) / n));
 }
 
 template <int F, int N, int T>
-static void tile(const Direct& d, const int32_t* filters, const Vector* vectors, int from, int to, float* partial,
-                 bool whole) {
+static void tile(const Direct& d, const int32_t* filters, const int32_t* next, const Vector* vectors, int from, int to,
+                 float* partial, bool whole) {
   const bool last = to == d.inputs;
-  sums<F, N, T>(d, filters, vectors, from, to, partial, last && whole);
+  sums<F, N, T>(d, filters, next, vectors, from, to, partial, last && whole);
   if (last && !whole)
     for (int f = 0; f < F; ++f) finish(d.epilogue, partial + f * N * kLanes, vectors, N, filters[f]);
 }
 
 // A tile of `count` <= F filters, each count compiled apart.
 template <int F, int N, int T>
-static void some(const Direct& d, const int32_t* filters, int count, const Vector* vectors, int from, int to,
-                 float* partial, bool whole) {
-  if (count == F) return tile<F, N, T>(d, filters, vectors, from, to, partial, whole);
-  if constexpr (F > 1) some<F - 1, N, T>(d, filters, count, vectors, from, to, partial, whole);
+static void some(const Direct& d, const int32_t* filters, const int32_t* next, int count, const Vector* vectors,
+                 int from, int to, float* partial, bool whole) {
+  if (count == F) return tile<F, N, T>(d, filters, next, vectors, from, to, partial, whole);
+  if constexpr (F > 1) some<F - 1, N, T>(d, filters, next, count, vectors, from, to, partial, whole);
 }
 
 template <int N, int T>
@@ -118,7 +138,8 @@ static void column(const Direct& d, const Vector* vectors) {
     float* partial = d.partial;
     for (const int32_t* f = d.filters + d.first_filter; left > 0;) {
       const int groups = (left + most - 1) / most, count = (left + groups - 1) / groups;  // of even size
-      some<most, N, T>(d, f, count, vectors, from, to, partial, whole);
+      const int32_t* next = left >= 2 * count ? f + count : f;
+      some<most, N, T>(d, f, next, count, vectors, from, to, partial, whole);
       if (chunks > 1) partial += count * N * kLanes;
       f += count, left -= count;
     }

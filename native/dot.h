@@ -5,104 +5,161 @@ namespace dots {
 
 // Sixteen sums of sixteen lanes each: lane i of the result is the sum over s[i].
 static inline V sums_of(const V* s) {
-#if defined(__AVX512F__)
   V a[8], b[4], c[2];
-  for (int i = 0; i < 8; ++i) {  // pairs within quarters
+  for (int i = 0; i < 8; ++i) {  // lanes 2k and 2k + 1
     const V x = s[2 * i], y = s[2 * i + 1];
     a[i] = __builtin_shufflevector(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
            __builtin_shufflevector(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   }
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 4; ++i) {  // pairs of a quarter
     const V x = a[2 * i], y = a[2 * i + 1];
     b[i] = __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
            __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
   }
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < 2; ++i) {  // quarters of a half
     const V x = b[2 * i], y = b[2 * i + 1];
     c[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
            __builtin_shufflevector(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
   }
   return __builtin_shufflevector(c[0], c[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
          __builtin_shufflevector(c[0], c[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-#else
-  V v = {};
-  for (int i = 0; i < kLanes; ++i) v[i] = sum(s[i]);
-  return v;
-#endif
 }
 
-// sums: filter by filter, each with its positions.
-static void finish(const Epilogue& e, const V* sums, const int32_t* filters, int count) {
-  alignas(64) float values[kLanes];
-  store(values, sums_of(sums));
-  const int positions = e.positions;
-  for (int f = 0; f < count; ++f) {
-    const int64_t at = static_cast<int64_t>(filters[f]) * positions;
-    V y = load_some(values + f * positions, positions) + e.bias[filters[f]];
-    y = activate(e.act, y);
-    if (e.add && (!e.add_active || e.add_active[filters[f]])) y = y + load_some(e.add + at, positions);
-    store_some(e.out + at, activate(e.post, y), positions);
+// Plane by plane to position by position: out[p * stride + c] for the inputs named, zero for others.
+static void interleave(const Interleave& n) {
+  const float* const none = nullptr;
+  for (int first = 0, at = 0; first < n.channels; first += kLanes) {
+    const float* planes[kLanes];
+    bool any = false;
+    for (int k = 0; k < kLanes; ++k) {
+      const bool active = at < n.inputs && n.active[at] == first + k;
+      planes[k] = active ? n.input + static_cast<int64_t>(n.active[at++]) * n.positions : none;
+      any |= active;
+    }
+    for (int p = 0; p < n.positions; p += kLanes) {
+      const int count = std::min(kLanes, n.positions - p);
+      V rows[kLanes], columns[kLanes] = {};
+      if (any) {
+        for (int k = 0; k < kLanes; ++k) rows[k] = planes[k] ? load_some(planes[k] + p, count) : V{};
+        transpose16(rows, columns);
+      }
+      for (int k = 0; k < count; ++k) store(n.out + static_cast<int64_t>(p + k) * n.stride + first, columns[k]);
+    }
   }
 }
 
-// P positions, one tap: a linear layer, or a 1x1 convolution.
+// sums: filter by filter, each with P of its positions from `from` on.
+template <int P>
+static inline void finish(const Epilogue& e, const V* sums, const int32_t* filters, int count, int from) {
+  alignas(64) float bias[kLanes] = {}, other[kLanes] = {}, out[kLanes];
+  for (int f = 0; f < count; ++f)
+    for (int p = 0; p < P; ++p) bias[f * P + p] = e.bias[filters[f]];
+  V y = activate(e.act, sums_of(sums) + load(bias));
+  if (e.add) {
+    for (int f = 0; f < count; ++f)
+      if (!e.add_active || e.add_active[filters[f]])
+        std::memcpy(other + f * P, e.add + static_cast<int64_t>(filters[f]) * e.positions + from, P * sizeof(float));
+    y = activate(e.post, y + load(other));
+  }
+  store(out, y);
+  for (int f = 0; f < count; ++f)
+    std::memcpy(e.out + static_cast<int64_t>(filters[f]) * e.positions + from, out + f * P, P * sizeof(float));
+}
+
+// F filters at P positions, one tap: a linear layer, or a 1x1 convolution. The rows of the next
+// filters are fetched meanwhile.
 template <int F, int P>
-static void points(const Dot& d, const int32_t* filters) {
-  V s[kLanes] = {};
-  const float* rows[F];
-  for (int f = 0; f < F; ++f) rows[f] = d.weights + static_cast<int64_t>(filters[f]) * d.stride;
+static void points(const Dot& d, const int32_t* filters, const int32_t* next, int position) {
+  V s[(F * P + kLanes - 1) / kLanes * kLanes] = {};
+  const float *rows[F], *ahead[F];
+  for (int f = 0; f < F; ++f) {
+    rows[f] = d.weights + static_cast<int64_t>(filters[f]) * d.stride;
+    ahead[f] = d.weights + static_cast<int64_t>(next[f]) * d.stride;
+  }
+  const float* input = d.input + static_cast<int64_t>(position) * d.stride;
   for (int b = 0; b < d.block_count; ++b) {
     const int64_t at = static_cast<int64_t>(d.blocks[b]) * kLanes;
     V x[P];
-    for (int p = 0; p < P; ++p) x[p] = load(d.input + static_cast<int64_t>(p) * d.stride + at);
+    for (int p = 0; p < P; ++p) x[p] = load(input + static_cast<int64_t>(p) * d.stride + at);
+#pragma GCC unroll 16
     for (int f = 0; f < F; ++f) {
+      if (position == 0) prefetch(ahead[f] + at);
       const V w = load(rows[f] + at);
       for (int p = 0; p < P; ++p) s[f * P + p] += w * x[p];
     }
   }
-  finish(d.epilogue, s, filters, F);
+  constexpr int each = kLanes / P;  // filters of a register of results
+#pragma GCC unroll 4
+  for (int f = 0; f < F; f += each)
+    finish<P>(d.epilogue, s + f * P, filters + f, std::min(each, F - f), position);
 }
 
-// A 3x3 convolution with a border of one over an S x S plane.
+template <int F>
+static void all_points(const Dot& d, const int32_t* filters, const int32_t* next) {
+  int p = 0;
+  for (; p + 4 <= d.epilogue.positions; p += 4) points<F, 4>(d, filters, next, p);
+  for (; p + 2 <= d.epilogue.positions; p += 2) points<F, 2>(d, filters, next, p);
+  for (; p < d.epilogue.positions; ++p) points<F, 1>(d, filters, next, p);
+}
+
+// A 3x3 convolution with a border of one over an S x S plane; weights (K, blocks, 9, 16). Filter by
+// filter, so that the weights are one stream; what is fetched ahead of it goes on in the next filter.
 template <int F, int S>
-static void square(const Dot& d, const int32_t* filters) {
-  V s[kLanes] = {};
-  const float* rows[F];
-  for (int f = 0; f < F; ++f) rows[f] = d.weights + static_cast<int64_t>(filters[f]) * 9 * d.stride;
-  for (int b = 0; b < d.block_count; ++b) {
-    const int64_t at = static_cast<int64_t>(d.blocks[b]) * kLanes;
-    for (int f = 0; f < F; ++f) {
+static void square(const Dot& d, const int32_t* filters, const int32_t* next) {
+  constexpr int kAhead = S == 2 ? 32 : 16;  // blocks: as far as memory is away
+  V sums[kLanes] = {};
+  const int64_t row = static_cast<int64_t>(d.stride) * 9;
+  for (int f = 0; f < F; ++f) {
+    const float* weights = d.weights + filters[f] * row;
+    const float* later = d.weights + (f + 1 < F ? filters[f + 1] : next[0]) * row;
+    V s[S * S] = {}, r[S * S] = {};
+    auto block = [&](int b, V* into) __attribute__((always_inline)) {
+      const int ahead = b + kAhead;
+      const float* fetch = ahead < d.block_count ? weights + static_cast<int64_t>(d.blocks[ahead]) * 9 * kLanes
+                                                 : later + static_cast<int64_t>(d.blocks[std::min(ahead - d.block_count, d.block_count - 1)]) * 9 * kLanes;
+      const int64_t at = static_cast<int64_t>(d.blocks[b]) * kLanes;
       V w[9];
-      for (int t = 0; t < 9; ++t) w[t] = load(rows[f] + t * d.stride + at);
+#pragma GCC unroll 9
+      for (int t = 0; t < 9; ++t) {
+        prefetch(fetch + t * kLanes);
+        w[t] = load(weights + at * 9 + t * kLanes);
+      }
 #pragma GCC unroll 16
       for (int q = 0; q < S * S; ++q) {  // an input position, and the outputs that see it
         const V x = load(d.input + static_cast<int64_t>(q) * d.stride + at);
 #pragma GCC unroll 9
         for (int t = 0; t < 9; ++t) {
           const int y = q / S - t / 3 + 1, column = q % S - t % 3 + 1;
-          if (y >= 0 && y < S && column >= 0 && column < S)
-            s[f * S * S + y * S + column] += w[t] * x;
+          if (y >= 0 && y < S && column >= 0 && column < S) into[y * S + column] += w[t] * x;
         }
       }
-    }
+    };
+    int b = 0;
+    if constexpr (S == 2)  // two chains of sums, or each would wait for itself
+      for (; b + 2 <= d.block_count; b += 2) block(b, s), block(b + 1, r);
+    for (; b < d.block_count; ++b) block(b, s);
+    for (int q = 0; q < S * S; ++q) sums[f * S * S + q] = s[q] + r[q];
   }
-  finish(d.epilogue, s, filters, F);
+  finish<S * S>(d.epilogue, sums, filters, F, 0);
 }
 
-template <void (*Many)(const Dot&, const int32_t*), void (*One)(const Dot&, const int32_t*)>
-static void over(const Dot& d, int step) {
-  int f = d.first_filter;
-  for (; f + step <= d.last_filter; f += step) Many(d, d.filters + f);
-  for (; f < d.last_filter; ++f) One(d, d.filters + f);
+using Many = void (*)(const Dot&, const int32_t* filters, const int32_t* next);
+
+static void over(const Dot& d, int step, Many many, Many one) {
+  const int32_t* f = d.filters + d.first_filter;
+  for (int left = d.last_filter - d.first_filter; left > 0;) {
+    const int count = left >= step ? step : 1;
+    (count == step ? many : one)(d, f, left >= 2 * count ? f + count : f);
+    f += count, left -= count;
+  }
 }
 
 static void dot(const Dot& d, DotShape shape) {
+  constexpr int filters = kRegisters >= 32 ? 6 : kRegisters >= 8 ? 1 : 1;
   switch (shape) {
-    case DotShape::point1: return over<points<8, 1>, points<1, 1>>(d, 8);
-    case DotShape::point2: return over<points<4, 2>, points<1, 2>>(d, 4);
-    case DotShape::point4: return over<points<4, 4>, points<1, 4>>(d, 4);
-    case DotShape::square2: return over<square<4, 2>, square<1, 2>>(d, 4);
-    case DotShape::square4: return over<square<1, 4>, square<1, 4>>(d, 1);
+    case DotShape::points: return over(d, filters, all_points<filters>, all_points<1>);
+    case DotShape::square2: return over(d, 4, square<4, 2>, square<1, 2>);
+    case DotShape::square4: return over(d, 1, square<1, 4>, square<1, 4>);
     case DotShape::none: return;
   }
 }

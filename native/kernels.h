@@ -109,17 +109,45 @@ struct Winograd {
 
 // Small planes: sums over the inputs sixteen at a time, each weight read once for all positions.
 struct Dot {
-  const float* input;          // (in_positions, stride), zero where inactive
-  int in_positions, stride;
+  const float* input;          // (positions, stride), zero where inactive
+  int stride;
   const int32_t* blocks;       // of sixteen inputs, those with an active one
   int block_count;
-  const float* weights;        // (K, taps, stride)
+  const float* weights;        // (K, stride), or (K, stride / 16, 9, 16) for squares
   const int32_t* filters;
   int first_filter, last_filter;
   Epilogue epilogue;
 };
 
-enum class DotShape { point1, point2, point4, square2, square4, none };
+enum class DotShape { points, square2, square4, none };
+
+struct Interleave {
+  const float* input;          // (C, positions)
+  int positions, channels;
+  const int32_t* active;       // channels, ascending
+  int inputs;
+  int stride;                  // at least C, a multiple of 16
+  float* out;                  // (positions, stride)
+};
+
+// sums[0, n) += values[i] * rows[offsets[i]][0, n), all i: a matrix by columns times a sparse vector.
+struct Columns {
+  const float* matrix;
+  const int64_t* offsets;
+  const float* values;
+  int count, n;
+  float* sums;
+};
+
+// The maximum or the mean of planes.
+struct Planes {
+  const float* input;
+  int positions;
+  const int32_t* channels;
+  int count;
+  bool maximum;
+  float* out;                  // out[c]
+};
 
 struct Window {
   int height, width, out_height, out_width;
@@ -144,16 +172,15 @@ struct Kernels {
   void (*depthwise)(const Depthwise&);
   void (*patches)(const Patches&);
   void (*winograd)(const Winograd&);
+  void (*interleave)(const Interleave&);
   void (*dot)(const Dot&, DotShape);
   // out[i] = act(x[i] * scale + shift), n values
   void (*affine)(const float* x, float scale, float shift, Activation act, float* out, int64_t n);
   // out = act(a + b) or act(a * b); a null operand is zeros
   void (*combine)(const float* a, const float* b, bool product, Activation act, float* out, int64_t n);
-  float (*peak)(const float* x, int n);
-  float (*total)(const float* x, int n);
+  void (*planes)(const Planes&);
   void (*pool)(const Pooling&);
-  // sums[0..n) += scale * row[0..n)
-  void (*accumulate)(const float* row, float scale, float* sums, int n);
+  void (*columns)(const Columns&);
 };
 
 // Sums of all filters over eight vectors, and of one tile more.

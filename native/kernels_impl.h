@@ -26,10 +26,9 @@ namespace ftwt::FTWT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    FTWT_STRING(FTWT_ISA), plain::stage,   plain::direct,   plain::depthwise,
-    wino::patches,         wino::winograd, dots::dot,       simple::affine,
-    simple::combine,       simple::peak,   simple::total,   simple::pool,
-    simple::accumulate,
+    FTWT_STRING(FTWT_ISA), plain::stage,  plain::direct,    plain::depthwise, wino::patches,
+    wino::winograd,        dots::interleave, dots::dot,     simple::affine,   simple::combine,
+    simple::planes,        simple::pool,  simple::columns,
 };
 
 }  // namespace ftwt::FTWT_ISA

@@ -24,29 +24,64 @@ static void combine(const float* a, const float* b, bool product, Activation act
 }
 
 static float peak(const float* x, int n) {
-  V best = splat(x[0]);
-  int i = 0;
+  V best = load_some(x, std::min(n, kLanes));
+  if (n < kLanes)
+    for (int lane = n; lane < kLanes; ++lane) best[lane] = x[0];
+  int i = kLanes;
   for (; i + kLanes <= n; i += kLanes) best = larger(load(x + i), best);
-  float result = x[0];
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (best[lane] > result || best[lane] != best[lane]) result = best[lane];
-  for (; i < n; ++i)
-    if (x[i] > result || x[i] != x[i]) result = x[i];
-  return result;
+  if (i < n) best = larger(load(x + n - kLanes), best);
+  best = larger(__builtin_shufflevector(best, best, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7), best);
+  best = larger(__builtin_shufflevector(best, best, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3), best);
+  best = larger(__builtin_shufflevector(best, best, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1), best);
+  best = larger(__builtin_shufflevector(best, best, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0), best);
+  return best[0];
 }
 
-static float total(const float* x, int n) {
+static inline float total(const float* x, int n) {
   V a = {}, b = {};
   int i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) a += load(x + i), b += load(x + i + kLanes);
-  for (; i < n; i += kLanes) a += load_some(x + i, std::min(kLanes, n - i));
+  if (i + kLanes <= n) a += load(x + i), i += kLanes;
+  if (i < n) b += load_some(x + i, n - i);
   return sum(a + b);
 }
 
-static void accumulate(const float* row, float scale, float* sums, int n) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(sums + i, load(sums + i) + load(row + i) * scale);
-  for (; i < n; ++i) sums[i] += row[i] * scale;
+static void planes(const Planes& p) {
+  for (int i = 0; i < p.count; ++i) {
+    const float* x = p.input + static_cast<int64_t>(p.channels[i]) * p.positions;
+    p.out[p.channels[i]] = p.maximum ? peak(x, p.positions) : total(x, p.positions) / static_cast<float>(p.positions);
+  }
+}
+
+// Eight columns at a time, so that the sums are read and written once for them.
+static void columns(const Columns& c) {
+  constexpr int kColumns = 8;
+  for (int i = 0; i < c.count; i += kColumns) {
+    const float* rows[kColumns];
+    const float* ahead[kColumns];
+    V scale[kColumns];
+    for (int k = 0; k < kColumns; ++k) {
+      const int at = std::min(i + k, c.count - 1);
+      rows[k] = c.matrix + c.offsets[at];
+      ahead[k] = c.matrix + c.offsets[std::min(at + kColumns, c.count - 1)];
+      scale[k] = splat(i + k < c.count ? c.values[at] : 0.0f);
+    }
+    int n = 0;
+    for (; n + kLanes <= c.n; n += kLanes) {
+      V s = load(c.sums + n), t = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < kColumns; k += 2) {
+        prefetch(ahead[k] + n), prefetch(ahead[k + 1] + n);
+        s += scale[k] * load(rows[k] + n), t += scale[k + 1] * load(rows[k + 1] + n);
+      }
+      store(c.sums + n, s + t);
+    }
+    if (n < c.n) {
+      V s = load_some(c.sums + n, c.n - n);
+      for (int k = 0; k < kColumns; ++k) s += scale[k] * load_some(rows[k] + n, c.n - n);
+      store_some(c.sums + n, s, c.n - n);
+    }
+  }
 }
 
 // Window i of a pool along one side: [from, to), clipped, and its length as a mean counts it.

@@ -92,12 +92,14 @@ class Predict : public Step {
     std::vector<float> sums(rows), logits;
     for (int k = 0; k < rows; ++k) sums[k] = (rank_ ? 0.0f : bias_[k]) + silent * rows_sum_[k];
     const float* first = rank_ ? reduce_.data() : weight_.data();
-    for (size_t i = 0; i < active.size(); ++i)
-      net.kernels.accumulate(first + static_cast<size_t>(active[i]) * rows, values[i], sums.data(), rows);
+    std::vector<int64_t> offsets;
+    for (const int c : active) offsets.push_back(static_cast<int64_t>(c) * rows);
+    net.kernels.columns({first, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data()});
     if (rank_) {
       logits = bias_;
-      for (int j = 0; j < rank_; ++j)
-        net.kernels.accumulate(weight_.data() + static_cast<size_t>(j) * filters_, sums[j], logits.data(), filters_);
+      offsets.clear();
+      for (int j = 0; j < rank_; ++j) offsets.push_back(static_cast<int64_t>(j) * filters_);
+      net.kernels.columns({weight_.data(), offsets.data(), sums.data(), rank_, filters_, logits.data()});
     } else {
       logits = std::move(sums);
     }
@@ -144,15 +146,19 @@ class Pool : public Step {
   void run(Network& net, int batch, int) const override {
     const int x = reads[0], positions = window_.height * window_.width;
     const int64_t plane = window_.out_height * window_.out_width;
-    const bool global = window_.adaptive && plane == 1;
-    each_channel(net, batch, x, false, [&](int worker, int sample, int c) {
-      const float* from = net.map(x, sample) + static_cast<int64_t>(c) * positions;
-      float* to = net.map(writes, sample) + c * plane;
-      if (!global) 
-        net.kernels.pool({from, window_, net.scratch(worker).need(window_.width + 2 * pool_margin(window_) + 32), to});
-      else if (window_.maximum) *to = net.kernels.peak(from, positions);
-      else *to = net.kernels.total(from, positions) / static_cast<float>(positions);
-    });
+    if (window_.adaptive && plane == 1) {
+      net.workers.share(batch, [&](int sample, int) {
+        const std::vector<int32_t> active = active_channels(net, x, sample);
+        net.kernels.planes({net.map(x, sample), positions, active.data(), static_cast<int>(active.size()),
+                            window_.maximum, net.map(writes, sample)});
+      });
+    } else {
+      each_channel(net, batch, x, false, [&](int worker, int sample, int c) {
+        const float* from = net.map(x, sample) + static_cast<int64_t>(c) * positions;
+        float* line = net.scratch(worker).need(window_.width + 2 * pool_margin(window_) + 32);
+        net.kernels.pool({from, window_, line, net.map(writes, sample) + c * plane});
+      });
+    }
     for (int sample = 0; sample < batch; ++sample) copy_activity(net, x, writes, sample);
   }
 
