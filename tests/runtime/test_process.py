@@ -1,12 +1,10 @@
-"""What an engine costs a process: memory, time to load, nothing left behind; and threads."""
+"""What an engine costs a process: memory, time to load, and nothing left behind."""
 
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ import ftwt
 from ftwt import models
 
 pytest.importorskip("ftwt.runtime._native")
-reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 RUN = """
 import json, sys, time
@@ -47,7 +45,6 @@ def fresh_process(path: Path, *runs: int) -> dict:
     return json.loads(output.stdout)
 
 
-@reads_proc
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_process_holds_little_more_than_the_weights(tmp_path, gated):
     network = models.create("cifar10-vgg16-bn").eval()
@@ -61,25 +58,9 @@ def test_a_process_holds_little_more_than_the_weights(tmp_path, gated):
     assert min(each["load_s"] for each in found) < 0.3  # of three: the machine may be busy
 
 
-@reads_proc
 def test_ten_thousand_runs_leave_nothing_behind(tmp_path):
     network = models.create("cifar10-mobilenet-v1-x0.25").eval()
     dynamic = ftwt.convert(network, torch.randn(2, 3, 32, 32), r=0.9)
     ftwt.compile(dynamic).save(tmp_path / "net.ftwt")
     warm, after = fresh_process(tmp_path / "net.ftwt", 500, 10_000)["resident"]
     assert after - warm < 1
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_may_call_one_engine_at_once(threads):
-    network = models.create("cifar10-resnet20").eval()
-    dynamic = ftwt.convert(network, torch.randn(2, 3, 32, 32), r=0.7)
-    engine = ftwt.compile(dynamic, threads=threads)
-    rng = np.random.default_rng(0)
-    batches = [rng.standard_normal((b, 3, 32, 32), dtype=np.float32) for b in (1, 2, 5, 3) * 20]
-    alone = [engine.run(x) for x in batches]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(engine.run, batches))
-    for (logits, stats), (expected, expected_stats) in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(logits, expected)
-        np.testing.assert_array_equal(stats.macs, expected_stats.macs)
