@@ -19,6 +19,7 @@ from ftwt import cli, models, recipes
 from ftwt.checkpoint import from_pretrained, load_tensors, save_pretrained
 from ftwt.config import PruneConfig, RunConfig
 from ftwt.results import read_json
+from ftwt.verbs import training
 from toys import run_python, untimed
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +113,7 @@ def commands() -> list[str]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^(?:torchrun .* -m )?(ftwt [a-z]+(?: .*)?)$", text, re.MULTILINE)
-    return [*blocks, *re.findall(r"`(ftwt (?:train|estimate|evaluate|demo) [a-z][^`]*)`", text)]
+    return [*blocks, *re.findall(r"`(ftwt (?:train|estimate|evaluate|demo|compile|run|bench) [a-z][^`]*)`", text)]
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(commands()))
@@ -369,7 +370,7 @@ def test_an_interrupt_elsewhere_is_no_traceback(ftwt: Any, monkeypatch: pytest.M
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "find_network", interrupted)
+    monkeypatch.setattr(training, "find_network", interrupted)
     told = ftwt("evaluate", "anything")
     assert told.status == 130 and told.err == "ftwt evaluate: interrupted\n"
 

@@ -143,6 +143,15 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
+def saved_name(source: str | os.PathLike[str], *, revision: str | None = None) -> str | None:
+    """Return the name in `ftwt.models` of a saved network's architecture; None if it has none.
+
+    Raises:
+        FileNotFoundError: There is no such folder or repository, or it holds no network.
+    """
+    return read_json(_fetch(source, revision) / CONFIG)["model"]
+
+
 def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
     path = Path(source)
     if (path / CONFIG).exists():

@@ -1,4 +1,4 @@
-"""The command line: one verb for each thing the library does; no logic of its own."""
+"""The command line: what was typed, to the verb that does it; its result, to who reads it."""
 
 from __future__ import annotations
 
@@ -6,189 +6,20 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from . import models, recipes
-from .config import DataConfig, PruneConfig, RunConfig, changes
-from .demo import TRAINING, demo
-from .dynamic import DynamicModel
-from .estimate import estimate
-from .evaluate import evaluate
+from . import recipes
+from .config import PruneConfig
 from .names import nearest
-from .results import provenance, write_json
-from .run import find_network, load_splits, run
 from .train import processes
-
-Json = Annotated[
-    bool, tyro.conf.arg(name="json", help="Print JSON, and nothing else, to standard output.")
-]
-Network = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+from .verbs import VERBS
+from .verbs.training import TrainCommand
 
 PIPED_WIDTH = 160  # columns, where there is no terminal: a table's row is then one line
-
-
-@dataclass(frozen=True)
-class DemoCommand:
-    """Prune a trained ResNet-20 on the images in the package: what it costs, what it saves."""
-
-    reduction: float = 0.3
-    """Share of the multiply-accumulates to save, in (0, 1)."""
-    epochs: int = TRAINING.epochs
-    """Epochs of training, after the conversion."""
-    output: str = "runs/demo"
-    """Folder for the figures and the page."""
-    as_json: Json = False
-
-    def __call__(self) -> Any:
-        """Run the demo."""
-        story = Console(stderr=True) if self.as_json else None
-        result = demo(
-            reduction=self.reduction, epochs=self.epochs, output=self.output, console=story
-        )
-        return result.to_json() if self.as_json else []
-
-
-@dataclass(frozen=True)
-class EstimateCommand:
-    """Say what each r would save, from one pass over training images, before any training."""
-
-    model: Network
-    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
-    Hugging Face Hub."""
-    reduction: float | None = None
-    """Also say which r saves this share of the multiply-accumulates, as one r and one a unit."""
-    images: int = 2048
-    """Images to look at."""
-    output: str | None = None
-    """File to write the curves to, as JSON."""
-    as_json: Json = False
-    data: DataConfig = field(default_factory=DataConfig)
-    prune: PruneConfig = field(default_factory=PruneConfig)
-
-    def __call__(self) -> Any:
-        """Estimate; predict for one r; choose r for a budget if one is given."""
-        network = find_network(self.model)
-        options = asdict(self.prune)
-        r = options.pop("r")
-        if isinstance(network, DynamicModel):
-            if asked := changes(PruneConfig(), self.prune):
-                raise ValueError(f"{self.model} has its gates already: {'; '.join(asked)}")
-            r, options = network.r, {}
-        batches = load_splits(self.data).plain
-        curve = estimate(network, batches, images=self.images, **options)
-        predicted = curve.reduction_at(r)
-        if self.output:
-            curve.save(self.output)
-        values = curve.to_json() | {"predicted_reduction": predicted}
-        how = f"r = {r:g}" if isinstance(r, float) else "r as set for each unit"
-        shown: list[Any] = [curve, f"{how}: {predicted:.1%} fewer MACs"]
-        if self.reduction is not None:
-            allocation = curve.allocate(reduction=self.reduction)
-            values["allocation"] = asdict(allocation)
-            shown.append(allocation)
-        return values if self.as_json else shown
-
-
-@dataclass(frozen=True)
-class TrainCommand:
-    """Train a network, dense or pruned. Every setting of the recipe is a flag.
-
-    RECIPE comes first. It is one of `ftwt recipes`, or the name of a model: that model, pruned as
-    published. `ftwt train RECIPE --help` shows the recipe's own settings.
-    """
-
-    output: str = "runs/RECIPE"
-    """Folder of the run."""
-    resume: bool = False
-    """Go on with the run that is in the folder, to the result of an uninterrupted one."""
-    as_json: Json = False
-    run: RunConfig = field(default_factory=lambda: RunConfig(prune=PruneConfig()))
-
-    def __call__(self) -> Any:
-        """Run the recipe."""
-        result = run(self.run, output=self.output, resume=self.resume)
-        return result.to_json() if self.as_json else [result, f"all of it: {self.output}"]
-
-
-@dataclass(frozen=True)
-class EvaluateCommand:
-    """Evaluate a saved network: its accuracy, the MACs it executes, how dynamic its masks are."""
-
-    model: Network
-    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
-    Hugging Face Hub."""
-    split: Literal["test", "validation"] = "test"
-    """Which images."""
-    gates: Literal["predicted", "target", "open"] = "predicted"
-    """Which masks to apply."""
-    output: str | None = None
-    """File to write the figures to, as JSON."""
-    as_json: Json = False
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def __call__(self) -> Any:
-        """Evaluate."""
-        network = find_network(self.model)
-        splits = load_splits(self.data)
-        result = evaluate(
-            network,
-            getattr(splits, self.split),
-            gates=self.gates,
-            accelerator=processes(),
-            provenance=provenance(config=self),
-        )
-        if self.output:
-            write_json(self.output, result.to_json())
-        return result.to_json() if self.as_json else [result]
-
-
-@dataclass(frozen=True)
-class ModelsCommand:
-    """List the networks that can be created by name."""
-
-    as_json: Json = False
-
-    def __call__(self) -> Any:
-        """List them."""
-        trained = models.names(pretrained=True)
-        if self.as_json:
-            return {name: {"pretrained": name in trained} for name in models.names()}
-        listed = Table.grid(padding=(0, 2))
-        for name in models.names():
-            listed.add_row(name, "trained weights" if name in trained else "")
-        listed.add_row("torchvision:NAME, timm:NAME", "with pip install 'ftwt[vision]'")
-        return [listed]
-
-
-@dataclass(frozen=True)
-class RecipesCommand:
-    """List the recipes: the baselines, and one for each published CIFAR row."""
-
-    as_json: Json = False
-
-    def __call__(self) -> Any:
-        """List them."""
-        if self.as_json:
-            return {name: recipes.get(name).to_json() for name in recipes.names()}
-        listed = Table.grid(padding=(0, 2))
-        for name in recipes.names():
-            listed.add_row(name, recipes.describe(name).splitlines()[0])
-        return [listed]
-
-
-VERBS: dict[str, Any] = {
-    "demo": DemoCommand,
-    "estimate": EstimateCommand,
-    "train": TrainCommand,
-    "evaluate": EvaluateCommand,
-    "models": ModelsCommand,
-    "recipes": RecipesCommand,
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -213,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads (`head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("FTWT_TRACEBACK"):
             raise
         print(f"ftwt {verb}: {error}", file=sys.stderr)
@@ -286,4 +117,7 @@ def _usage() -> str:
         "  ftwt estimate cifar10-resnet20 --reduction 0.5\n"
         "  ftwt train cifar10-resnet20-short --target-reduction 0.5\n"
         "  ftwt evaluate runs/cifar10-resnet20-short\n"
+        "  ftwt compile runs/cifar10-resnet20-short -o net.ftwt\n"
+        "  ftwt run net.ftwt photo.jpg\n"
+        "  ftwt bench cifar10-resnet56 --keep 0.5\n"
     )

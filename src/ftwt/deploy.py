@@ -1,0 +1,253 @@
+"""A network as one file, with all that `ftwt run` needs to show it images: `ftwt compile`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from torch import nn
+
+from . import models, runtime
+from .checkpoint import saved_name
+from .compile import compile
+from .config import DataConfig
+from .data.cifar import CIFAR10, CIFAR100
+from .data.subset import SIDE, read_index
+from .dynamic import Batches
+from .models.vision import import_vision
+from .names import nearest
+from .pictures import PREPROCESSING, SUFFIX, Preprocessing
+from .run import find_network, folder_of, load_network, load_splits
+from .runtime.engine import Kind
+
+CIFAR100_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+
+@dataclass(frozen=True)
+class Economies:
+    """What `ftwt.compile` may save beyond skipping, judged by training images."""
+
+    remove_silent: bool = False
+    """Remove the filters that gates never choose."""
+    drop_constant: bool = False
+    """Take the predictors of gates that always decide the same."""
+    layout: bool = False
+    """Lay channels that fire together side by side in memory."""
+    tune: bool = False
+    """Open the gates that, timed on this machine, cost more than they save."""
+    images: int = 2048
+    """Images to judge by."""
+
+    def options(self, data: DataConfig) -> dict[str, Any]:
+        """The options of `ftwt.compile`; the dataset is loaded only if one of them needs it."""
+        chosen = [f.name for f in fields(self) if getattr(self, f.name) is True]
+        if not chosen:
+            return {}
+        if self.images < 1:
+            raise ValueError(f"images={self.images}: judge by one image or more; 2048 is usual")
+        return dict.fromkeys(chosen, list(first(load_splits(data).plain, self.images)))
+
+
+def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield batches until there were `count` images; the last is cut short."""
+    for images, labels in batches:
+        yield images[:count], labels[:count]
+        count -= len(images)
+        if count <= 0:
+            return
+
+
+def name_of(source: str) -> str:
+    """The name in `ftwt.models` of what `find_network` finds, or would find.
+
+    Raises:
+        ValueError: It is a network of somebody's own, without a name.
+        FileNotFoundError: There is no network in that folder or repository.
+    """
+    if source in models.names() or ":" in source:
+        return source
+    if not Path(source).exists() and "/" not in source:
+        raise ValueError(f"no model or folder {source!r}; {nearest(source, models.names())}")
+    name = saved_name(folder_of(source))
+    if name is None:
+        raise ValueError(f"{source} holds an unnamed architecture; compile it with ftwt.compile")
+    return name
+
+
+def to_time(source: str) -> tuple[nn.Module, torch.Tensor]:
+    """A network and an input to time it with.
+
+    Args:
+        source: As of `find_network`; a name of `ftwt.models` means that architecture with random
+            weights, since these do not change how long it takes.
+    """
+    name = name_of(source)
+    network = load_network(source, None) if name == source else find_network(source)
+    crop = known(name)[0].crop
+    return network.cpu(), torch.zeros(1, 3, crop, crop)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What was written.
+
+    Args:
+        path: The file.
+        network: Where it comes from.
+        size_bytes: Of the file.
+        input_shape: Of an image, (C, H, W).
+        outputs: How many.
+        classes: Whether they have names.
+        gates: How many choose filters for each image.
+        dense_macs: Of an image, without gates.
+        economies: What was saved beyond skipping.
+    """
+
+    path: str
+    network: str
+    size_bytes: int
+    input_shape: tuple[int, ...]
+    outputs: int
+    classes: bool
+    gates: int
+    dense_macs: int
+    economies: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        return asdict(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shape = "x".join(map(str, self.input_shape))
+        named = "named" if self.classes else "without names"
+        yield (
+            f"{self.path}: {self.network}, {shape} -> {self.outputs} outputs, {named}; "
+            f"{self.gates} gates, {self.dense_macs / 1e6:,.2f} M MACs dense, "
+            f"{self.size_bytes / 1e6:.2f} MB"
+        )
+        for name, value in self.economies.items():
+            yield f"{name}: {_told(value)}"
+
+
+def deploy(
+    source: str,
+    path: str | os.PathLike[str],
+    *,
+    economies: Economies | None = None,
+    data: DataConfig | None = None,
+    engine: Kind = "native",
+    threads: int = 1,
+) -> Deployed:
+    """Compile a trained network to a file that `ftwt.runtime.load` and `ftwt run` take.
+
+    Args:
+        source: As of `find_network`.
+        path: The file, `.ftwt`.
+        economies: What to save beyond skipping; nothing if not given.
+        data: The images that these judge by; CIFAR-10 if not given.
+        engine: That looks at these images; the file is for both kinds.
+        threads: With which `tune` times.
+
+    Raises:
+        ValueError: If the path has another suffix, or the network cannot be compiled.
+        FileNotFoundError: There is no such network.
+        RuntimeError: If the native engine was not built.
+    """
+    if Path(path).suffix != SUFFIX:
+        raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
+    network, name = find_network(source).cpu(), name_of(source)
+    how, classes = known(name)
+    options = (economies or Economies()).options(data or DataConfig())
+    example = torch.zeros(1, 3, how.crop, how.crop)
+    program = compile(network, example, engine=engine, threads=threads, **options).program
+    outputs, side = program.maps[program.output][0], program.maps[0][1]
+    if side != how.crop:  # converted for images of another size
+        how = replace(how, resize=round(how.resize * side / how.crop), crop=side)
+    program = replace(
+        program,
+        classes=classes if len(classes) == outputs else (),
+        notes={**program.notes, "network": name, PREPROCESSING: how.to_json()},
+    )
+    runtime.save(program, path)
+    return Deployed(
+        path=os.fspath(path),
+        network=source,
+        size_bytes=os.path.getsize(path),
+        input_shape=program.maps[0],
+        outputs=outputs,
+        classes=bool(program.classes),
+        gates=len(program.gates),
+        dense_macs=program.dense_macs,
+        economies=dict(program.notes.get("economies", {})),
+    )
+
+
+def known(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+    """What is known of a network from its name in `ftwt.models`.
+
+    Returns:
+        How images are prepared for it, and what its outputs are called; some of timm's have no
+        names.
+    """
+    source, _, foreign = name.rpartition(":")
+    if source == "torchvision":
+        return _torchvision(foreign)
+    if source == "timm":
+        return _timm(foreign)
+    other = name.startswith("cifar100-")
+    dataset = CIFAR100 if other else CIFAR10
+    classes = CIFAR100_CLASSES.split() if other else read_index()["classes"]
+    return Preprocessing(SIDE, SIDE, dataset.mean, dataset.std), tuple(classes)
+
+
+def _torchvision(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+    weights = import_vision("torchvision").models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    how = Preprocessing(
+        resize=preset.resize_size[0],
+        crop=preset.crop_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+    return how, tuple(weights.meta["categories"])
+
+
+def _timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+    timm = import_vision("timm")
+    config = timm.models.get_pretrained_cfg(name)
+    crop = config.input_size[-1]
+    how = Preprocessing(
+        resize=int(crop / config.crop_pct),
+        crop=crop,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation=config.interpolation,
+    )
+    if config.num_classes != 1000:  # not ImageNet's usual ones
+        return how, ()
+    names = timm.data.ImageNetInfo("imagenet-1k").label_descriptions()
+    return how, tuple(name.split(",")[0] for name in names)
+
+
+def _told(value: Any) -> str:
+    """What an economy notes of itself, in short."""
+    if isinstance(value, dict):
+        return f"{sum(value.values())} filters of {len(value)} units"
+    if value and all(isinstance(item, float | int) for item in value):
+        return " -> ".join(f"{item:.4g}" for item in value)
+    return f"{len(value)} gates"

@@ -1,0 +1,111 @@
+"""Image files as a network's input. Needs numpy and Pillow alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIX = ".ftwt"
+PREPROCESSING = "preprocessing"  # key in a program's notes
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+LARGEST = 1024  # pixels, of a side
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a network's input.
+
+    Args:
+        resize: Length of the shorter side before the crop, in pixels.
+        crop: Side of the square that is cut out of the middle.
+        mean: Of red, green and blue, of pixel values in [0, 1].
+        std: The same.
+        interpolation: `bilinear`, `bicubic` or `lanczos`.
+
+    Raises:
+        ValueError: If a value makes no sense.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        sizes = (self.crop, self.resize)
+        if not all(type(n) is int and 1 <= n <= LARGEST for n in sizes) or self.crop > self.resize:
+            raise ValueError(
+                f"crop={self.crop!r} of resize={self.resize!r}: give pixels, 1 <= crop <= resize "
+                f"<= {LARGEST}"
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(
+                isinstance(v, int | float) and np.isfinite(v) for v in values
+            ):
+                raise ValueError(f"{name}={values!r}: give a number for red, green and blue")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std!r}: must be positive")
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise ValueError(f"interpolation={self.interpolation!r}: use one of {known}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Preprocessing:
+        """Make it of what `to_json` returned, or a stranger wrote.
+
+        Raises:
+            ValueError: If the values are no preprocessing.
+        """
+        try:
+            plain: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+            }
+            return cls(**plain)
+        except (AttributeError, TypeError) as error:
+            shown = json.dumps(values)[:100]
+            raise ValueError(f"{shown} does not say how images are prepared ({error})") from error
+
+
+def read_picture(path: str | os.PathLike[str], how: Preprocessing) -> np.ndarray:
+    """Read an image file as a network's input.
+
+    Args:
+        path: The file, in any format that Pillow reads.
+        how: Resized so, cropped in the middle, normalised.
+
+    Returns:
+        (3, crop, crop) float32.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no image, or not a whole one.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no image {path}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not an image that can be read ({error})") from error
+    width, height = (how.resize * side // min(picture.size) for side in picture.size)
+    picture = picture.resize((width, height), INTERPOLATIONS[how.interpolation])
+    left, top = (round((side - how.crop) / 2) for side in (width, height))
+    picture = picture.crop((left, top, left + how.crop, top + how.crop))
+    pixels = np.asarray(picture, dtype=np.float32) / 255
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))

@@ -1,0 +1,25 @@
+"""What the command line can do: one class for each verb, its fields the flags; no logic."""
+
+from typing import Any
+
+from .engine import BenchCommand, CompileCommand, RunCommand
+from .training import (
+    DemoCommand,
+    EstimateCommand,
+    EvaluateCommand,
+    ModelsCommand,
+    RecipesCommand,
+    TrainCommand,
+)
+
+VERBS: dict[str, Any] = {
+    "demo": DemoCommand,
+    "estimate": EstimateCommand,
+    "train": TrainCommand,
+    "evaluate": EvaluateCommand,
+    "compile": CompileCommand,
+    "run": RunCommand,
+    "bench": BenchCommand,
+    "models": ModelsCommand,
+    "recipes": RecipesCommand,
+}

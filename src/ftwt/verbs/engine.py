@@ -1,0 +1,142 @@
+"""The verbs of the engine: compile, run, bench."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from ..bench import BATCHES, RIVALS, SINGLES, bench
+from ..classify import classify
+from ..config import DataConfig
+from ..deploy import Economies, deploy, first, to_time
+from ..dynamic import DynamicModel
+from ..results import write_json
+from ..run import load_splits
+from ..runtime.engine import Kind
+from .options import Json, Network
+
+
+@dataclass(frozen=True)
+class CompileCommand:
+    """Compile a trained network to one file, which runs without torch.
+
+    --layout is exact; the other economies change which masks are applied to images unlike those
+    that they were judged by.
+    """
+
+    model: Network
+    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
+    Hugging Face Hub."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """File to write, NAME.ftwt."""
+    engine: Kind = "native"
+    """Which engine shows images to the gates; reference is slow."""
+    threads: int = 1
+    """Threads with which --tune times."""
+    as_json: Json = False
+    economies: Economies = field(default_factory=Economies)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> Any:
+        """Compile, and write the file."""
+        result = deploy(
+            self.model,
+            self.output,
+            economies=self.economies,
+            data=self.data,
+            engine=self.engine,
+            threads=self.threads,
+        )
+        return result.to_json() if self.as_json else [result]
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """Show images to a compiled network: its guesses, and what each image took."""
+
+    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME.ftwt")]
+    """What `ftwt compile` wrote."""
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
+    """Image files; resized, cut and normalised as the network needs them."""
+    top: int = 5
+    """How many guesses to tell."""
+    engine: Kind = "native"
+    """Which engine; reference is slow."""
+    threads: int = 1
+    """Threads of the native engine."""
+    output: str | None = None
+    """File to write the answers to, as JSON."""
+    as_json: Json = False
+
+    def __call__(self) -> Any:
+        """Classify."""
+        result = classify(
+            self.network, self.images, top=self.top, engine=self.engine, threads=self.threads
+        )
+        if self.output:
+            write_json(self.output, result.to_json())
+        return result.to_json() if self.as_json else [result]
+
+
+@dataclass(frozen=True)
+class BenchCommand:
+    """Time a network beside PyTorch, ONNX Runtime and OpenVINO, all in one run.
+
+    The gates of a run decide on test images; without trained gates, --keep forces some.
+    """
+
+    model: Network
+    """A model's name (`ftwt models`), which gets random weights; the folder of a run; or a
+    repository OWNER/NAME on the Hugging Face Hub."""
+    keep: float | None = None
+    """Let each gate keep this share of its filters, drawn by lot for each image."""
+    threads: int = 1
+    """Threads of each contestant."""
+    batch: int = 1
+    """Images at a time."""
+    rounds: int = 15
+    """How often each contestant runs each of 16 batches."""
+    singles: int = SINGLES
+    """Images that the gated engine also runs one by one, to set latency against MACs."""
+    rivals: tuple[str, ...] = RIVALS
+    """Who takes part beside our engine."""
+    engine: Kind = "native"
+    """Which of our engines; reference is slow."""
+    seed: int = 0
+    """Of random weights, images and masks."""
+    output: str | None = None
+    """File to write the figures to, as JSON."""
+    as_json: Json = False
+    economies: Economies = field(default_factory=Economies)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> Any:
+        """Time them."""
+        torch.manual_seed(self.seed)
+        network, example = to_time(self.model)
+        images = None
+        if self.keep is None and isinstance(network, DynamicModel):
+            wanted = max(self.singles, BATCHES * self.batch)
+            images = torch.cat([x for x, _ in first(load_splits(self.data).test, wanted)]).cpu()
+        result = bench(
+            network,
+            example,
+            keep=self.keep,
+            images=images,
+            rivals=self.rivals,
+            threads=self.threads,
+            batch=self.batch,
+            rounds=self.rounds,
+            singles=self.singles,
+            seed=self.seed,
+            engine=self.engine,
+            name=self.model,
+            config=self,
+            **self.economies.options(self.data),
+        )
+        if self.output:
+            result.save(self.output)
+        return result.to_json() if self.as_json else [result]
