@@ -226,9 +226,15 @@ class _Random(Builder):
             filters = groups * self.choose((1, 2, 4))
         stride = self.choose(((1, 1), (1, 1), (2, 2), (3, 3), (1, 2), (3, 2)))
         dilation = self.choose(((1, 1), (1, 1), (1, 1), (2, 2), (1, 3)))
+        if self.chance(0.05):
+            stride, dilation = (
+                self.choose(((5, 4), (100, 1), (16, 16))),
+                self.choose(((5, 2), (1, 9))),
+            )
         reach = [dilation[i] * (kernel[i] - 1) for i in (0, 1)]
         same = (reach[0] // 2, reach[1] // 2, reach[0] - reach[0] // 2, reach[1] - reach[1] // 2)
-        odd = tuple(int(n) for n in self.rng.integers(0, 4, size=4))
+        most = 12 if self.chance(0.1) else 3
+        odd = tuple(int(n) for n in self.rng.integers(0, most + 1, size=4))
         padding = self.choose((same, same, (0, 0, 0, 0), odd))
         if h + padding[0] + padding[2] <= reach[0] or w + padding[1] + padding[3] <= reach[1]:
             padding = same
@@ -261,7 +267,8 @@ class _Random(Builder):
             out = tuple(int(n) for n in self.rng.integers(1, 9, size=2))
             self.pool(x, kind, out)
             return
-        kernel = tuple(int(self.rng.integers(1, min(s, 4) + 1)) for s in size)
+        most = 12 if self.chance(0.1) else 4
+        kernel = tuple(int(self.rng.integers(1, min(s, most) + 1)) for s in size)
         self.pool(
             x, kind, kernel=kernel, stride=tuple(int(n) for n in self.rng.integers(1, 4, size=2)),
             padding=tuple(int(self.rng.integers(0, k)) for k in kernel),

@@ -8,7 +8,7 @@ import pytest
 from programs import Builder, random_program
 
 from ftwt.runtime import Conv, Engine, Operation, Program, check
-from ftwt.runtime.check import MAX_MAP, MAX_SIZE
+from ftwt.runtime.check import MAX_MAP, MAX_STEP
 
 
 def base() -> Program:
@@ -91,7 +91,9 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "stride of zero": ("Conv", {"stride": (0, 1)}, ("stride is (0, 1)", "from 1")),
     "other stride": ("Conv", {"stride": (2, 1)}, ("shape of out, axis 1 is 8", "4")),
     "negative padding": ("Conv", {"padding": (-1, 1, 1, 1)}, ("padding", "from 0")),
-    "endless padding": ("Conv", {"padding": (MAX_SIZE, 1, 1, 1)}, ("padding", str(MAX_MAP))),
+    "wide padding": ("Conv", {"padding": (MAX_STEP + 1, 1, 1, 1)}, ("padding", "from 0 to 1024")),
+    "long stride": ("Conv", {"stride": (1, MAX_STEP + 1)}, ("stride", "from 1 to 1024")),
+    "long dilation": ("Conv", {"dilation": (1, MAX_STEP + 1)}, ("dilation", "from 1 to 1024")),
     "far dilation": ("Conv", {"dilation": (9, 1)}, ("no larger than its padded input",)),
     "groups": ("Conv", {"groups": 4}, ("groups is 4", "divisor of 3 inputs and of 6 outputs")),
     "no groups": ("Conv", {"groups": 0}, ("groups is 0",)),
@@ -106,6 +108,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "features that are a map": ("Predict", {"features": (1,)}, ("features is 1", "vector")),
     "no features": ("Predict", {"features": ()}, ("features", "at least one")),
     "padding over the kernel": ("Pool", {"adaptive": False, "padding": (1, 0)}, ("padding",)),
+    "large kernel": ("Pool", {"kernel": (2**20, 2**20)}, ("kernel", str(MAX_MAP))),
     "pool's kind": ("Pool", {"kind": "min"}, ("kind is 'min'", "max, mean")),
     "spread over space": ("Combine", {"b": 0}, ("b is 0", "(6, 8, 8) or (6, 1, 1)")),
     "nothing to gather": ("Gather", {"xs": ()}, ("xs", "at least one")),
@@ -192,21 +195,35 @@ def test_an_operation_of_ones_own_is_none():
     refuses(dataclasses.replace(program, operations=operations), "Stranger", "one of Conv")
 
 
-def test_too_much_work_is_refused():
-    class Claimed(dict[str, np.ndarray]):
-        """Says what its constants are without having them, as those of a file do."""
+class Claimed(dict[str, np.ndarray]):
+    """Says what its constants are without having them, as those of a file do."""
 
-        specs = {"w": (np.dtype("f4"), (1, 1, 5793, 5793)), "b": (np.dtype("f4"), (1,))}
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        super().__init__({name: np.zeros(1) for name in shapes})
+        self.specs = {name: (np.dtype("f4"), shape) for name, shape in shapes.items()}
 
-    def program(count: int) -> Program:
-        fields = {"x": 0, "weight": "w", "bias": "b"}
-        operations = [Conv(name="a", out=1 + i, **fields) for i in range(count)]
-        maps = ((1, 11585, 11585), *[(1, 5793, 5793)] * count)
-        constants = Claimed(w=np.zeros(1), b=np.zeros(1))
-        return Program(maps, (), tuple(operations), 1, constants, 0)
 
-    check(program(7))
-    refuses(program(8), "MACs", str(2**53))
+def test_sizes_are_bounded():
+    def program(size: int, kernel: int, *, channels: int = 1, filters: int = 1, padding: int = 0,
+                count: int = 1) -> Program:  # fmt: skip
+        fields: dict[str, Any] = {"x": 0, "weight": "w", "bias": "b", "padding": (padding,) * 4}
+        operations = tuple(Conv(name="a", out=1 + i, **fields) for i in range(count))
+        out = size + 2 * padding - kernel + 1
+        maps = ((channels, size, size), *[(filters, out, out)] * count)
+        constants = Claimed(w=(filters, channels, kernel, kernel), b=(filters,))
+        return Program(maps, (), operations, 1, constants, 0)
+
+    check(program(1024, 1024))
+    refuses(program(1025, 1025), "weight", str(2**20))
+    check(program(11585, 1))
+    refuses(program(11586, 1), "shape of map 0", str(MAX_MAP))
+    refuses(program(11585, 3, padding=1), "padding", str(MAX_MAP))
+    check(program(1024, 1024, filters=2**8))
+    refuses(program(1024, 1024, filters=2**8 + 1), "weight", str(2**28))
+    check(program(4096, 1024, filters=8, count=13))
+    refuses(program(4096, 1024, filters=8, count=14), "elements of all maps", str(2**30))
+    check(program(2048, 1024, channels=32, filters=8, count=30))
+    refuses(program(2048, 1024, channels=32, filters=8, count=33), "MACs", str(2**53))
 
 
 def test_the_engine_checks():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import MASKS, mask, random_program
+from programs import MASKS, Builder, Shape, mask, random_program
 
 from ftwt.runtime import Predict, Program, check
 from ftwt.runtime.engine import build_native
@@ -79,6 +79,38 @@ def compare(seed: int) -> None:
 def test_native_equals_reference(start):
     for seed in range(start, start + 10):
         compare(seed)
+
+
+FAR: dict[str, tuple[Shape, dict[str, Any]]] = {
+    "stride": ((2, 3, 40), {"filters": 2, "kernel": (3, 3), "stride": (1024, 1024)}),
+    "dilation": ((2, 3, 40), {"filters": 2, "kernel": (1, 1), "dilation": (1024, 1024)}),
+    "dilation, stride": (
+        (1, 3, 5000), {"filters": 2, "kernel": (1, 5), "dilation": (1, 1024), "stride": (1024, 33)}
+    ),
+    "padding": (
+        (2, 3, 4), {"filters": 2, "kernel": (3, 1), "padding": (1024,) * 4, "stride": (9, 7)}
+    ),
+    "kernel": ((1, 300, 300), {"filters": 2, "kernel": (300, 300)}),
+    "long": ((1, 1, 2**20), {"filters": 1, "kernel": (1, 1024), "stride": (1024, 1024)}),
+    "pool": (
+        (2, 3, 4),
+        {"kind": "mean", "kernel": (2**13, 2**14), "padding": (2**13 - 1, 2**14 - 1),
+         "stride": (2**24, 2**24)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_native_equals_reference_near_the_bounds(name):
+    shape, fields = FAR[name]
+    build = Builder(shape)
+    build.pool(0, **fields) if name == "pool" else build.conv(0, **fields)
+    program = build.program()
+    check(program)
+    x = np.ones((1, *shape), np.float32)
+    wanted = Network(program).run(x, {})[0]
+    for _, network in natives(program):
+        np.testing.assert_allclose(network.run(x, {})[0], wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

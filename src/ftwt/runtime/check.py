@@ -34,7 +34,9 @@ from .program import (
 )
 
 MAX_COUNT = 2**14  # of operations, of maps, of masks
-MAX_SIZE = 2**24  # channels, rows, columns, strides, and every other single number
+MAX_SIZE = 2**24  # channels, rows or columns
+MAX_STEP = 2**10  # stride, padding and dilation of a convolution
+MAX_TAPS = 2**20  # positions in its kernel
 MAX_MAP = 2**27  # elements of a map, with the zeros that a convolution pads it with
 MAX_MAPS = 2**30  # elements of all maps of a sample together
 MAX_CONSTANT = 2**28  # elements of a constant
@@ -167,9 +169,9 @@ class _Checker:
         self.shape("out", shape, self.maps[x])
         return shape
 
-    def numbers(self, field: str, values: tuple[int, ...], least: int) -> None:
-        if not all(least <= value <= MAX_SIZE for value in values):
-            self.refuse(field, values, f"from {least} to {MAX_SIZE}")
+    def numbers(self, field: str, values: tuple[int, ...], least: int, most: int) -> None:
+        if not all(least <= value <= most for value in values):
+            self.refuse(field, values, f"from {least} to {most}")
 
     def constant(self, field: str, dtype: type, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         name = getattr(self.operation, field)
@@ -185,15 +187,17 @@ class _Checker:
     def conv(self, op: Conv) -> None:
         c, h, w = self.maps[op.x]
         k, *size = self.write(op.out)
-        self.numbers("stride", op.stride, 1)
-        self.numbers("padding", op.padding, 0)
-        self.numbers("dilation", op.dilation, 1)
+        self.numbers("stride", op.stride, 1, MAX_STEP)
+        self.numbers("padding", op.padding, 0, MAX_STEP)
+        self.numbers("dilation", op.dilation, 1, MAX_STEP)
         if not 1 <= op.groups <= min(c, k) or c % op.groups or k % op.groups:
             self.refuse("groups", op.groups, f"a divisor of {c} inputs and of {k} outputs")
         weight = self.constant("weight", np.float32, None)
         if len(weight) != 4 or weight[:2] != (k, c // op.groups):
             shape = f"({k}, {c // op.groups}, kh, kw)"
             self.refuse("weight", op.weight, f"a constant of shape {shape}, this one is {weight}")
+        if math.prod(weight[2:]) > MAX_TAPS:
+            self.refuse("weight", op.weight, f"a kernel of at most {MAX_TAPS}, not {weight[2:]}")
         self.constant("bias", np.float32, (k,))
         top, left, bottom, right = op.padding
         padded = (h + top + bottom, w + left + right)
@@ -240,9 +244,11 @@ class _Checker:
             self.refuse("value", int(value.max()), "0 or 1 for each channel")
 
     def pool(self, op: Pool) -> None:
-        self.numbers("kernel", op.kernel, 1)
-        self.numbers("stride", op.stride, 1)
-        self.numbers("padding", op.padding, 0)
+        self.numbers("kernel", op.kernel, 1, MAX_SIZE)
+        if math.prod(op.kernel) > MAX_MAP:
+            self.refuse("kernel", op.kernel, f"of at most {MAX_MAP} numbers")
+        self.numbers("stride", op.stride, 1, MAX_SIZE)
+        self.numbers("padding", op.padding, 0, MAX_SIZE)
         (c, *size), (k, *given) = self.maps[op.x], self.write(op.out)
         self.expect("channels of out", k, c, "as those of x")
         if op.adaptive:
