@@ -84,5 +84,6 @@ def test_large_batches_and_all_forms(name: str, options: dict[str, Any]) -> None
     x = images(name, 64)
     dynamic = scramble(ftwt.convert(create(name), x[:1], **options)).eval()
     engines = build(lower(dynamic))
-    for how, count in itertools.product(MASKS, (1, 3, 64)):
+    for how, count in itertools.product(MASKS, (1, 3)):
         check_against(dynamic, engines, x[:count], how)
+    check_against(dynamic, engines, x, "random")
