@@ -199,6 +199,13 @@ def test_concatenations_are_gathered_at_once() -> None:
     assert index.tolist() == [0, 2, 6, 1, 3, 7]
 
 
+def test_what_is_read_twice_is_gathered_once() -> None:
+    program = lowered(
+        lambda n, x: n.a(y := torch.cat([x, F.relu(x)], 1)) + n.b(y), a=conv(8), b=conv(8)
+    )
+    assert kinds(program).count("Gather") == 1
+
+
 def test_an_operation_in_place_changes_what_is_read_later() -> None:
     def body(n: Any, x: Tensor) -> Tensor:
         y = n.conv(x)

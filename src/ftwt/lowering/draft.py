@@ -44,6 +44,7 @@ class Draft:
         self.label, self.name = "", ""
         self.shape: tuple[int, ...] = image
         self._pools: dict[tuple[int, str], int] = {}
+        self._gathered: dict[Moved, int] = {}
 
     def refuse(self, why: str = "there is no rule for it") -> NoReturn:
         """Say that what is being lowered cannot be.
@@ -138,6 +139,11 @@ class Draft:
         """
         if isinstance(x, Value):
             return x.map
+        if x not in self._gathered:
+            self._gathered[x] = self._gathering(x)
+        return self._gathered[x]
+
+    def _gathering(self, x: Moved) -> int:
         if (found := places(x)) is None:
             self.refuse("its input's elements were changed, or samples mixed, on the way")
         if len(x.shape) == 1:

@@ -60,7 +60,8 @@ def remove_filters(program: Program, off: Mapping[int, np.ndarray]) -> Program:
 
 def remove_silent(program: Program, masks: Masks) -> Program:
     """Remove the filters that gates never chose, and say so as `remove_filters` does."""
-    return tidy(remove_filters(program, {mask: ~fires.any(0) for mask, fires in masks.items()}))
+    off = {mask: np.logical_not(fires.any(0)) for mask, fires in masks.items()}
+    return tidy(remove_filters(program, off))
 
 
 def _switched_off(program: Program, off: Mapping[int, np.ndarray]) -> Program:

@@ -96,11 +96,10 @@ def _folded(conv: Conv, norm: Affine, constants: dict[str, np.ndarray]) -> Conv 
     if conv.act != "none" or conv.mask is not None or conv.add is not None:
         return None
     scale, shift = constants[norm.scale], constants[norm.shift]
-    weight, bias = f"{norm.name}.{conv.weight}", f"{norm.name}.{conv.bias}"
     folded = constants[conv.weight] * scale.reshape(-1, 1, 1, 1)  # in float64, as scale is
-    constants[weight] = folded.astype(np.float32)
-    constants[bias] = constants[conv.bias] * scale + shift
-    return replace(conv, out=norm.out, weight=weight, bias=bias, act=norm.act)
+    constants[conv.weight] = folded.astype(np.float32)
+    constants[conv.bias] = constants[conv.bias] * scale + shift
+    return replace(conv, out=norm.out, act=norm.act)
 
 
 def _activated(before: Operation, activate: Activate) -> Operation | None:

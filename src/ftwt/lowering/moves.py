@@ -33,7 +33,7 @@ class Value:
         return torch.stack([number, number + 1]).reshape(SAMPLES, *self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moved:
     """Elements of maps in new places, and zeros: `numbers` says which lie where."""
 
@@ -97,7 +97,7 @@ def without_border(moved: Moved) -> tuple[Moved, tuple[int, int, int, int]]:
         return moved, (0, 0, 0, 0)
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     taken = (int(top), int(left), len(zero) - int(bottom), zero.shape[1] - int(right))
-    return Moved(moved.numbers[:, :, top:bottom, left:right]), taken
+    return (Moved(moved.numbers[:, :, top:bottom, left:right]) if any(taken) else moved), taken
 
 
 def channels(places: Places, shapes: list[tuple[int, int, int]]) -> Channels | None:
