@@ -51,7 +51,7 @@ class ForcedEngine(Engine):
         else:
             rows = (first + np.arange(samples)) % DRAWN
             drawn = {index: drawn[rows] for index, drawn in self._drawn.items()}
-        return drawn | super()._masks(masks, samples)
+        return drawn | super()._masks(masks, samples) if masks else drawn
 
 
 def tune(
