@@ -506,6 +506,35 @@ class DotConvolution : public Convolution {
   Buffer weights_;
 };
 
+// A 1x1 convolution in a network without masks.
+class PanelConvolution : public Convolution {
+ public:
+  PanelConvolution(const Network& net, const ConvolutionSpec& spec)
+      : Convolution(net, spec), panels_((out_.channels + kPanel - 1) / kPanel) {
+    const int64_t inputs = in_.channels;
+    float* w = weights_.need(static_cast<size_t>(panels_ * inputs) * kPanel);
+    for (int f = 0; f < out_.channels; ++f)
+      for (int64_t c = 0; c < inputs; ++c) w[(f / kPanel * inputs + c) * kPanel + f % kPanel] = spec.weight[f * inputs + c];
+  }
+
+  void compute(Network& net, std::vector<Job>& jobs) const override {
+    const int batch = static_cast<int>(jobs.size()), workers = net.workers.count(), positions = in_.positions();
+    const int pieces = workers > 1 && positions >= 56 * workers ? 2 * workers : 1;
+    const int parts = std::min(panels_, (workers > 1 && pieces == 1) || batch > 1 ? std::max(2 * workers, panels_ / 4) : 1);
+    net.workers.share(parts * pieces, [&](int i, int) {
+      const int part = i / pieces, piece = i % pieces;
+      for (const Job& job : jobs)
+        net.kernels.panel({job.x, in_.channels, out_.channels, weights_.data(), panels_ * part / parts,
+                           panels_ * (part + 1) / parts, positions * piece / pieces, positions * (piece + 1) / pieces,
+                           job.epilogue});
+    });
+  }
+
+ private:
+  const int panels_;
+  Buffer weights_;
+};
+
 }  // namespace
 
 std::unique_ptr<Step> make_convolution(const Network& net, const ConvolutionSpec& spec) {
@@ -517,6 +546,9 @@ std::unique_ptr<Step> make_convolution(const Network& net, const ConvolutionSpec
   const bool small = dot.positions <= 4 || dot.shape == DotShape::square4;
   switch (spec.algorithm) {
     case Algorithm::automatic:
+      if (dot.shape == DotShape::points && net.gates.empty() && out.positions() == in.positions() && in.positions() > 1 &&
+          out.channels >= kPanel && (in.channels >= 256 || (in.channels >= 64 && in.positions() % 16 && in.positions() < 64)))
+        return std::make_unique<PanelConvolution>(net, spec);
       if (dot.shape != DotShape::none && small) return std::make_unique<DotConvolution>(net, spec, dot);
       if (winograd && large) return std::make_unique<WinogradConvolution>(net, spec);
       break;

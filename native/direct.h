@@ -215,11 +215,12 @@ static void stage(const Stage& s, bool fresh) {
 }
 
 template <int N>
-static void across(const Depthwise& d, const float* plane, const float* weights, const Vector* vectors, int filter) {
+static void across(const Depthwise& d, int taps, const float* plane, const float* weights, const Vector* vectors,
+                   int filter) {
   V s[N] = {};
   int64_t source[N];
   for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
-  for (int t = 0; t < d.taps; ++t) {
+  for (int t = 0; t < taps; ++t) {
     const float* tap = plane + d.tap_offsets[t];
     const V w = splat(weights[t]);
     for (int n = 0; n < N; ++n) s[n] += w * load(tap + source[n]);
@@ -303,21 +304,70 @@ static void square(const Depthwise& d, const float* plane, const float* w, int f
   }
 }
 
+// The same for a 4x4 plane, which is one register.
+static inline V square4(const float* plane, const float* w, V bias) {
+  const V x = load(plane), o = {};
+  V y = splat(w[4]) * x, z = bias;
+  z += splat(w[0]) * __builtin_shufflevector(x, o, 16, 16, 16, 16, 16, 0, 1, 2, 16, 4, 5, 6, 16, 8, 9, 10);
+  y += splat(w[1]) * __builtin_shufflevector(x, o, 16, 16, 16, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11);
+  z += splat(w[2]) * __builtin_shufflevector(x, o, 16, 16, 16, 16, 1, 2, 3, 16, 5, 6, 7, 16, 9, 10, 11, 16);
+  y += splat(w[3]) * __builtin_shufflevector(x, o, 16, 0, 1, 2, 16, 4, 5, 6, 16, 8, 9, 10, 16, 12, 13, 14);
+  z += splat(w[5]) * __builtin_shufflevector(x, o, 1, 2, 3, 16, 5, 6, 7, 16, 9, 10, 11, 16, 13, 14, 15, 16);
+  y += splat(w[6]) * __builtin_shufflevector(x, o, 16, 4, 5, 6, 16, 8, 9, 10, 16, 12, 13, 14, 16, 16, 16, 16);
+  z += splat(w[7]) * __builtin_shufflevector(x, o, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16, 16);
+  y += splat(w[8]) * __builtin_shufflevector(x, o, 5, 6, 7, 16, 9, 10, 11, 16, 13, 14, 15, 16, 16, 16, 16, 16);
+  return y + z;
+}
+
+// And for a 2x2 plane: each input times the four weights that lead from it to the four outputs.
+static inline V square2(const float* plane, const float* w, V bias) {
+  const V x = load_some(plane, 4);
+  const V spread = __builtin_shufflevector(x, x, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const V weights = {w[4], w[3], w[1], w[0], w[5], w[4], w[2], w[1], w[7], w[6], w[4], w[3], w[8], w[7], w[5], w[4]};
+  V y = spread * weights;
+  y += __builtin_shufflevector(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  y += __builtin_shufflevector(y, y, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+  return y + bias;
+}
+
+// Planes of one register, of all filters.
+template <int Positions>
+static void tiny(const Depthwise& d) {
+  const Epilogue& e = d.epilogue;
+  const Clip bounds = clip_of(e.act);
+  const V low = splat(bounds.low), high = splat(bounds.high);
+  for (int i = d.first_filter; i < d.last_filter; ++i) {
+    const int c = d.filters[i];
+    const int64_t at = static_cast<int64_t>(c) * Positions;
+    const float* w = d.weights + static_cast<int64_t>(c) * 9;
+    V y = splat(e.bias[c]);
+    if (d.active[c]) y = Positions == 16 ? square4(d.input + at, w, y) : square2(d.input + at, w, y);
+    y = bounds.only ? clip(y, low, high) : activate(e.act, y);
+    if (e.add) {
+      if (!e.add_active || e.add_active[c]) y = y + load_some(e.add + at, Positions);
+      y = activate(e.post, y);
+    }
+    if constexpr (Positions == 16) store(e.out + at, y);
+    else store_some(e.out + at, y, Positions);
+  }
+}
+
 static void depthwise(const Depthwise& d) {
+  if (d.square == 1 && d.stage.height == 4 && d.stage.width == 4) return tiny<16>(d);
+  if (d.square == 1 && d.stage.height == 2 && d.stage.width == 2) return tiny<4>(d);
   Stage s = d.stage;
   bool fresh = true;
   for (int i = d.first_filter; i < d.last_filter; ++i) {
     const int c = d.filters[i];
     const float* plane = d.input + static_cast<int64_t>(c) * s.height * s.width;
     const float* weights = d.weights + static_cast<int64_t>(c) * d.taps;
-    Depthwise one = d;
-    if (!d.active[c]) {
-      one.taps = 0;  // what is left is the bias
-    } else if (d.square) {
+    const int taps = d.active[c] ? d.taps : 0;  // without an input, what is left is the bias
+    if (taps && d.square) {
       if (d.square == 1) square<1>(d, plane, weights, c);
       else square<2>(d, plane, weights, c);
       continue;
-    } else if (s.planes) {
+    }
+    if (taps && s.planes) {
       s.plane = plane;
       stage(s, fresh);
       fresh = false;
@@ -325,10 +375,10 @@ static void depthwise(const Depthwise& d) {
     }
     constexpr int most = kRegisters >= 32 ? 8 : kRegisters >= 8 ? 4 : 2;
     int n = 0;
-    for (; n + most <= d.vector_count; n += most) across<most>(one, plane, weights, d.vectors + n, c);
+    for (; n + most <= d.vector_count; n += most) across<most>(d, taps, plane, weights, d.vectors + n, c);
     if constexpr (most > 4)
-      for (; n + 4 <= d.vector_count; n += 4) across<4>(one, plane, weights, d.vectors + n, c);
-    for (; n < d.vector_count; ++n) across<1>(one, plane, weights, d.vectors + n, c);
+      for (; n + 4 <= d.vector_count; n += 4) across<4>(d, taps, plane, weights, d.vectors + n, c);
+    for (; n < d.vector_count; ++n) across<1>(d, taps, plane, weights, d.vectors + n, c);
   }
 }
 

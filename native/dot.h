@@ -68,7 +68,7 @@ static inline void finish(const Epilogue& e, const V* sums, const int32_t* filte
 
 // F filters at P positions, one tap: a linear layer, or a 1x1 convolution. The rows of the next
 // filters are fetched meanwhile.
-template <int F, int P>
+template <int F, int P, bool Fetch>
 static void points(const Dot& d, const int32_t* filters, const int32_t* next, int position) {
   V s[(F * P + kLanes - 1) / kLanes * kLanes] = {};
   const float *rows[F], *ahead[F];
@@ -79,13 +79,19 @@ static void points(const Dot& d, const int32_t* filters, const int32_t* next, in
   const float* input = d.input + static_cast<int64_t>(position) * d.stride;
   for (int b = 0; b < d.block_count; ++b) {
     const int64_t at = static_cast<int64_t>(d.blocks[b]) * kLanes;
-    V x[P];
-    for (int p = 0; p < P; ++p) x[p] = load(input + static_cast<int64_t>(p) * d.stride + at);
+    V w[F];
 #pragma GCC unroll 16
-    for (int f = 0; f < F; ++f) {
-      if (position == 0) prefetch(ahead[f] + at);
-      const V w = load(rows[f] + at);
-      for (int p = 0; p < P; ++p) s[f * P + p] += w * x[p];
+    for (int f = 0; f < F; ++f) w[f] = load(rows[f] + at);
+    if constexpr (Fetch) {
+      asm("" : "+m"(ahead));  // these pointers are read from memory: the registers are for the sums
+#pragma GCC unroll 16
+      for (int f = 0; f < F; ++f) prefetch(ahead[f] + at);
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const V x = load(input + static_cast<int64_t>(p) * d.stride + at);
+#pragma GCC unroll 16
+      for (int f = 0; f < F; ++f) s[f * P + p] += w[f] * x;
     }
   }
   constexpr int each = kLanes / P;  // filters of a register of results
@@ -96,10 +102,12 @@ static void points(const Dot& d, const int32_t* filters, const int32_t* next, in
 
 template <int F>
 static void all_points(const Dot& d, const int32_t* filters, const int32_t* next) {
+  const int n = d.epilogue.positions;
   int p = 0;
-  for (; p + 4 <= d.epilogue.positions; p += 4) points<F, 4>(d, filters, next, p);
-  for (; p + 2 <= d.epilogue.positions; p += 2) points<F, 2>(d, filters, next, p);
-  for (; p < d.epilogue.positions; ++p) points<F, 1>(d, filters, next, p);
+  if (n >= 4) points<F, 4, true>(d, filters, next, 0), p = 4;
+  for (; p + 4 <= n; p += 4) points<F, 4, false>(d, filters, next, p);
+  for (; p + 2 <= n; p += 2) points<F, 2, true>(d, filters, next, p);
+  for (; p < n; ++p) points<F, 1, true>(d, filters, next, p);
 }
 
 // A 3x3 convolution with a border of one over an S x S plane; weights (K, blocks, 9, 16). Filter by
@@ -145,23 +153,25 @@ static void square(const Dot& d, const int32_t* filters, const int32_t* next) {
 
 using Many = void (*)(const Dot&, const int32_t* filters, const int32_t* next);
 
-static void over(const Dot& d, int step, Many many, Many one) {
-  const int32_t* f = d.filters + d.first_filter;
-  for (int left = d.last_filter - d.first_filter; left > 0;) {
-    const int count = left >= step ? step : 1;
-    (count == step ? many : one)(d, f, left >= 2 * count ? f + count : f);
-    f += count, left -= count;
-  }
+template <int F>
+static void some_points(const Dot& d, const int32_t* filters, int count) {
+  if (count == F) return all_points<F>(d, filters, filters);
+  if constexpr (F > 1) some_points<F - 1>(d, filters, count);
+}
+
+static void some_squares(const Dot& d, Many one, const int32_t* filters, int count) {
+  for (int f = 0; f < count; ++f) one(d, filters + f, filters + std::min(f + 1, count - 1));
 }
 
 static void dot(const Dot& d, DotShape shape) {
-  constexpr int filters = kRegisters >= 32 ? 6 : kRegisters >= 8 ? 1 : 1;
-  switch (shape) {
-    case DotShape::points: return over(d, filters, all_points<filters>, all_points<1>);
-    case DotShape::square2: return over(d, 4, square<4, 2>, square<1, 2>);
-    case DotShape::square4: return over(d, 1, square<1, 4>, square<1, 4>);
-    case DotShape::none: return;
-  }
+  constexpr int most = kRegisters >= 32 ? 6 : 1;
+  const int step = shape == DotShape::points ? most : shape == DotShape::square2 ? 4 : 1;
+  const Many many = shape == DotShape::points ? all_points<most> : shape == DotShape::square2 ? square<4, 2> : square<1, 4>;
+  const int32_t* f = d.filters + d.first_filter;
+  int left = d.last_filter - d.first_filter;
+  for (; left >= step; f += step, left -= step) many(d, f, left >= 2 * step ? f + step : f);
+  if (left && shape == DotShape::points) some_points<most>(d, f, left);
+  else if (left) some_squares(d, square<1, 2>, f, left);
 }
 
 }  // namespace dots

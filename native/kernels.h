@@ -119,6 +119,17 @@ struct Dot {
   Epilogue epilogue;
 };
 
+// A 1x1 convolution of all inputs and all filters, panels of filters at some positions.
+constexpr int kPanel = 32;  // filters
+
+struct Panel {
+  const float* input;          // (C, positions)
+  int inputs, filters;
+  const float* weights;        // (panels, C, 32)
+  int first_panel, last_panel, first_position, last_position;
+  Epilogue epilogue;
+};
+
 enum class DotShape { points, square2, square4, none };
 
 struct Interleave {
@@ -174,6 +185,7 @@ struct Kernels {
   void (*winograd)(const Winograd&);
   void (*interleave)(const Interleave&);
   void (*dot)(const Dot&, DotShape);
+  void (*panel)(const Panel&);
   // out[i] = act(x[i] * scale + shift), n values
   void (*affine)(const float* x, float scale, float shift, Activation act, float* out, int64_t n);
   // out = act(a + b) or act(a * b); a null operand is zeros

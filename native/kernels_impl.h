@@ -22,13 +22,14 @@ namespace ftwt::FTWT_ISA {
 #include "direct.h"
 #include "winograd.h"
 #include "dot.h"
+#include "panel.h"
 #include "simple.h"
 
 extern const Kernels kernels;
 const Kernels kernels = {
     FTWT_STRING(FTWT_ISA), plain::stage,  plain::direct,    plain::depthwise, wino::patches,
-    wino::winograd,        dots::interleave, dots::dot,     simple::affine,   simple::combine,
-    simple::planes,        simple::pool,  simple::columns,
+    wino::winograd,        dots::interleave, dots::dot,        panels::panel,    simple::affine,
+    simple::combine,       simple::planes, simple::pool,    simple::columns,
 };
 
 }  // namespace ftwt::FTWT_ISA
