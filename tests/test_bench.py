@@ -1,7 +1,9 @@
 """The benchmark: turns, rivals that are let in or left out, masks that were timed, what follows."""
 
 import io
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -86,6 +88,24 @@ def test_contestants_take_turns_and_every_batch_is_timed_each_round(
     assert all(sorted(order[3:]) == [("a", n) for n in range(4)] for order in orders)
     assert orders[0] != orders[1]
     assert turns.fastest([contestant("slow", 3), quick := contestant("q", 1)]) is quick
+
+
+def test_what_others_do_meanwhile_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    with turns.disturbance() as alone:
+        before = time.process_time()
+        while time.process_time() < before + 0.2:
+            pass
+    busy = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(busy) as other, turns.disturbance() as found:
+        time.sleep(1)
+        other.kill()
+    if not alone:
+        pytest.skip("the system does not tell")
+    assert found[0] > 0.25  # of a core: this machine may be busy
+    monkeypatch.setattr(turns.Path, "read_text", lambda self: "nothing of the kind")
+    with turns.disturbance() as found:
+        pass
+    assert found == []
 
 
 # --- Rivals -------------------------------------------------------------------------------------
@@ -223,6 +243,7 @@ FOUND = Benchmark(
     reduction=0.6,
     timings=(timing("slow", 9), timing("fast", 4), timing(DENSE, 5), timing(GATED, 2)),
     left_out={"absent": "not installed"},
+    disturbance=0.01,
     images=tuple(ImageTiming(k / 10, 100 * k, 2 * k + 1.0) for k in range(1, 11)),
     provenance={"seed": 0},
 )
@@ -286,6 +307,8 @@ def test_the_table_names_everyone() -> None:
         "forced, drawn by lot: 0.5",
     ):
         assert part in text, part
+    assert "other processes" not in text
+    assert "other processes kept 1.20 cores busy" in printed(replace(FOUND, disturbance=1.2))
     dense = printed(replace(FOUND, keep=None, reduction=None))
     assert "theoretical" not in dense and "0.80" in dense
 

@@ -113,7 +113,8 @@ def commands() -> list[str]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^(?:torchrun .* -m )?(ftwt [a-z]+(?: .*)?)$", text, re.MULTILINE)
-    return [*blocks, *re.findall(r"`(ftwt (?:train|estimate|evaluate|demo|compile|run|bench) [a-z][^`]*)`", text)]
+    verbs = "train|estimate|evaluate|demo|compile|run|bench"
+    return [*blocks, *re.findall(rf"`(ftwt (?:{verbs}) [a-z][^`]*)`", text)]
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(commands()))

@@ -142,8 +142,53 @@ def overhead() -> str:
     return table(("", "plain", "ftwt", "ratio"), rows) + origin("results/overhead.json", result)
 
 
+def engine() -> str:
+    """What skipping is worth on the engine, against the fastest dense rival."""
+    rows = []
+    for _, result in measured():
+        latency = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
+        rival = result["fastest_rival"]
+        rows.append(
+            (
+                subject(result),
+                str(result["threads"]),
+                f"{rival}, {latency[rival]:.2f} ms",
+                f"{latency['ftwt dense']:.2f} ms",
+                f"{result['dense_ratio']:.2f}",
+                f"{latency['ftwt gated']:.2f} ms",
+                percent(result["reduction"]),
+                f"{result['theoretical']:.2f}",
+                f"{result['achieved']:.2f}",
+                f"{result['efficiency']:.2f}",
+                f"{result['achieved_over_dense']:.2f}",
+                "" if result["correlation"] is None else f"{result['correlation']:.3f}",
+            )
+        )
+    head = (
+        "network", "threads", "fastest dense rival", "ours, dense", "rival / ours",
+        "ours, gated", "fewer MACs", "theoretical", "achieved", "efficiency",
+        "over ours, dense", "r (MACs, latency)",
+    )  # fmt: skip
+    return table(head, rows) + origins()
+
+
+def rivals() -> str:
+    """Everybody's latency, with quartiles."""
+    found = list(measured())
+    names = dict.fromkeys(t["name"] for _, result in found for t in result["timings"])
+    rows = []
+    for _, result in found:
+        cells = {
+            t["name"]: f"{t['latency_ms']:.2f} ({t['low_ms']:.2f} - {t['high_ms']:.2f})"
+            for t in result["timings"]
+        } | dict.fromkeys(result["left_out"], "left out")
+        rows.append((subject(result), str(result["threads"]), *(cells.get(n, "") for n in names)))
+    return table(("network", "threads", *names), rows) + origins()
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (demo, baseline, study, budget, overhead)
+    function.__name__: function
+    for function in (demo, baseline, study, budget, overhead, engine, rivals)
 }
 
 
@@ -180,6 +225,36 @@ def grouped(folder: str) -> list[tuple[str, list[dict[str, Any]]]]:
         name = re.sub(r"-seed\d+$", "", path.stem)
         groups.setdefault(name, []).append(read(str(path.relative_to(ROOT))))
     return list(groups.items())
+
+
+def measured() -> Iterable[tuple[str, dict[str, Any]]]:
+    """Result files of benchmarks/engine.py, smallest images and networks first."""
+    paths = [str(path.relative_to(ROOT)) for path in (ROOT / "results/engine").glob("*.json")]
+    files = [(path, read(path)) for path in paths]
+    return sorted(
+        files, key=lambda f: (f[1]["input_shape"], f[1]["dense_macs"], f[0], f[1]["threads"])
+    )
+
+
+def subject(result: dict[str, Any]) -> str:
+    """Name a network that was timed, with its masks."""
+    keep = result["forced_keep"]
+    masks = "trained" if keep is None else f"keep {keep:g}"
+    return f"{result['network']}, {result['input_shape'][-1]}, {masks}"
+
+
+def origins() -> str:
+    """Say which files made a table, on what."""
+    files = list(measured())
+    if not files:
+        return "\nNo results yet: `python benchmarks/engine.py`.\n"
+    made = [result["provenance"] for _, result in files]
+    commits = sorted({(p.get("git") or {}).get("commit", "")[:7] for p in made})
+    commands = sorted({p["command"] for p in made})
+    return (
+        f"\n{', '.join(f'`{command}`' for command in commands)} at {', '.join(commits)}, "
+        f"{made[0]['hardware']['cpu']}, {files[0][1]['isa']}: [results/engine](results/engine).\n"
+    )
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

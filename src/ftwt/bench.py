@@ -15,7 +15,7 @@ from .compile import compile
 from .contest.result import DENSE, GATED, Benchmark, ImageTiming, Timing
 from .contest.rivals import BUILDERS, TOLERANCE, invite, largest_error
 from .contest.steered import DECIDE, Masks, Steered, contestant, draw, opened, took
-from .contest.turns import Contestant, time_in_turns, time_shuffled
+from .contest.turns import Contestant, disturbance, time_in_turns, time_shuffled
 from .dynamic import DynamicModel
 from .graph.trace import evaluating
 from .results import provenance
@@ -108,9 +108,10 @@ def bench(
         if gated is not None:
             _check(GATED, gated, batches, answers)
         others, left_out = invite(rivals, network, batches, answers, threads=threads)
-        seconds = time_in_turns(others | ours, count, rounds=rounds)
-        if gated is not None and singles > 0:
-            alone = _one_by_one(gated, pool, keep, rounds=rounds, count=singles, random=random)
+        with disturbance() as disturbed:
+            seconds = time_in_turns(others | ours, count, rounds=rounds)
+            if gated is not None and singles > 0:
+                alone = _one_by_one(gated, pool, keep, rounds=rounds, count=singles, random=random)
     return Benchmark(
         network=name or type(model).__name__,
         input_shape=tuple(pool.shape[1:]),
@@ -125,6 +126,7 @@ def bench(
         reduction=float(np.mean([s.reduction for s in stats])) if stats else None,
         timings=tuple(_timing(n, c, seconds[n], batch) for n, c in (others | ours).items()),
         left_out=left_out,
+        disturbance=disturbed[0] if disturbed else None,
         images=alone,
         provenance=provenance(config=config, seed=seed, duration_s=time.perf_counter() - began),
     )

@@ -14,6 +14,7 @@ from ..results import write_json
 
 DENSE, GATED = "ftwt dense", "ftwt gated"
 OURS = (DENSE, GATED)
+QUIET = 0.05  # cores that others may keep busy
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Benchmark:
             masks that were timed; None without gates.
         timings: One for each contestant.
         left_out: Rival -> why it does not take part.
+        disturbance: How many cores other processes kept busy meanwhile, on average; None where the
+            system does not tell.
         images: What single images of varied keep ratio took; empty if not asked for.
         provenance: Where the figures come from.
     """
@@ -89,6 +92,7 @@ class Benchmark:
     reduction: float | None
     timings: tuple[Timing, ...]
     left_out: dict[str, str]
+    disturbance: float | None
     images: tuple[ImageTiming, ...]
     provenance: dict[str, Any]
 
@@ -186,6 +190,11 @@ class Benchmark:
             table.add_row(name, "left out", "", "", reason)
         yield table
         yield from self._worth()
+        if self.disturbance is not None and self.disturbance > QUIET:
+            yield (
+                f"other processes kept {self.disturbance:.2f} cores busy meanwhile: "
+                "measure again on an idle machine"
+            )
 
     def _worth(self) -> RenderResult:
         if self.theoretical is None or self.reduction is None:

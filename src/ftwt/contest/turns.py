@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -89,6 +91,33 @@ def _begin(contestant: Contestant) -> None:
     end = time.perf_counter() + WARMUP_S
     while time.perf_counter() < end:
         contestant.infer()
+
+
+@contextmanager
+def disturbance() -> Iterator[list[float]]:
+    """Measure what other processes do meanwhile.
+
+    Yields:
+        A list that holds, when all is done, the mean number of cores that others kept busy; it
+        stays empty where the system does not tell.
+    """
+    others: list[float] = []
+    start, before, mine = time.perf_counter(), _busy_s(), time.process_time()
+    yield others
+    after = _busy_s()
+    if before is not None and after is not None:
+        used = (after - before) - (time.process_time() - mine)
+        others.append(max(0.0, used / (time.perf_counter() - start)))
+
+
+def _busy_s() -> float | None:
+    """CPU seconds that all processes, and other guests of the host, used since the start."""
+    try:
+        _, *ticks = Path("/proc/stat").read_text().splitlines()[0].split()
+        user, nice, system, _, _, interrupts, soft, stolen = map(int, ticks[:8])
+    except (OSError, ValueError):
+        return None  # not Linux
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

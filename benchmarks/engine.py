@@ -1,0 +1,78 @@
+"""The engine beside its rivals: six networks, dense and with half of the filters, 1 and 2 threads.
+
+    python benchmarks/engine.py                       # all of it, on an otherwise idle machine
+    python benchmarks/engine.py cifar10-resnet56 --threads 1 --rounds 5
+    python benchmarks/engine.py runs/NAME             # trained gates, on test images
+
+Each network and number of threads is one run of `ftwt.bench` and one file in results/engine/.
+`python tools/write_tables.py` and `python tools/plot_engine.py` make tables and a figure of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+import ftwt
+from ftwt.config import DataConfig
+from ftwt.contest.result import Benchmark
+from ftwt.deploy import to_time
+from ftwt.run import load_splits
+
+NETWORKS = (
+    "cifar10-vgg16-bn",
+    "cifar10-resnet56",
+    "cifar10-mobilenet-v1",
+    "torchvision:resnet18",
+    "torchvision:resnet34",
+    "timm:mobilenetv1_100",
+)
+IMAGES = 200  # one by one, with one thread
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", default=NETWORKS, metavar="NETWORK")
+    parser.add_argument("--output", default="results/engine", help="folder")
+    parser.add_argument("--keep", type=float, default=0.5, help="of names; runs decide themselves")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--dataset", default="cifar10", help="whose test images runs see")
+    arguments = parser.parse_args()
+    for source in arguments.networks:
+        for threads in arguments.threads:
+            found = measure(source, threads, arguments)
+            name = Path(source).name.replace(":", "-")
+            found.save(Path(arguments.output) / f"{name}-threads{threads}.json")
+            Console(width=140).print(found)
+
+
+def measure(source: str, threads: int, arguments: argparse.Namespace) -> Benchmark:
+    """Time one network with so many threads."""
+    torch.manual_seed(0)
+    network, example = to_time(source)
+    trained = isinstance(network, ftwt.DynamicModel)
+    images = None
+    if trained:
+        images, _ = next(iter(load_splits(DataConfig(dataset=arguments.dataset)).test))
+    return ftwt.bench(
+        network,
+        example,
+        keep=None if trained else arguments.keep,
+        images=images,
+        threads=threads,
+        rounds=arguments.rounds,
+        singles=IMAGES if threads == 1 else 0,
+        name=source,
+        config={"network": source, "threads": threads, "keep": arguments.keep},
+    )
+
+
+if __name__ == "__main__":
+    main()
