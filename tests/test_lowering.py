@@ -246,6 +246,10 @@ REFUSED: dict[str, tuple[Body, str]] = {
     "shapes": (lambda n, x: x + x[:, :1], r"shapes \(4, 6, 5\) and \(1, 6, 5\)"),
     "a linear layer over columns": (lambda n, x: n.columns(x), "only vectors"),
     "two outputs": (lambda n, x: (x, x), "returns tuple; an engine needs one tensor"),
+    "tokens": (lambda n, x: F.relu(x.flatten(2)), "only .C, H, W. and .C,. can be"),
+    "tokens, gathered": (lambda n, x: x.flatten(2).mean((1, 2)), "only rows and columns"),
+    "another type": (lambda n, x: x.mean((2, 3), dtype=torch.float64), "dtype=torch.float64"),
+    "a factor": (lambda n, x: torch.add(x, x, alpha=2), "alpha=2; only 1 can be"),
     "a difference": (lambda n, x: x - F.relu(x), "only numbers can be subtracted"),
 }  # fmt: skip
 

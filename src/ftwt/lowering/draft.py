@@ -60,7 +60,10 @@ class Draft:
 
     def map(self, shape: Sequence[int] | None = None) -> int:
         """Add a map, by default of the current node's shape, and return its number."""
-        self.maps.append(spatial(self.shape if shape is None else shape))
+        shape = self.shape if shape is None else shape
+        if len(shape) not in (1, 3):
+            self.refuse(f"shape {tuple(shape)} for one image; only (C, H, W) and (C,) can be")
+        self.maps.append(spatial(shape))
         return len(self.maps) - 1
 
     def value(self, number: int) -> Value:

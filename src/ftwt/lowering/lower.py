@@ -94,7 +94,10 @@ class _Walk:
             elif node.op == "output":
                 return self._output(node.args[0])
             else:
-                self.values[node] = self._value(node)
+                try:
+                    self.values[node] = self._value(node)
+                except (TypeError, IndexError, RuntimeError) as error:  # arguments unheard of
+                    self.draft.refuse(str(error).splitlines()[0])
         raise AssertionError("a graph ends with its output")
 
     def _output(self, result: Any) -> int:

@@ -201,6 +201,8 @@ def over_space(kind: Kind) -> Handler:
         dims = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
         if len(input.shape) != 3 or sorted(d % 4 for d in dims) != [2, 3]:
             draft.refuse(f"dim={dim}; only rows and columns of a map, (2, 3), can be reduced")
+        if dtype not in (None, torch.float32):
+            draft.refuse(f"dtype={dtype}; only torch.float32 can be")
         return draft.value(draft.pooled(draft.whole(input), kind))
 
     return reduce
