@@ -120,18 +120,14 @@ class Draft:
 
     def _unflattened(self, x: Data, weight: Tensor) -> tuple[int, Tensor]:
         """Return a map, and the matrix that multiplies its elements."""
-        if isinstance(x, Moved) and (found := places(x)) is not None and len(found.sources) == 1:
-            source = found.sources[0]
-            count = int(np.prod(self.maps[source]))
-            if count > 2 * len(found.maps):
-                return self.whole(x), weight
-            if np.array_equal(found.elements, np.arange(count)) and (found.maps >= 0).all():
+        found = places(x) if isinstance(x, Moved) else None
+        if found is not None and len(set(found.maps.tolist())) == 1 and found.maps[0] >= 0:
+            source = int(found.maps[0])
+            everything = np.arange(np.prod(self.maps[source]))
+            if np.array_equal(found.elements, everything):
                 return source, weight
-            here = np.flatnonzero(found.maps == source)
-            elements = torch.from_numpy(found.elements[here])
-            matrix = weight.new_zeros(len(weight), count)
-            matrix.index_add_(1, elements, weight.detach()[:, torch.from_numpy(here)])
-            return source, matrix
+            if np.array_equal(np.sort(found.elements), everything):  # in another order
+                return source, weight[:, torch.from_numpy(np.argsort(found.elements))]
         return self.whole(x), weight
 
     def whole(self, x: Data) -> int:

@@ -81,16 +81,11 @@ class _Walk:
 
     def run(self) -> int:
         """Lower all nodes; return the map that is the network's output."""
-        images = 0
         for node in self.network.graph.nodes:
             self.draft.label = f"{operation(node, self.network)} (node {node.name})"
             self.draft.shape = tuple(self.shapes.get(node.name, ()))
             if node.op == "placeholder":
-                images += node.target not in ARGUMENTS and not node.args
-                if images > 1:
-                    raise ValueError(f"the network has a second input, {node.target}; give it one")
-                is_image = node.target not in ARGUMENTS and not node.args
-                self.values[node] = self.draft.value(0) if is_image else None
+                self.values[node] = self._input(node)
             elif node.op == "output":
                 return self._output(node.args[0])
             else:
@@ -99,6 +94,13 @@ class _Walk:
                 except (TypeError, IndexError, RuntimeError) as error:  # arguments unheard of
                     self.draft.refuse(str(error).splitlines()[0])
         raise AssertionError("a graph ends with its output")
+
+    def _input(self, node: fx.Node) -> Any:
+        if node.args:  # its default
+            return node.args[0]
+        if self.values:
+            raise ValueError(f"the network has a second input, {node.target}; give it a default")
+        return self.draft.value(0)
 
     def _output(self, result: Any) -> int:
         dynamic = any(node.target in ARGUMENTS for node in self.network.graph.nodes)
