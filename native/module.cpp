@@ -5,7 +5,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
-#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -105,32 +104,28 @@ class PyNetwork {
   void clock(bool on) { net_->clock(on); }
   std::vector<double> seconds() const { return net_->seconds(); }
 
-  nb::tuple run(const Array<float>& x, const std::map<int, Array<uint8_t>>& forced) {
+  nb::tuple run(const Array<float>& x, const nb::dict& forced) {
     const Shape &in = net_->maps[0], &out = net_->maps[net_->output];
     if (x.ndim() != 4 || static_cast<int>(x.shape(1)) != in.channels || static_cast<int>(x.shape(2)) != in.height ||
         static_cast<int>(x.shape(3)) != in.width)
       throw std::invalid_argument("the input has another shape than the network's");
     const size_t batch = x.shape(0);
     std::vector<const uint8_t*> given(net_->gates.size(), nullptr);
-    for (const auto& [gate, mask] : forced) {
+    for (const auto& [key, value] : forced) {
+      const int gate = nb::cast<int>(key);
+      const auto mask = nb::cast<Array<uint8_t>>(value);  // the dict keeps it
       if (gate < 0 || gate >= static_cast<int>(given.size()) || mask.size() != batch * net_->gates[gate])
         throw std::invalid_argument("a mask of another shape than its gate's");
       given[gate] = mask.data();
     }
     auto result = fresh<float>({batch, size_t(out.channels), size_t(out.height), size_t(out.width)});
     auto macs = fresh<int64_t>({batch, steps_});
-    std::vector<uint8_t*> decided;
-    nb::list masks;
-    for (const int k : net_->gates) {
-      auto mask = fresh<uint8_t>({batch, size_t(k)});
-      decided.push_back(mask.data());
-      masks.append(nb::cast(mask));
-    }
+    auto decided = fresh<uint8_t>({batch, net_->filters});
     {
       nb::gil_scoped_release release;
-      net_->run(x.data(), static_cast<int>(batch), given, result.data(), decided, macs.data());
+      net_->run(x.data(), static_cast<int>(batch), given, result.data(), decided.data(), macs.data());
     }
-    return nb::make_tuple(result, masks, macs);
+    return nb::make_tuple(result, decided, macs);
   }
 
  private:

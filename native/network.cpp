@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 
 namespace ftwt {
@@ -33,9 +34,11 @@ float* Buffer::need(size_t size) {
 }
 
 Network::Network(std::vector<Shape> maps_, std::vector<int> gates_, int output_, int threads, const std::string& isa)
-    : maps(std::move(maps_)), gates(std::move(gates_)), output(output_), kernels(find_kernels(isa)), workers(threads) {
+    : maps(std::move(maps_)), gates(std::move(gates_)), output(output_),
+      filters(std::accumulate(gates.begin(), gates.end(), size_t{0})), kernels(find_kernels(isa)), workers(threads) {
   scratch_.resize(threads + 1);
-  masks_.resize(gates.size());
+  size_t first = 0;
+  for (const int gate : gates) first_filter_.push_back(first), first += gate;
 }
 
 void Network::add(std::unique_ptr<Step> step) {
@@ -88,8 +91,8 @@ void Network::finish() {
   finished_ = true;
 }
 
-void Network::run(const float* x, int batch, const std::vector<const uint8_t*>& given, float* out,
-                  const std::vector<uint8_t*>& decided, int64_t* macs) {
+void Network::run(const float* x, int batch, const std::vector<const uint8_t*>& given, float* out, uint8_t* masks,
+                  int64_t* macs) {
   if (!finished_) throw std::logic_error("finish the network before running it");
   std::lock_guard lock(mutex_);
   const int most = static_cast<int>(std::clamp<int64_t>(kPartFloats / sample_floats_, workers.count(), 64));
@@ -98,17 +101,14 @@ void Network::run(const float* x, int batch, const std::vector<const uint8_t*>& 
   for (int first = 0; first < batch; first += most) {
     const int part = std::min(most, batch - first);
     forced.assign(gates.size(), nullptr);
-    std::vector<uint8_t*> into(gates.size());
-    for (size_t g = 0; g < gates.size(); ++g) {
+    for (size_t g = 0; g < gates.size(); ++g)
       if (given[g]) forced[g] = given[g] + static_cast<size_t>(first) * gates[g];
-      into[g] = decided[g] + static_cast<size_t>(first) * gates[g];
-    }
-    macs_ = macs + first * steps;
-    run_part(x + first * maps[0].size(), part, out + first * maps[output].size(), into);
+    macs_ = macs + first * steps, masks_ = masks + first * filters;
+    run_part(x + first * maps[0].size(), part, out + first * maps[output].size());
   }
 }
 
-void Network::run_part(const float* x, int batch, float* out, const std::vector<uint8_t*>& decided) {
+void Network::run_part(const float* x, int batch, float* out) {
   float* memory = memory_.need(static_cast<size_t>(sample_floats_) * batch);
   size_t channels = 0;
   for (const Shape& shape : maps) channels += shape.channels;
@@ -120,7 +120,7 @@ void Network::run_part(const float* x, int batch, float* out, const std::vector<
       activities_[sample * maps.size() + m] = {true, bytes};
       bytes += maps[m].channels;
     }
-  for (size_t g = 0; g < gates.size(); ++g) masks_[g].assign(static_cast<size_t>(gates[g]) * batch, 1);
+  std::memset(masks_, 1, filters * batch);
   for (size_t m = 0; m < maps.size(); ++m) base_[m] = memory + offsets_[m];
 
   const int64_t size = maps[0].size();
@@ -147,8 +147,6 @@ void Network::run_part(const float* x, int batch, float* out, const std::vector<
       else std::memset(to + c * plane, 0, sizeof(float) * plane);
     }
   }
-  for (size_t g = 0; g < gates.size(); ++g)
-    std::memcpy(decided[g], masks_[g].data(), static_cast<size_t>(gates[g]) * batch);
 }
 
 }  // namespace ftwt

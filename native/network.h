@@ -62,10 +62,10 @@ struct Network {
   void add(std::unique_ptr<Step> step);
   void finish();  // plans the memory; nothing can be added after it
 
-  // x (batch, map 0), out (batch, output map), decided[gate] (batch, K), macs (batch, steps);
-  // forced[gate] is null or (batch, K). One run at a time.
-  void run(const float* x, int batch, const std::vector<const uint8_t*>& forced, float* out,
-           const std::vector<uint8_t*>& decided, int64_t* macs);
+  // x (batch, map 0), out (batch, output map), masks (batch, filters of all gates), macs (batch,
+  // steps); forced[gate] is null or (batch, K). One run at a time.
+  void run(const float* x, int batch, const std::vector<const uint8_t*>& forced, float* out, uint8_t* masks,
+           int64_t* macs);
 
   // Seconds that each step took in all runs since `clock(true)`.
   void clock(bool on) { seconds_.assign(on ? steps_.size() : 0, 0.0); }
@@ -74,8 +74,7 @@ struct Network {
   // For steps.
   float* map(int index, int sample) { return base_[index] + sample * stride_[index]; }
   Activity& activity(int index, int sample) { return activities_[static_cast<size_t>(sample) * maps.size() + index]; }
-  const uint8_t* mask(int gate, int sample) const { return masks_[gate].data() + static_cast<size_t>(sample) * gates[gate]; }
-  uint8_t* mask(int gate, int sample) { return masks_[gate].data() + static_cast<size_t>(sample) * gates[gate]; }
+  uint8_t* mask(int gate, int sample) const { return masks_ + sample * filters + first_filter_[gate]; }
   int64_t& macs(int step, int sample) { return macs_[static_cast<size_t>(sample) * steps_.size() + step]; }
   Buffer& scratch(int worker) { return scratch_[worker]; }
   Buffer& shared() { return scratch_.back(); }
@@ -83,12 +82,13 @@ struct Network {
   const std::vector<Shape> maps;
   const std::vector<int> gates;
   const int output;
+  const size_t filters;                // of all gates
   const Kernels& kernels;
   Workers workers;
   std::vector<const uint8_t*> forced;  // of the present part of the batch
 
  private:
-  void run_part(const float* x, int batch, float* out, const std::vector<uint8_t*>& decided);
+  void run_part(const float* x, int batch, float* out);
 
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int64_t> offsets_;       // of the maps in a sample's memory
@@ -101,7 +101,8 @@ struct Network {
   std::vector<int64_t> stride_;
   std::vector<uint8_t> activity_bytes_;
   std::vector<Activity> activities_;
-  std::vector<std::vector<uint8_t>> masks_;
+  std::vector<size_t> first_filter_;   // of each gate
+  uint8_t* masks_ = nullptr;
   int64_t* macs_ = nullptr;
   std::vector<double> seconds_;        // empty: no clock runs
 };

@@ -105,7 +105,8 @@ class Engine:
         Raises:
             ValueError: Not such an array; or of another shape than the network was made for.
         """
-        return self.run(x)[0]
+        images = self._images(x)
+        return self._like(x, self._network.run(images, self._masks({}, len(images)))[0])
 
     def run(self, x: Any, masks: Mapping[str, Any] | None = None) -> tuple[Any, Stats]:
         """Return the network's output, as a call does, and what it took.
@@ -121,10 +122,7 @@ class Engine:
         images = self._images(x)
         given = self._masks(masks or {}, len(images))
         out, decided, macs = self._network.run(images, given)
-        if out.shape[2:] == (1, 1):
-            out = out.reshape(out.shape[:2])
-        stats = self._stats([mask.astype(bool) for mask in decided], macs)
-        return (sys.modules["torch"].from_numpy(out) if _is_tensor(x) else out), stats
+        return self._like(x, out), self._stats(decided.view(np.bool_), macs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program to a file that `load` reads.
@@ -139,6 +137,12 @@ class Engine:
         output = "x".join(map(str, program.maps[program.output]))
         how = f"{self.isa}, threads={self.threads}" if self.kind == "native" else "reference"
         return f"Engine({shape} -> {output}, {len(program.gates)} gates, {how})"
+
+    @staticmethod
+    def _like(x: Any, out: np.ndarray) -> Any:
+        if out.shape[2:] == (1, 1):
+            out = out.reshape(out.shape[:2])
+        return sys.modules["torch"].from_numpy(out) if _is_tensor(x) else out
 
     def _images(self, x: Any) -> np.ndarray:
         array = _numpy(x, "the input")
@@ -166,8 +170,10 @@ class Engine:
             given[units[unit]] = np.ascontiguousarray(array).view(np.uint8)
         return given
 
-    def _stats(self, masks: list[np.ndarray], macs: np.ndarray) -> Stats:
+    def _stats(self, decided: np.ndarray, macs: np.ndarray) -> Stats:
         gates, executed = self.program.gates, macs.sum(1)
+        ends = np.cumsum([gate.channels for gate in gates], dtype=int)
+        masks = np.split(decided, ends[:-1], axis=1) if gates else []
         kept = [m.sum(1) / gate.prior for m, gate in zip(masks, gates, strict=True)]
         dense = self.program.dense_macs
         return Stats(

@@ -51,7 +51,7 @@ class Network:
         names = {name for op in program.operations for name in op.constants.values()}
         self._constants = {name: program.constants[name] for name in names}
 
-    def run(self, x: Array, masks: Mapping[int, Array]) -> tuple[Array, list[Array], Array]:
+    def run(self, x: Array, masks: Mapping[int, Array]) -> tuple[Array, Array, Array]:
         """Run a batch.
 
         Args:
@@ -60,15 +60,16 @@ class Network:
                 decides.
 
         Returns:
-            The output (B, C', H', W') float32, the masks that were applied (B, K) uint8 in the
-            program's order, and the MACs (B, operations) int64.
+            The output (B, C', H', W') float32, the masks that were applied side by side (B, sum of
+            K) uint8, and the MACs (B, operations) int64.
         """
         batch = _Batch(self._program, self._constants, x, masks)
         with np.errstate(all="ignore"):  # weights may be such that values overflow
             macs = [batch.run(op) for op in self._program.operations]
-        decided = [batch.masks[i].astype(np.uint8) for i in range(len(self._program.gates))]
+        decided = [batch.masks[i] for i in range(len(self._program.gates))]
+        side_by_side = np.concatenate([np.empty((len(x), 0), bool), *decided], axis=1)
         counts = np.stack(np.broadcast_arrays(np.zeros(len(x), np.int64), *macs)[1:], axis=1)
-        return batch.maps[self._program.output].value, decided, counts
+        return batch.maps[self._program.output].value, side_by_side.astype(np.uint8), counts
 
 
 class _Batch:
