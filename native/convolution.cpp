@@ -68,10 +68,13 @@ class Convolution : public Step {
     reads.push_back(spec.x);
     if (spec.add) reads.push_back(*spec.add);
     writes = spec.out;
+    if (spec.add) replaces = *spec.add;
+    positive = spec.add ? spec.post == Activation::relu : spec.act == Activation::relu;
   }
 
   void run(Network& net, int batch, int index) const override {
-    std::vector<Job> jobs(batch);
+    static thread_local std::vector<Job> jobs;  // their lists keep their memory from run to run
+    jobs.resize(batch);
     for (int sample = 0; sample < batch; ++sample) {
       prepare(net, sample, jobs[sample]);
       net.macs(index, sample) = count(jobs[sample]);
@@ -142,14 +145,10 @@ class Convolution : public Step {
  private:
   void prepare(Network& net, int sample, Job& job) const {
     const Activity& active = net.activity(spec_.x, sample);
-    job.inputs.reserve(in_.channels);
-    for (int c = 0; c < in_.channels; ++c)
-      if (active.all || active.channels[c]) job.inputs.push_back(c);
+    list(in_.channels, active.all ? nullptr : active.channels, nullptr, job.inputs);
     const uint8_t* mask = spec_.mask ? net.mask(*spec_.mask, sample) : nullptr;
     const uint8_t* after = spec_.after ? net.mask(*spec_.after, sample) : nullptr;
-    job.filters.reserve(out_.channels);
-    for (int f = 0; f < out_.channels; ++f)
-      if ((!mask || mask[f]) && (!after || after[f])) job.filters.push_back(f);
+    list(out_.channels, mask, after, job.filters);
     job.x = net.map(spec_.x, sample);
     const uint8_t* add_active = nullptr;
     if (spec_.add) {
@@ -158,6 +157,17 @@ class Convolution : public Step {
     }
     job.epilogue = {bias_.data(), spec_.act, spec_.post, spec_.add ? net.map(*spec_.add, sample) : nullptr,
                     add_active, out_.positions(), net.map(spec_.out, sample)};
+  }
+
+  // The channels that both masks keep; a null mask keeps all.
+  static void list(int channels, const uint8_t* a, const uint8_t* b, std::vector<int32_t>& kept) {
+    kept.resize(channels);
+    int n = 0;
+    for (int c = 0; c < channels; ++c) {
+      kept[n] = c;
+      n += (!a || a[c]) && (!b || b[c]);  // no branch: masks are not predictable
+    }
+    kept.resize(n);
   }
 
   int64_t count(const Job& job) const {
@@ -180,12 +190,15 @@ class Convolution : public Step {
     active.all = !mask && !after;
     if (active.all) return;
     const Activity* other = spec_.add ? &net.activity(*spec_.add, sample) : nullptr;
+    // where the sum took the place of what was added, that is there already
+    const bool in_place = spec_.add && net.map(*spec_.add, sample) == net.map(spec_.out, sample) &&
+                          (spec_.post == Activation::none || (spec_.post == Activation::relu && net.positive(*spec_.add)));
     const int64_t plane = out_.positions();
     for (int f = 0; f < out_.channels; ++f) {
       const bool computed = (!mask || mask[f]) && (!after || after[f]);
       const bool added = !computed && other && (!after || after[f]) && (other->all || other->channels[f]);
       active.channels[f] = computed || added;
-      if (added)
+      if (added && !in_place)
         net.kernels.affine(net.map(*spec_.add, sample) + f * plane, 1.0f, 0.0f, spec_.post,
                            net.map(spec_.out, sample) + f * plane, plane);
     }

@@ -52,9 +52,12 @@ void Network::finish() {
   const int count = static_cast<int>(maps.size()), steps = static_cast<int>(steps_.size());
   std::vector<int> root(count), born(count, -1), dies(count, -1);
   for (int m = 0; m < count; ++m) root[m] = m;
-  for (const auto& step : steps_)
+  positive_.assign(count, 0);
+  for (const auto& step : steps_) {
     if (step->aliases >= 0) root[step->writes] = root[step->aliases];
-  born[0] = 0, dies[0] = 0;
+    if (step->writes >= 0) positive_[step->writes] = step->positive || (step->aliases >= 0 && positive_[step->aliases]);
+  }
+  born[0] = dies[0] = 0;
   for (int s = 0; s < steps; ++s) {
     if (const int w = steps_[s]->writes; w >= 0) {
       int& b = born[root[w]];
@@ -64,6 +67,16 @@ void Network::finish() {
     for (const int r : steps_[s]->reads) dies[root[r]] = std::max(dies[root[r]], s);
   }
   dies[root[output]] = steps;
+  for (int s = 0; s < steps; ++s) {  // a sum in the place of what is added, if that is read no more
+    const Step& step = *steps_[s];
+    if (step.replaces < 0 || dies[root[step.replaces]] > s) continue;
+    const int kept = root[step.replaces], gone = root[step.writes];
+    // what the step also reads must not be overwritten meanwhile
+    if (std::count_if(step.reads.begin(), step.reads.end(), [&](int r) { return root[r] == kept; }) > 1) continue;
+    for (int& r : root)
+      if (r == gone) r = kept;
+    dies[kept] = std::max(dies[kept], dies[gone]);
+  }
   offsets_.assign(count, 0);
   struct Placed { int map; int64_t from, to; };
   std::vector<Placed> placed;

@@ -48,6 +48,8 @@ struct Step {
   std::vector<int> reads;
   int writes = -1;     // map, or -1
   int aliases = -1;    // a map whose memory the written one shares
+  int replaces = -1;   // a map whose memory the written one may take if nothing reads it later
+  bool positive = false;  // no value of the written map is below zero
 };
 
 // Which channels of a map can be non-zero for one sample. What lies in the others is unspecified.
@@ -75,6 +77,7 @@ struct Network {
   float* map(int index, int sample) { return base_[index] + sample * stride_[index]; }
   Activity& activity(int index, int sample) { return activities_[static_cast<size_t>(sample) * maps.size() + index]; }
   uint8_t* mask(int gate, int sample) const { return masks_ + sample * filters + first_filter_[gate]; }
+  bool positive(int index) const { return positive_[index]; }
   int64_t& macs(int step, int sample) { return macs_[static_cast<size_t>(sample) * steps_.size() + step]; }
   Buffer& scratch(int worker) { return scratch_[worker]; }
   Buffer& shared() { return scratch_.back(); }
@@ -93,7 +96,8 @@ struct Network {
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int64_t> offsets_;       // of the maps in a sample's memory
   int64_t sample_floats_ = 0;
-  bool finished_ = false, input_in_place_ = false;
+  std::vector<uint8_t> positive_;      // maps without a value below zero
+  bool finished_ = false;
   std::mutex mutex_;
   Buffer memory_;
   std::vector<Buffer> scratch_;        // one for each worker, one shared
