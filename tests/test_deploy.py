@@ -183,7 +183,9 @@ def test_guesses_are_the_networks_on_the_datasets_own_images(
         assert answer["keep"] == pytest.approx(keep)
         assert answer["latency_ms"] > 0
 
-    text = ftwt("run", file, paths[0], *NUMPY, "--top", "2").out
+    Path(paths[0]).rename("[red].png")
+    text = ftwt("run", file, "[red].png", *NUMPY, "--top", "2").out
+    assert " [red].png " in text
     answer = values["answers"][0]
     guesses = [f"{g['name']} {g['probability']:.1%}" for g in answer["guesses"][:2]]
     assert ", ".join(guesses) in text and f"{answer['keep']:.1%}" in text

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 
 from . import runtime
@@ -63,13 +64,13 @@ class Answers:
         return asdict(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("image", "guesses", title=self.engine)
+        table = Table("image", "guesses", title=escape(self.engine))
         for column in ("filters kept", "MACs", "fewer MACs", "time"):
             table.add_column(column, justify="right")
         for answer in self.answers:
             table.add_row(
-                answer.path,
-                ", ".join(f"{guess.name} {guess.probability:.1%}" for guess in answer.guesses),
+                escape(answer.path),
+                escape(", ".join(f"{g.name} {g.probability:.1%}" for g in answer.guesses)),
                 f"{answer.keep:.1%}",
                 f"{answer.executed_macs / 1e6:.2f} M",
                 f"{answer.reduction:.1%}",
