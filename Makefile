@@ -34,7 +34,7 @@ sanitize: $(INSTALLED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=build/sanitized/site:$(wildcard .venv/lib/python3.*/site-packages) \
-		$(BIN)/python -S -m pytest --capture=sys tests/runtime/test_fuzz.py
+		$(BIN)/python -S -m pytest --capture=sys tests/runtime/test_fuzz.py tests/runtime/test_file.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
