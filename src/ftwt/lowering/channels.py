@@ -28,6 +28,7 @@ from ..runtime.program import (
     Program,
     Silence,
 )
+from .fuse import channelwise
 
 Key = tuple[Literal["map", "mask"], int]
 Orders = Mapping[Key, np.ndarray]
@@ -69,7 +70,7 @@ def ties(program: Program) -> list[Tie]:
         if isinstance(operation, Flatten) or (
             isinstance(operation, Conv)
             and operation.groups > 1
-            and not depthwise(operation, program)
+            and not channelwise(operation, program)
         ):
             still |= {("map", operation.x), ("map", operation.out)}
         if isinstance(operation, Predict) and operation.softmax:
@@ -91,7 +92,7 @@ def ties(program: Program) -> list[Tie]:
 def _tied(operation: Operation, program: Program) -> Iterator[tuple[Key, Key]]:
     out: Key = ("map", getattr(operation, "out", -1))
     if isinstance(operation, Conv):
-        if depthwise(operation, program):
+        if channelwise(operation, program):
             yield out, ("map", operation.x)
         for mask in (operation.mask, operation.after):
             if mask is not None:
@@ -109,11 +110,6 @@ def _tied(operation: Operation, program: Program) -> Iterator[tuple[Key, Key]]:
 
 def _channels(program: Program, key: Key) -> int:
     return program.maps[key[1]][0] if key[0] == "map" else program.gates[key[1]].channels
-
-
-def depthwise(conv: Conv, program: Program) -> bool:
-    """Whether each filter of a convolution reads the one channel of its own number."""
-    return 1 < conv.groups == program.maps[conv.x][0] == program.maps[conv.out][0]
 
 
 def silent(program: Program, off: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -202,7 +198,7 @@ def reindex(program: Program, orders: Orders) -> Program:
             arrays = {field: pick(array, "map", operation.out) for field, array in arrays.items()}
             if operation.groups == 1:
                 arrays["weight"] = pick(arrays["weight"], "map", operation.x, 1)
-            elif depthwise(operation, program):
+            elif channelwise(operation, program):
                 changes["groups"] = count("map", operation.out)
         elif isinstance(operation, Predict):
             for field in ("weight", "bias"):

@@ -30,11 +30,8 @@ from ..runtime.program import (
 def fuse(program: Program) -> Program:
     """Fuse all that can be, and round constants to float32."""
     constants = dict(program.constants)
-    operations = _merge(program, constants)
-    operations = _narrow(operations, program.output)
-    operations = schedule(operations)
-    fused = replace(program, operations=tuple(operations), constants=constants)
-    return tidy(fused)
+    program = replace(program, operations=tuple(_merge(program, constants)), constants=constants)
+    return tidy(replace(program, operations=tuple(schedule(_narrow(program)))))
 
 
 def written(operation: Operation) -> int | None:
@@ -52,6 +49,11 @@ def applied(operation: Operation) -> tuple[int, ...]:
     if isinstance(operation, Conv):
         return tuple(mask for mask in (operation.mask, operation.after) if mask is not None)
     return (operation.mask,) if isinstance(operation, Silence) else ()
+
+
+def channelwise(conv: Conv, program: Program) -> bool:
+    """Whether each filter of a convolution reads the one channel of its own number."""
+    return 1 < conv.groups == program.maps[conv.x][0] == program.maps[conv.out][0]
 
 
 def _merge(program: Program, constants: dict[str, np.ndarray]) -> list[Operation]:
@@ -125,26 +127,28 @@ def _summed(conv: Conv, combine: Combine) -> Conv | None:
     return replace(conv, out=combine.out, add=other)
 
 
-def _narrow(operations: list[Operation], output: int) -> list[Operation]:
+def _narrow(program: Program) -> list[Operation]:
     """Give convolutions the masks under which alone their results are needed.
 
     A shortcut that is added where a mask follows; the scale of a squeeze-excitation, which
     multiplies channels that are zero: no one needs all of them.
     """
-    active = _masks_on(operations)
-    needed: dict[int, int | None] = {output: None}  # map -> the mask of what is needed, None: all
+    active = _masks_on(program.operations)
+    needed: dict[int, int | None] = {
+        program.output: None
+    }  # map -> the mask of what is needed, None: all
 
     def need(x: int, mask: int | None) -> None:
         needed[x] = mask if needed.get(x, mask) == mask else None
 
     result = []
-    for operation in reversed(operations):
+    for operation in reversed(program.operations):
         wanted = needed.get(out) if (out := written(operation)) is not None else None
         if out is not None and out not in needed:
             continue  # nobody reads it
         if isinstance(operation, Conv):
             operation = _narrowed(operation, wanted)
-            need(operation.x, None)
+            need(operation.x, operation.mask if channelwise(operation, program) else None)
             if operation.add is not None:
                 need(operation.add, wanted if operation.after is None else operation.after)
         elif isinstance(operation, Silence):
