@@ -519,6 +519,39 @@ class DotConvolution : public Convolution {
   Buffer weights_;
 };
 
+// A linear layer whose inputs may be masked: weights by columns, so that those of an inactive input
+// are never read. They are all the work there is.
+class ColumnConvolution : public Convolution {
+ public:
+  ColumnConvolution(const Network& net, const ConvolutionSpec& spec) : Convolution(net, spec) {
+    const int64_t filters = out_.channels;
+    float* w = weights_.need(static_cast<size_t>(in_.channels) * filters);
+    for (int64_t f = 0; f < filters; ++f)
+      for (int c = 0; c < in_.channels; ++c) w[c * filters + f] = spec.weight[f * in_.channels + c];
+  }
+
+  void compute(Network& net, std::vector<Job>& jobs) const override {
+    const int parts = (out_.channels + kPart - 1) / kPart;
+    net.workers.share(parts, [&](int part, int) {
+      const int first = part * kPart, count = std::min(kPart, out_.channels - first);
+      std::vector<int64_t> offsets;
+      std::vector<float> values;
+      for (const Job& job : jobs) {
+        offsets.clear(), values.clear();
+        for (const int c : job.inputs) offsets.push_back(static_cast<int64_t>(c) * out_.channels), values.push_back(job.x[c]);
+        float* out = job.epilogue.out + first;
+        std::copy_n(bias_.data() + first, count, out);
+        net.kernels.columns({weights_.data() + first, offsets.data(), values.data(), static_cast<int>(values.size()), count, out});
+        if (spec_.act != Activation::none) net.kernels.affine(out, 1.0f, 0.0f, spec_.act, out, count);
+      }
+    });
+  }
+
+ private:
+  static constexpr int kPart = 512;  // outputs at a time
+  Buffer weights_;
+};
+
 // A 1x1 convolution in a network without masks.
 class PanelConvolution : public Convolution {
  public:
@@ -562,6 +595,9 @@ std::unique_ptr<Step> make_convolution(const Network& net, const ConvolutionSpec
       if (dot.shape == DotShape::points && net.gates.empty() && out.positions() == in.positions() && in.positions() > 1 &&
           out.channels >= kPanel && (in.channels >= 256 || (in.channels >= 64 && in.positions() % 16 && in.positions() < 64)))
         return std::make_unique<PanelConvolution>(net, spec);
+      if (dot.shape == DotShape::points && !net.gates.empty() && in.positions() == 1 && spec.kernel == std::array{1, 1} &&
+          !spec.mask && !spec.after && !spec.add)
+        return std::make_unique<ColumnConvolution>(net, spec);
       if (dot.shape != DotShape::none && small) return std::make_unique<DotConvolution>(net, spec, dot);
       if (winograd && large) return std::make_unique<WinogradConvolution>(net, spec);
       break;

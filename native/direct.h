@@ -34,7 +34,7 @@ static inline void sums(const Direct& d, const int32_t* filters, const int32_t* 
     for (int f = 0; f < F; ++f) r[f] = V{};
     for (; i + 2 <= to; i += 2) {
       const int64_t at = d.weight_offsets[i], after = d.weight_offsets[i + 1];
-      prefetch(ahead[i / 2 % 8] + at);
+      prefetch(ahead[i % 8] + at), prefetch(ahead[(i + 1) % 8] + after);
       const V x = load(d.input + d.input_offsets[i] + source[0]), y = load(d.input + d.input_offsets[i + 1] + source[0]);
 #pragma GCC unroll 8
       for (int f = 0; f < F; ++f) s[f][0] += splat(rows[f][at]) * x, r[f] += splat(rows[f][after]) * y;
