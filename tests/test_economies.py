@@ -73,7 +73,7 @@ def test_what_a_twin_never_computes_is_gone(name: str, form: dict[str, str]) -> 
     masks = {unit: torch.from_numpy(mask) for unit, mask in before.masks.items()}
     excess = before.executed_macs - twin.macs(masks).executed.numpy()
     if "regnet" in name:  # where a group is masked whole, what it alone reads is computed still
-        excess[excess <= 0.001 * before.executed_macs] = 0
+        excess[excess <= 0.002 * before.executed_macs] = 0
     assert (excess == 0).all()
     assert np.array_equal(stats.executed_macs, before.executed_macs)
     assert np.allclose(stats.keep, before.keep) and stats.keep.max() < 1
