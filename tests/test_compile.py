@@ -55,6 +55,8 @@ def test_a_dynamic_network_knows_its_size() -> None:
     assert all(np.array_equal(stats.masks[unit], g.mask.numpy()) for unit, g in gates.items())
     assert isinstance(engine(x.numpy()), np.ndarray)
     assert "economies" not in engine.program.notes
+    off = dict.fromkeys(("remove_silent", "drop_constant", "layout", "tune"), False)
+    assert compiled(model, **off).program.operations == engine.program.operations
 
 
 def test_a_plain_network_needs_an_input() -> None:
@@ -151,7 +153,7 @@ def test_economies_can_be_had_one_by_one(option: str) -> None:
 
 
 def test_economies_without_images_are_refused() -> None:
-    for option in ("drop_constant", "layout"):
+    for option in ("remove_silent", "drop_constant", "layout"):
         with pytest.raises(ValueError, match="no images to look at"):
             compiled(dynamic(), **{option: True})
         with pytest.raises(ValueError, match="no batches to look at"):

@@ -17,6 +17,7 @@ from .runtime import Engine, Program
 from .runtime.engine import Kind
 from .tuning import ForcedEngine
 
+Option = Batches | bool | None
 TUNED_ON = 4  # images
 TUNED_AT = 0.5  # keep ratio where there are no images to say
 
@@ -30,16 +31,16 @@ def compile(
     keep: float | None = None,
     seed: int = 0,
     remove_fixed: bool = True,
-    remove_silent: Batches | None = None,
-    drop_constant: Batches | bool = False,
-    layout: Batches | bool = False,
-    tune: Batches | bool = False,
+    remove_silent: Option = None,
+    drop_constant: Option = None,
+    layout: Option = None,
+    tune: Option = None,
     classes: Sequence[str] = (),
 ) -> Engine:
     """Make an engine that computes, for each input, only the filters that it needs.
 
-    The economies below look at what gates decide on some images: batches of (images, labels), or
-    True for those that another economy was given. What each did is in
+    The economies below, off unless asked for, look at what gates decide on some images: batches of
+    (images, labels), or True for those that another economy was given. What each did is in
     `engine.program.notes["economies"]`. `remove_silent`, `drop_constant` and `tune` change which
     masks are applied to other images: evaluate again, on the engine.
 
@@ -53,7 +54,7 @@ def compile(
             lot for each sample; a plain network is given all gates that it can have. What the
             network says then means nothing; the predictors run, and are paid for.
         seed: Of these draws.
-        remove_fixed: Remove the filters that a static twin never computes; exact.
+        remove_fixed: Remove the filters that a static twin never computes; exact, and on.
         remove_silent: Remove the filters that gates never choose.
         drop_constant: Take the predictors of gates that decide the same for all images.
         layout: Lay channels that fire together side by side in memory; exact but for rounding.
@@ -75,19 +76,19 @@ def compile(
         if example is None:
             raise ValueError("example=None: a plain network needs an input, (B, C, H, W)")
         model = convert(model, example, min_gain=-math.inf)
-    if tune is not False and engine != "native":
+    if _on(tune) and engine != "native":
         raise ValueError(f"tune with engine={engine!r}: it times the native engine alone")
     given = _Given(engine, (remove_silent, drop_constant, layout, tune))
     program = lower(model, example, classes=classes)
     if remove_fixed:
         program = economies.remove_fixed(program)
-    if remove_silent is not None:
+    if _on(remove_silent):
         program = economies.remove_silent(program, given.masks(program, remove_silent))
-    if drop_constant is not False:
+    if _on(drop_constant):
         program = economies.fix_constant(program, given.masks(program, drop_constant))
-    if layout is not False:
+    if _on(layout):
         program = economies.lay_out(program, given.masks(program, layout))
-    if tune is not False:
+    if _on(tune):
         timed_at = keep
         if tune is True and not given.batches:
             timed_at = TUNED_AT if keep is None else keep
@@ -98,28 +99,32 @@ def compile(
     return ForcedEngine(program, engine=engine, threads=threads, keep=keep, seed=seed)
 
 
+def _on(option: Option) -> bool:
+    return option is not None and option is not False
+
+
 class _Given:
     """The images that economies were given."""
 
-    def __init__(self, engine: Kind, options: Sequence[Batches | bool | None]) -> None:
+    def __init__(self, engine: Kind, options: Sequence[Option]) -> None:
         self.engine = engine
         own = [given for given in options if given is not None and not isinstance(given, bool)]
         # what can be read only once is kept
         self.batches = {id(given): list(given) if iter(given) is given else given for given in own}
 
-    def _of(self, option: Batches | bool) -> Batches:
-        if option is not True and option is not False:
+    def _of(self, option: Option) -> Batches:
+        if option is not True:
             return self.batches[id(option)]
         if not self.batches:
             raise ValueError("no images to look at; give (images, labels) batches instead of True")
         return next(iter(self.batches.values()))
 
-    def masks(self, program: Program, option: Batches | bool) -> economies.Masks:
+    def masks(self, program: Program, option: Option) -> economies.Masks:
         """Mask -> (N, K) bool: what the gates of a program decide."""
         engine = Engine(program, engine=self.engine)
         seen: list[dict[str, np.ndarray]] = []
         for images, _ in self._of(option):
-            seen.append(engine.run(images.float())[1].masks)
+            seen.append(engine.run(images.float().cpu())[1].masks)
         if not seen:
             raise ValueError("no batches to look at; give (images, labels) batches")
         return {
@@ -127,10 +132,10 @@ class _Given:
             for mask, gate in enumerate(program.gates)
         }
 
-    def images(self, program: Program, option: Batches | bool) -> np.ndarray:
+    def images(self, program: Program, option: Option) -> np.ndarray:
         """A handful of images, noise if there are no others."""
         if option is True and not self.batches:
             noise = np.random.default_rng(0).standard_normal((TUNED_ON, *program.maps[0]))
             return noise.astype(np.float32)
         first, _ = next(iter(self._of(option)))
-        return first[:TUNED_ON].float().numpy()
+        return first[:TUNED_ON].float().cpu().numpy()
