@@ -405,15 +405,19 @@ class WinogradConvolution : public Convolution {
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
     if (direct_ && few(jobs)) return direct_->compute(net, jobs);
-    const int64_t most = kPatchFloats / (static_cast<int64_t>(in_.channels) * columns_ * 16);
-    const int block = static_cast<int>(std::clamp<int64_t>(most, 1, rows_));
-    const int blocks = (rows_ + block - 1) / block;
+    // rows of tiles whose patches fit the cache, and enough such blocks to share out
     const int workers = net.workers.count(), batch = static_cast<int>(jobs.size());
-    if (blocks * batch >= 4 * workers && (blocks > 1 || weights_.size() < size_t{1} << 17 || batch == 1)) {
-      const int even = (rows_ + blocks - 1) / blocks;
+    const int64_t most = kPatchFloats / (static_cast<int64_t>(in_.channels) * columns_ * 16);
+    const int fits = static_cast<int>(std::clamp<int64_t>(most, 1, rows_));
+    const int wanted = workers > 1 && batch < 4 * workers ? 4 * workers / batch : 1;
+    const int largest = std::clamp(rows_ * columns_ / kFewTiles, 1, rows_);  // number of blocks worth while
+    const int blocks = std::max((rows_ + fits - 1) / fits, std::min(wanted, largest));
+    // weights of more than 1 MiB are read once for all samples, and by one worker each
+    const bool share_weights = weights_.size() > size_t{1} << 18 && blocks == 1 && (batch > 1 || workers > 1);
+    if (blocks * batch >= workers && !share_weights) {
       net.workers.share(blocks * batch, [&](int i, int worker) {
         const Job& job = jobs[i / blocks];
-        const int first = std::min(rows_, i % blocks * even), last = std::min(rows_, first + even);
+        const int first = rows_ * (i % blocks) / blocks, last = rows_ * (i % blocks + 1) / blocks;
         if (first == last) return;
         const int tiles = (last - first) * columns_;
         const size_t patches = winograd_patches(tiles, static_cast<int>(job.inputs.size()));
@@ -490,6 +494,8 @@ class WinogradConvolution : public Convolution {
     for (const Job& job : jobs) pairs += job.inputs.size() * job.filters.size(), sides += job.inputs.size() + job.filters.size();
     return 3 * pairs < 20 * sides;
   }
+
+  static constexpr int kFewTiles = 24;  // fewer at a time do not pay for reading the weights
 
   const int rows_, columns_;  // of tiles
   std::unique_ptr<DirectConvolution> direct_;  // for when few channels are active
