@@ -38,7 +38,7 @@ void Workers::share(int n, const Task& task) {
     for (int i = 0; i < n; ++i) task(i, 0);
     return;
   }
-  task_ = &task;
+  task_ = &task, error_ = nullptr;
   size_.store(n, std::memory_order_relaxed);
   next_.store(0, std::memory_order_relaxed);
   busy_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
@@ -52,11 +52,17 @@ void Workers::share(int n, const Task& task) {
     if (spins < 1 << 14) relax();
     else std::this_thread::yield();
   }
+  if (error_) std::rethrow_exception(error_);
 }
 
 void Workers::work(int worker) {
   const int n = size_.load(std::memory_order_relaxed);
-  for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) (*task_)(i, worker);
+  try {
+    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) (*task_)(i, worker);
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    error_ = std::current_exception();
+  }
 }
 
 void Workers::loop(int worker) {

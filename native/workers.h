@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -23,8 +24,8 @@ class Workers {
 
   int count() const { return static_cast<int>(threads_.size()) + 1; }
 
-  // Calls task(i, worker) once for each i in [0, n), and returns when all have returned. Tasks do
-  // not throw.
+  // Calls task(i, worker) once for each i in [0, n), and returns when all have returned. What a task
+  // throws (no memory left) is thrown here, the last of them if several do.
   void share(int n, const Task& task);
 
  private:
@@ -35,6 +36,7 @@ class Workers {
   std::mutex mutex_;
   std::condition_variable wake_;
   const Task* task_ = nullptr;
+  std::exception_ptr error_;
   std::atomic<int> next_{0}, size_{0}, busy_{0};
   std::atomic<unsigned> round_{0};
   std::atomic<bool> stop_{false};
