@@ -89,7 +89,7 @@ def block(dice: random.Random, channels: int) -> nn.Module:
 
 def network(seed: int) -> nn.Module:
     dice = random.Random(seed)
-    layers = [unit(dice, IMAGE[0], 8, 3)]
+    layers = [unit(dice, IMAGE[0], 8, 3, groups=1)]
     shape = torch.Size((2, 8, *IMAGE[1:]))
     for _ in range(dice.randint(2, 6)):
         layers.append(block(dice, shape[1]).eval())
