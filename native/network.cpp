@@ -8,14 +8,27 @@
 #include <numeric>
 #include <stdexcept>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace ftwt {
 
 namespace {
+
+// Maps lie in one block, where the address sanitizer sees no border between them. Under it, each has
+// a strip of nobody's memory behind it, and those that are not alive may not be touched.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int64_t kFence = 64;
+#else
+constexpr int64_t kFence = 0;
+#endif
 
 constexpr int64_t kSlack = 16;                      // a load may reach past the last map's end
 constexpr int64_t kPartFloats = int64_t{16} << 20;  // of maps that are worked on at a time: 64 MiB
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+int64_t floats_of(const Shape& map) { return round_up(map.size(), kSlack) + kSlack; }
 
 }  // namespace
 
@@ -85,7 +98,7 @@ void Network::finish() {
     if (root[m] == m && born[m] >= 0) order.push_back(m);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return maps[a].size() > maps[b].size(); });
   for (const int m : order) {
-    const int64_t size = round_up(maps[m].size(), kSlack) + kSlack;
+    const int64_t size = floats_of(maps[m]) + kFence;
     std::vector<Placed> near;
     for (const Placed& p : placed)
       if (born[p.map] <= dies[m] && born[m] <= dies[p.map]) near.push_back(p);
@@ -99,7 +112,10 @@ void Network::finish() {
     placed.push_back({m, at, at + size});
     sample_floats_ = std::max(sample_floats_, at + size);
   }
-  for (int m = 0; m < count; ++m) offsets_[m] = offsets_[root[m]];
+  for (int m = 0; m < count; ++m) {
+    if (root[m] == m && born[m] >= 0) lives_.push_back({m, born[m], dies[m]});
+    offsets_[m] = offsets_[root[m]];
+  }
   base_.resize(count), stride_.assign(count, sample_floats_);
   finished_ = true;
 }
@@ -140,6 +156,7 @@ void Network::run_part(const float* x, int batch, float* out) {
   for (int sample = 0; sample < batch; ++sample)
     std::memcpy(map(0, sample), x + sample * size, sizeof(float) * size);
   for (size_t s = 0; s < steps_.size(); ++s) {
+    fence(static_cast<int>(s), batch);
     if (seconds_.empty()) {
       steps_[s]->run(*this, batch, static_cast<int>(s));
       continue;
@@ -149,6 +166,7 @@ void Network::run_part(const float* x, int batch, float* out) {
     seconds_[s] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
+  fence(static_cast<int>(steps_.size()), batch);
   const Shape& shape = maps[output];
   for (int sample = 0; sample < batch; ++sample) {
     const Activity& active = activity(output, sample);
@@ -160,6 +178,20 @@ void Network::run_part(const float* x, int batch, float* out) {
       else std::memset(to + c * plane, 0, sizeof(float) * plane);
     }
   }
+}
+
+// What is alive at a step may be touched, and nothing else; new maps start as rubbish.
+void Network::fence([[maybe_unused]] int step, [[maybe_unused]] int batch) {
+#if defined(__SANITIZE_ADDRESS__)
+  const size_t bytes = sizeof(float) * sample_floats_ * batch;
+  if (step == static_cast<int>(steps_.size())) return ASAN_UNPOISON_MEMORY_REGION(memory_.data(), bytes);
+  ASAN_POISON_MEMORY_REGION(memory_.data(), bytes);
+  for (const Life& life : lives_)
+    for (int sample = 0; sample < batch && life.born <= step && step <= life.dies; ++sample) {
+      ASAN_UNPOISON_MEMORY_REGION(map(life.map, sample), sizeof(float) * floats_of(maps[life.map]));
+      if (life.born == step && life.map) std::memset(map(life.map, sample), 0xff, sizeof(float) * floats_of(maps[life.map]));
+    }
+#endif
 }
 
 }  // namespace ftwt

@@ -91,10 +91,14 @@ struct Network {
   std::vector<const uint8_t*> forced;  // of the present part of the batch
 
  private:
+  struct Life { int map, born, dies; };  // first and last step, of the memory of a map and its aliases
+
   void run_part(const float* x, int batch, float* out);
+  void fence(int step, int batch);
 
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<int64_t> offsets_;       // of the maps in a sample's memory
+  std::vector<Life> lives_;
   int64_t sample_floats_ = 0;
   std::vector<uint8_t> positive_;      // maps without a value below zero
   bool finished_ = false;
