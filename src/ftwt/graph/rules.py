@@ -184,7 +184,7 @@ class Move(Rule):
     def forward(self, active: Sequence[Activity], masks: Masks) -> Activity:
         """Follow each channel to its place."""
         known = [activity for activity in active if activity is not None]
-        samples = len(known[0]) if known else 1
+        samples = max(map(len, known), default=1)  # one for all samples, or one each
         columns = [torch.zeros(samples, 1, dtype=torch.bool)]
         for activity, layout in zip(active, self.layouts, strict=True):
             if activity is None:
