@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py                       # all of it, on an otherwise idle machine
     python benchmarks/engine.py cifar10-resnet56 --threads 1 --rounds 5
+    python benchmarks/engine.py timm:mobilenetv1_100 --rank 16
     python benchmarks/engine.py runs/NAME             # trained gates, on test images
 
 Each network and number of threads is one run of `ftwt.bench` and one file in results/engine/.
@@ -11,6 +12,7 @@ Each network and number of threads is one run of `ftwt.bench` and one file in re
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -43,12 +45,14 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="of names; runs decide themselves")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rank", type=int, help="of the predictors of names; full if not given")
     parser.add_argument("--dataset", default="cifar10", help="whose test images runs see")
     arguments = parser.parse_args()
     for source in arguments.networks:
         for threads in arguments.threads:
             found = measure(source, threads, arguments)
             name = Path(source).name.replace(":", "-")
+            name += f"-rank{arguments.rank}" if arguments.rank else ""
             found.save(Path(arguments.output) / f"{name}-threads{threads}.json")
             Console(width=140).print(found)
 
@@ -59,6 +63,8 @@ def measure(source: str, threads: int, arguments: argparse.Namespace) -> Benchma
     network, example = to_time(source)
     trained = isinstance(network, ftwt.DynamicModel)
     images = None
+    if arguments.rank and not trained:
+        network = ftwt.convert(network, example, min_gain=-math.inf, rank=arguments.rank)
     if trained:
         images, _ = next(iter(load_splits(DataConfig(dataset=arguments.dataset)).test))
     return ftwt.bench(
@@ -69,8 +75,13 @@ def measure(source: str, threads: int, arguments: argparse.Namespace) -> Benchma
         threads=threads,
         rounds=arguments.rounds,
         singles=IMAGES if threads == 1 else 0,
-        name=source,
-        config={"network": source, "threads": threads, "keep": arguments.keep},
+        name=f"{source}, rank {arguments.rank}" if arguments.rank else source,
+        config={
+            "network": source,
+            "threads": threads,
+            "keep": arguments.keep,
+            "rank": arguments.rank,
+        },
     )
 
 

@@ -132,10 +132,7 @@ def _seconds(engines: Sequence[Engine], images: np.ndarray, *, more: int = 1) ->
     rounds = more * max(fewest, min(most, affordable))
     for _ in range(rounds):
         for turn, (engine, image) in enumerate(_turns(engines, images)):
-            engine._network.clock(True)
-            engine(image)
-            taken[turn % len(engines)].append(np.array(engine._network.seconds()))
-            engine._network.clock(False)
+            taken[turn % len(engines)].append(engine.profile(image, runs=1, warm_up=0) / 1e3)
     return [
         float(np.median(np.reshape(times, (rounds, len(images), -1)), 0).sum(1).mean())
         for times in taken

@@ -247,3 +247,15 @@ def test_a_load_that_fails_leaves_nothing_behind(kind, tmp_path):
     (tmp_path / "net.ftwt").write_bytes(b"")
     with pytest.raises(ValueError, match="damaged"):
         load(tmp_path / "net.ftwt", engine=kind)
+
+
+def test_a_profile_has_a_time_for_each_operation():
+    program = small_program()
+    engine = build("native", program)
+    times = engine.profile(X, runs=3)
+    assert times.shape == (len(program.operations),) and (times > 0).all()
+    assert np.array_equal(engine(X), build("native", program)(X))  # and the clock is off again
+    with pytest.raises(ValueError, match="at least 1"):
+        engine.profile(X, runs=0)
+    with pytest.raises(ValueError, match="native"):
+        build("reference", program).profile(X)

@@ -124,6 +124,43 @@ class Engine:
         out, decided, macs = self._network.run(images, given)
         return self._like(x, out), self._stats(decided.view(np.bool_), macs)
 
+    def profile(
+        self,
+        x: Any,
+        masks: Mapping[str, Any] | None = None,
+        *,
+        runs: int = 20,
+        warm_up: int = 1,
+    ) -> np.ndarray:
+        """Time each operation.
+
+        Args:
+            x: As of `run`, and so are the masks.
+            masks: Unit -> (B, C) bool.
+            runs: How often the batch runs, after those that are not counted.
+            warm_up: How many these are.
+
+        Returns:
+            (operations,) milliseconds, means over the runs, in the order of `Program.operations`.
+
+        Raises:
+            ValueError: As `run`; or `runs` is below 1; or this is the reference engine.
+        """
+        if self.kind != "native":
+            raise ValueError("the reference engine is not worth timing; profile a native one")
+        if runs < 1:
+            raise ValueError(f"runs is {runs}, must be at least 1")
+        images = self._images(x)
+        given = self._masks(masks or {}, len(images))
+        for _ in range(warm_up):
+            self._network.run(images, given)
+        self._network.clock(True)
+        for _ in range(runs):
+            self._network.run(images, given)
+        seconds = np.array(self._network.seconds())
+        self._network.clock(False)
+        return 1e3 * seconds / runs
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program to a file that `load` reads.
 

@@ -104,7 +104,7 @@ class Conv(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Operation):
-    """A gate's predictor: mask = (logits > threshold), and always the filter of largest logit.
+    """A gate's predictor: mask = (logits > threshold), and always those of largest logit.
 
     `features` are vectors, read side by side: f of width sum of their lengths, zero where inactive.
     logits = weight @ g + bias, where g is f, or `reduce @ f` if a reduce is given. With
