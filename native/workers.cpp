@@ -7,6 +7,7 @@ namespace ftwt {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(200);
+constexpr int kSpins = 1 << 15;  // about as long
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -48,9 +49,14 @@ void Workers::share(int n, const Task& task) {
   }
   wake_.notify_all();
   work(0);
+  // Not to yield: on a busy machine that may cost a whole time slice.
   for (int spins = 0; busy_.load(std::memory_order_acquire); ++spins) {
-    if (spins < 1 << 14) relax();
-    else std::this_thread::yield();
+    if (spins < kSpins) {
+      relax();
+      continue;
+    }
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return busy_.load(std::memory_order_acquire) == 0; });
   }
   if (error_) std::rethrow_exception(error_);
 }
@@ -77,7 +83,10 @@ void Workers::loop(int worker) {
     seen = round_.load(std::memory_order_acquire);
     if (stop_) return;
     work(worker);
-    busy_.fetch_sub(1, std::memory_order_release);
+    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      std::lock_guard lock(mutex_);  // the caller may be about to sleep
+      done_.notify_one();
+    }
   }
 }
 

@@ -34,7 +34,7 @@ class Workers {
 
   std::vector<std::thread> threads_;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, done_;
   const Task* task_ = nullptr;
   std::exception_ptr error_;
   std::atomic<int> next_{0}, size_{0}, busy_{0};
