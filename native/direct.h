@@ -28,7 +28,7 @@ static inline void sums(const Direct& d, const int32_t* filters, const int32_t* 
   for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
   const int taps = T ? T : d.taps;
   int i = from;
-  if constexpr (T == 1 && N == 1 && F <= 8) {  // two chains of sums: few filters, and each waits for itself
+  if constexpr (T == 1 && N == 1 && F * kParts <= kRegisters / 4) {  // two chains of sums: few filters, and each waits for itself
     V r[F];
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) r[f] = V{};
@@ -104,7 +104,7 @@ static void finish(const Epilogue& e, const float* sums, const Vector* vectors, 
 
 // How many filters go with N vectors: sums, vectors and a weight must fit the registers.
 constexpr int filters_for(int n) {
-  return std::max(1, std::min(n == 1 ? 7 : 12, (kRegisters - 1 - n) / n));
+  return max(1, min(n == 1 ? 7 : 12, (kRegisters - 1 - n * kParts) / (n * kParts)));
 }
 
 template <int F, int N, int T>
@@ -130,8 +130,8 @@ static void column(const Direct& d, const Vector* vectors) {
   bool whole = !d.epilogue.add && clip_of(d.epilogue.act).only && d.epilogue.post == Activation::none;
   for (int n = 0; n < N; ++n) whole &= vectors[n].count == kLanes;
   // as many inputs at a time as stay in L1 while all filters pass by
-  const int most_inputs = T == 1 ? 384 / N : std::max(1, 1024 / N / d.taps);
-  const int chunks = std::max(1, (d.inputs + most_inputs / 2) / most_inputs);
+  const int most_inputs = T == 1 ? 384 / N : max(1, 1024 / N / d.taps);
+  const int chunks = max(1, (d.inputs + most_inputs / 2) / most_inputs);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int from = d.inputs * chunk / chunks, to = d.inputs * (chunk + 1) / chunks;
     int left = d.last_filter - d.first_filter;
@@ -148,11 +148,11 @@ static void column(const Direct& d, const Vector* vectors) {
 
 template <int T>
 static void by_taps(const Direct& d) {
-  constexpr int most = kRegisters >= 32 ? 8 : kRegisters >= 8 ? 3 : 1;
+  constexpr int most = kParts == 1 ? 8 : 1;
   int left = d.last_vector - d.first_vector;
   // blocks of four are the best balance of loads; what does not divide is spread
-  constexpr int best = std::min(most, 4);
-  int blocks = std::max(1, left / best);
+  constexpr int best = min(most, 4);
+  int blocks = max(1, left / best);
   if (left > blocks * most) blocks = (left + most - 1) / most;
   for (const Vector* v = d.vectors + d.first_vector; left > 0; --blocks) {
     const int count = (left + blocks - 1) / blocks;
@@ -174,14 +174,14 @@ static void by_taps(const Direct& d) {
 static void direct(const Direct& d) {
   switch (d.taps) {
     case 1: return by_taps<1>(d);
-    case 9: return by_taps<9>(d);
+    case 9: return by_taps<(kParts <= 2 ? 9 : 0)>(d);  // GCC unrolls nine, which takes more registers
     default: return by_taps<0>(d);
   }
 }
 
 // Every second float of 32.
 static inline V even(const float* p) {
-  return __builtin_shufflevector(load(p), load(p + kLanes), 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return shuffle<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(load(p), load(p + kLanes));
 }
 
 static inline void clear(float* p, int64_t n) {
@@ -195,8 +195,8 @@ static void stage(const Stage& s, bool fresh) {
     float* out = s.out + static_cast<int64_t>(plane) * s.plane_floats;
     const int y0 = s.phase_of[2 * plane] - s.top, x0 = s.phase_of[2 * plane + 1] - s.left;
     // columns [first, last) of a row have an input: 0 <= x0 + column * stride < width
-    const int first = std::min(s.pitch, x0 < 0 ? (-x0 + s.stride_w - 1) / s.stride_w : 0);
-    const int last = std::max(first, std::min(s.pitch, (s.width - x0 + s.stride_w - 1) / s.stride_w));
+    const int first = min(s.pitch, x0 < 0 ? (-x0 + s.stride_w - 1) / s.stride_w : 0);
+    const int last = max(first, min(s.pitch, (s.width - x0 + s.stride_w - 1) / s.stride_w));
     for (int r = 0; r < s.rows; ++r, out += s.pitch) {
       const int y = y0 + r * s.stride_h;
       if (y < 0 || y >= s.height) continue;
@@ -247,26 +247,26 @@ static void square(const Depthwise& d, const float* plane, const float* w, int f
   V taps[9];
   for (int t = 0; t < 9; ++t) taps[t] = splat(w[t]);
   for (int x = 0; x < out_width; x += kLanes) {
-    const int count = std::min(kLanes, out_width - x), column = x * Stride;
+    const int count = min(kLanes, out_width - x), column = x * Stride;
     V left = {}, middle = {}, right = {};
     auto read = [&](int y) __attribute__((always_inline)) {
       const float* row = plane + static_cast<int64_t>(y) * width + column;
       if constexpr (Stride == 1) {
         const bool border = column == 0, end = column + kLanes + 1 > width;
-        middle = end ? load_some(row, std::min(kLanes, width - column)) : load(row);
-        right = end ? load_some(row + 1, std::min(kLanes, width - column - 1)) : load(row + 1);
+        middle = end ? load_some(row, min(kLanes, width - column)) : load(row);
+        right = end ? load_some(row + 1, min(kLanes, width - column - 1)) : load(row + 1);
         if (border)
-          left = __builtin_shufflevector(middle, V{}, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
+          left = shuffle<16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(middle, V{});
         else
-          left = end ? load_some(row - 1, std::min(kLanes, width - column + 1)) : load(row - 1);
+          left = end ? load_some(row - 1, min(kLanes, width - column + 1)) : load(row - 1);
       } else {
         const int rest = width - column;
-        const V a = load_some(row, std::min(kLanes, rest));
-        const V b = rest > kLanes ? load_some(row + kLanes, std::min(kLanes, rest - kLanes)) : V{};
-        middle = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        right = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        const V a = load_some(row, min(kLanes, rest));
+        const V b = rest > kLanes ? load_some(row + kLanes, min(kLanes, rest - kLanes)) : V{};
+        middle = shuffle<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b);
+        right = shuffle<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b);
         const V before = splat(column ? row[-1] : 0.0f);
-        left = __builtin_shufflevector(right, before, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
+        left = shuffle<16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(right, before);
       }
     };
     auto row_of = [&](int k) __attribute__((always_inline)) {
@@ -308,25 +308,25 @@ static void square(const Depthwise& d, const float* plane, const float* w, int f
 static inline V square4(const float* plane, const float* w, V bias) {
   const V x = load(plane), o = {};
   V y = splat(w[4]) * x, z = bias;
-  z += splat(w[0]) * __builtin_shufflevector(x, o, 16, 16, 16, 16, 16, 0, 1, 2, 16, 4, 5, 6, 16, 8, 9, 10);
-  y += splat(w[1]) * __builtin_shufflevector(x, o, 16, 16, 16, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11);
-  z += splat(w[2]) * __builtin_shufflevector(x, o, 16, 16, 16, 16, 1, 2, 3, 16, 5, 6, 7, 16, 9, 10, 11, 16);
-  y += splat(w[3]) * __builtin_shufflevector(x, o, 16, 0, 1, 2, 16, 4, 5, 6, 16, 8, 9, 10, 16, 12, 13, 14);
-  z += splat(w[5]) * __builtin_shufflevector(x, o, 1, 2, 3, 16, 5, 6, 7, 16, 9, 10, 11, 16, 13, 14, 15, 16);
-  y += splat(w[6]) * __builtin_shufflevector(x, o, 16, 4, 5, 6, 16, 8, 9, 10, 16, 12, 13, 14, 16, 16, 16, 16);
-  z += splat(w[7]) * __builtin_shufflevector(x, o, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16, 16);
-  y += splat(w[8]) * __builtin_shufflevector(x, o, 5, 6, 7, 16, 9, 10, 11, 16, 13, 14, 15, 16, 16, 16, 16, 16);
+  z += splat(w[0]) * shuffle<16, 16, 16, 16, 16, 0, 1, 2, 16, 4, 5, 6, 16, 8, 9, 10>(x, o);
+  y += splat(w[1]) * shuffle<16, 16, 16, 16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11>(x, o);
+  z += splat(w[2]) * shuffle<16, 16, 16, 16, 1, 2, 3, 16, 5, 6, 7, 16, 9, 10, 11, 16>(x, o);
+  y += splat(w[3]) * shuffle<16, 0, 1, 2, 16, 4, 5, 6, 16, 8, 9, 10, 16, 12, 13, 14>(x, o);
+  z += splat(w[5]) * shuffle<1, 2, 3, 16, 5, 6, 7, 16, 9, 10, 11, 16, 13, 14, 15, 16>(x, o);
+  y += splat(w[6]) * shuffle<16, 4, 5, 6, 16, 8, 9, 10, 16, 12, 13, 14, 16, 16, 16, 16>(x, o);
+  z += splat(w[7]) * shuffle<4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16, 16, 16>(x, o);
+  y += splat(w[8]) * shuffle<5, 6, 7, 16, 9, 10, 11, 16, 13, 14, 15, 16, 16, 16, 16, 16>(x, o);
   return y + z;
 }
 
 // And for a 2x2 plane: each input times the four weights that lead from it to the four outputs.
 static inline V square2(const float* plane, const float* w, V bias) {
   const V x = load_some(plane, 4);
-  const V spread = __builtin_shufflevector(x, x, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const V weights = {w[4], w[3], w[1], w[0], w[5], w[4], w[2], w[1], w[7], w[6], w[4], w[3], w[8], w[7], w[5], w[4]};
-  V y = spread * weights;
-  y += __builtin_shufflevector(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-  y += __builtin_shufflevector(y, y, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+  const V spread = shuffle<0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3>(x, x);
+  const V taps = load_some(w, 9);
+  V y = spread * shuffle<4, 3, 1, 0, 5, 4, 2, 1, 7, 6, 4, 3, 8, 7, 5, 4>(taps, taps);
+  y += shuffle<8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7>(y, y);
+  y += shuffle<4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3>(y, y);
   return y + bias;
 }
 
@@ -373,7 +373,7 @@ static void depthwise(const Depthwise& d) {
       fresh = false;
       plane = s.out;
     }
-    constexpr int most = kRegisters >= 32 ? 8 : kRegisters >= 8 ? 4 : 2;
+    constexpr int most = kParts == 1 ? 8 : 8 / kParts;
     int n = 0;
     for (; n + most <= d.vector_count; n += most) across<most>(d, taps, plane, weights, d.vectors + n, c);
     if constexpr (most > 4)

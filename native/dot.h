@@ -3,28 +3,6 @@
 
 namespace dots {
 
-// Sixteen sums of sixteen lanes each: lane i of the result is the sum over s[i].
-static inline V sums_of(const V* s) {
-  V a[8], b[4], c[2];
-  for (int i = 0; i < 8; ++i) {  // lanes 2k and 2k + 1
-    const V x = s[2 * i], y = s[2 * i + 1];
-    a[i] = __builtin_shufflevector(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           __builtin_shufflevector(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-  }
-  for (int i = 0; i < 4; ++i) {  // pairs of a quarter
-    const V x = a[2 * i], y = a[2 * i + 1];
-    b[i] = __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  }
-  for (int i = 0; i < 2; ++i) {  // quarters of a half
-    const V x = b[2 * i], y = b[2 * i + 1];
-    c[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-           __builtin_shufflevector(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-  }
-  return __builtin_shufflevector(c[0], c[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-         __builtin_shufflevector(c[0], c[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-}
-
 // Plane by plane to position by position: out[p * stride + c] for the inputs named, zero for others.
 static void interleave(const Interleave& n) {
   const float* const none = nullptr;
@@ -37,7 +15,7 @@ static void interleave(const Interleave& n) {
       any |= active;
     }
     for (int p = 0; p < n.positions; p += kLanes) {
-      const int count = std::min(kLanes, n.positions - p);
+      const int count = min(kLanes, n.positions - p);
       V rows[kLanes], columns[kLanes] = {};
       if (any) {
         for (int k = 0; k < kLanes; ++k) rows[k] = planes[k] ? load_some(planes[k] + p, count) : V{};
@@ -50,11 +28,11 @@ static void interleave(const Interleave& n) {
 
 // sums: filter by filter, each with P of its positions from `from` on.
 template <int P>
-static inline void finish(const Epilogue& e, const V* sums, const int32_t* filters, int count, int from) {
+static inline void finish(const Epilogue& e, const R* sums, const int32_t* filters, int count, int from) {
   alignas(64) float bias[kLanes] = {}, other[kLanes] = {}, out[kLanes];
   for (int f = 0; f < count; ++f)
     for (int p = 0; p < P; ++p) bias[f * P + p] = e.bias[filters[f]];
-  V y = activate(e.act, sums_of(sums) + load(bias));
+  V y = activate(e.act, each([&](int i) { return sums_of(sums + i * kWidth); }) + load(bias));
   if (e.add) {
     for (int f = 0; f < count; ++f)
       if (!e.add_active || e.add_active[filters[f]])
@@ -70,7 +48,9 @@ static inline void finish(const Epilogue& e, const V* sums, const int32_t* filte
 // filters are fetched meanwhile.
 template <int F, int P, bool Fetch>
 static void points(const Dot& d, const int32_t* filters, const int32_t* next, int position) {
-  V s[(F * P + kLanes - 1) / kLanes * kLanes] = {};
+  R s[F * P];
+#pragma GCC unroll 32
+  for (int i = 0; i < F * P; ++i) s[i] = R{};
   const float *rows[F], *ahead[F];
   for (int f = 0; f < F; ++f) {
     rows[f] = d.weights + static_cast<int64_t>(filters[f]) * d.stride;
@@ -78,26 +58,33 @@ static void points(const Dot& d, const int32_t* filters, const int32_t* next, in
   }
   const float* input = d.input + static_cast<int64_t>(position) * d.stride;
   for (int b = 0; b < d.block_count; ++b) {
-    const int64_t at = static_cast<int64_t>(d.blocks[b]) * kLanes;
-    V w[F];
-#pragma GCC unroll 16
-    for (int f = 0; f < F; ++f) w[f] = load(rows[f] + at);
+    const int64_t block = static_cast<int64_t>(d.blocks[b]) * kLanes;
     if constexpr (Fetch) {
       asm("" : "+m"(ahead));  // these pointers are read from memory: the registers are for the sums
 #pragma GCC unroll 16
-      for (int f = 0; f < F; ++f) prefetch(ahead[f] + at);
+      for (int f = 0; f < F; ++f) prefetch(ahead[f] + block);
     }
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t at = block + part * kWidth;
+      R w[F];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const V x = load(input + static_cast<int64_t>(p) * d.stride + at);
+      for (int f = 0; f < F; ++f) w[f] = load_part(rows[f] + at);
 #pragma GCC unroll 16
-      for (int f = 0; f < F; ++f) s[f * P + p] += w[f] * x;
+      for (int p = 0; p < P; ++p) {
+        const R x = load_part(input + static_cast<int64_t>(p) * d.stride + at);
+#pragma GCC unroll 16
+        for (int f = 0; f < F; ++f) s[f * P + p] += w[f] * x;
+      }
     }
   }
-  constexpr int each = kLanes / P;  // filters of a register of results
+  constexpr int most = kLanes / P, all = (F + most - 1) / most * kLanes;  // filters of sixteen results
+  R sums[all];                                                           // s itself stays in registers
+#pragma GCC unroll 32
+  for (int i = 0; i < all; ++i) sums[i] = i < F * P ? s[i] : R{};
 #pragma GCC unroll 4
-  for (int f = 0; f < F; f += each)
-    finish<P>(d.epilogue, s + f * P, filters + f, std::min(each, F - f), position);
+  for (int f = 0; f < F; f += most)
+    finish<P>(d.epilogue, sums + f * P, filters + f, min(most, F - f), position);
 }
 
 template <int F>
@@ -115,30 +102,32 @@ static void all_points(const Dot& d, const int32_t* filters, const int32_t* next
 template <int F, int S>
 static void square(const Dot& d, const int32_t* filters, const int32_t* next) {
   constexpr int kAhead = S == 2 ? 32 : 16;  // blocks: as far as memory is away
-  V sums[kLanes] = {};
+  R sums[kLanes] = {};
   const int64_t row = static_cast<int64_t>(d.stride) * 9;
   for (int f = 0; f < F; ++f) {
     const float* weights = d.weights + filters[f] * row;
     const float* later = d.weights + (f + 1 < F ? filters[f + 1] : next[0]) * row;
-    V s[S * S] = {}, r[S * S] = {};
-    auto block = [&](int b, V* into) __attribute__((always_inline)) {
+    R s[S * S] = {}, r[S * S] = {};
+    auto block = [&](int b, R* into) __attribute__((always_inline)) {
       const int ahead = b + kAhead;
       const float* fetch = ahead < d.block_count ? weights + static_cast<int64_t>(d.blocks[ahead]) * 9 * kLanes
-                                                 : later + static_cast<int64_t>(d.blocks[std::min(ahead - d.block_count, d.block_count - 1)]) * 9 * kLanes;
+                                                 : later + static_cast<int64_t>(d.blocks[min(ahead - d.block_count, d.block_count - 1)]) * 9 * kLanes;
       const int64_t at = static_cast<int64_t>(d.blocks[b]) * kLanes;
-      V w[9];
 #pragma GCC unroll 9
-      for (int t = 0; t < 9; ++t) {
-        prefetch(fetch + t * kLanes);
-        w[t] = load(weights + at * 9 + t * kLanes);
-      }
+      for (int t = 0; t < 9; ++t) prefetch(fetch + t * kLanes);
+#pragma GCC unroll 4
+      for (int part = 0; part < kLanes; part += kWidth) {
+        R w[9];
+#pragma GCC unroll 9
+        for (int t = 0; t < 9; ++t) w[t] = load_part(weights + at * 9 + t * kLanes + part);
 #pragma GCC unroll 16
-      for (int q = 0; q < S * S; ++q) {  // an input position, and the outputs that see it
-        const V x = load(d.input + static_cast<int64_t>(q) * d.stride + at);
+        for (int q = 0; q < S * S; ++q) {  // an input position, and the outputs that see it
+          const R x = load_part(d.input + static_cast<int64_t>(q) * d.stride + at + part);
 #pragma GCC unroll 9
-        for (int t = 0; t < 9; ++t) {
-          const int y = q / S - t / 3 + 1, column = q % S - t % 3 + 1;
-          if (y >= 0 && y < S && column >= 0 && column < S) into[y * S + column] += w[t] * x;
+          for (int t = 0; t < 9; ++t) {
+            const int y = q / S - t / 3 + 1, column = q % S - t % 3 + 1;
+            if (y >= 0 && y < S && column >= 0 && column < S) into[y * S + column] += w[t] * x;
+          }
         }
       }
     };
@@ -160,11 +149,11 @@ static void some_points(const Dot& d, const int32_t* filters, int count) {
 }
 
 static void some_squares(const Dot& d, Many one, const int32_t* filters, int count) {
-  for (int f = 0; f < count; ++f) one(d, filters + f, filters + std::min(f + 1, count - 1));
+  for (int f = 0; f < count; ++f) one(d, filters + f, filters + min(f + 1, count - 1));
 }
 
 static void dot(const Dot& d, DotShape shape) {
-  constexpr int most = kRegisters >= 32 ? 6 : 1;
+  constexpr int most = (kRegisters - 1) / 5;  // times four positions, weights and an input are registers
   const int step = shape == DotShape::points ? most : shape == DotShape::square2 ? 4 : 1;
   const Many many = shape == DotShape::points ? all_points<most> : shape == DotShape::square2 ? square<4, 2> : square<1, 4>;
   const int32_t* f = d.filters + d.first_filter;

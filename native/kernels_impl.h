@@ -2,12 +2,12 @@
 // Everything lies in a namespace of that name, so that no function compiled for a newer machine
 // can be taken for one of the same name compiled for any machine.
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#if defined(__AVX2__) || defined(__AVX512F__)
+#include <utility>
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 

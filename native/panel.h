@@ -4,21 +4,22 @@
 
 namespace panels {
 
-constexpr int kWide = kPanel / kLanes;                                             // registers of a panel
-constexpr int kMost = kRegisters >= 32 ? 14 : kRegisters >= 8 ? 3 : 1;             // positions at a time
+// As many filters at a time, and positions: sums, weights and an input are registers.
+constexpr int kWide = kParts == 1 ? 2 : 1;  // times sixteen
+constexpr int kMost = (kRegisters - 1) / (kWide * kParts) - 1;
 
 constexpr int kAheadFloats = 48 * kPanel;
 
-// Sums of a panel's filters at P positions, then plane by plane to memory.
+// Sums of some of a panel's filters at P positions, then plane by plane to memory.
 template <int P>
-static void tile(const Panel& p, int panel, int position) {
+static void tile(const Panel& p, int filter, int position) {
   V s[P][kWide];
 #pragma GCC unroll 16
   for (int i = 0; i < P; ++i)
 #pragma GCC unroll 2
     for (int k = 0; k < kWide; ++k) s[i][k] = V{};
   const float* x = p.input + position;
-  const float* w = p.weights + static_cast<int64_t>(panel) * p.inputs * kPanel;
+  const float* w = p.weights + static_cast<int64_t>(filter / kPanel) * p.inputs * kPanel + filter % kPanel;
   for (int c = 0; c < p.inputs; ++c, x += p.epilogue.positions, w += kPanel) {
     V weights[kWide];
 #pragma GCC unroll 2
@@ -40,10 +41,10 @@ static void tile(const Panel& p, int panel, int position) {
     alignas(64) float out[kLanes][kLanes];
 #pragma GCC unroll 16
     for (int f = 0; f < kLanes; ++f) store(out[f], filters[f]);
-    const int first = panel * kPanel + k * kLanes, count = std::min(kLanes, p.filters - first);
+    const int first = filter + k * kLanes, count = min(kLanes, p.filters - first);
     for (int f = 0; f < count; ++f) {
       const int64_t at = static_cast<int64_t>(first + f) * e.positions + position;
-      V y = activate(e.act, load(out[f]) + e.bias[first + f]);
+      V y = activate(e.act, load(out[f]) + splat(e.bias[first + f]));
       if (e.add) {
         if (!e.add_active || e.add_active[first + f]) y = y + load_some(e.add + at, P);
         y = activate(e.post, y);
@@ -54,9 +55,9 @@ static void tile(const Panel& p, int panel, int position) {
 }
 
 template <int P>
-static void some(const Panel& p, int panel, int position, int count) {
-  if (count == P) return tile<P>(p, panel, position);
-  if constexpr (P > 1) some<P - 1>(p, panel, position, count);
+static void some(const Panel& p, int filter, int position, int count) {
+  if (count == P) return tile<P>(p, filter, position);
+  if constexpr (P > 1) some<P - 1>(p, filter, position, count);
 }
 
 static void panel(const Panel& p) {
@@ -64,7 +65,8 @@ static void panel(const Panel& p) {
   for (int position = p.first_position; position < p.last_position;) {
     const int left = p.last_position - position, tiles = (left + kMost - 1) / kMost;
     const int count = (left + tiles - 1) / tiles;
-    for (int k = p.first_panel; k < p.last_panel; ++k) some<kMost>(p, k, position, count);
+    for (int f = p.first_panel * kPanel; f < p.last_panel * kPanel; f += kWide * kLanes)
+      some<kMost>(p, f, position, count);
     position += count;
   }
 }

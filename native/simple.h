@@ -4,9 +4,9 @@ namespace simple {
 
 static void affine(const float* x, float scale, float shift, Activation act, float* out, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, activate(act, load(x + i) * scale + shift));
+  for (; i + kLanes <= n; i += kLanes) store(out + i, activate(act, load(x + i) * splat(scale) + splat(shift)));
   const int rest = static_cast<int>(n - i);
-  if (rest) store_some(out + i, activate(act, load_some(x + i, rest) * scale + shift), rest);
+  if (rest) store_some(out + i, activate(act, load_some(x + i, rest) * splat(scale) + splat(shift)), rest);
 }
 
 static inline V operand(const float* p, int64_t i, int n) {
@@ -15,7 +15,7 @@ static inline V operand(const float* p, int64_t i, int n) {
 
 static void combine(const float* a, const float* b, bool product, Activation act, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    const int count = static_cast<int>(std::min<int64_t>(kLanes, n - i));
+    const int count = static_cast<int>(min<int64_t>(kLanes, n - i));
     const V x = operand(a, i, count), y = operand(b, i, count);
     const V z = activate(act, product ? x * y : x + y);
     if (count == kLanes) store(out + i, z);
@@ -24,17 +24,17 @@ static void combine(const float* a, const float* b, bool product, Activation act
 }
 
 static float peak(const float* x, int n) {
-  V best = load_some(x, std::min(n, kLanes));
-  if (n < kLanes)
-    for (int lane = n; lane < kLanes; ++lane) best[lane] = x[0];
+  if (n < kLanes) {
+    float best = x[0];
+    for (int i = 1; i < n; ++i)
+      if (x[i] > best || x[i] != x[i]) best = x[i];
+    return best;
+  }
+  V best = load(x);
   int i = kLanes;
   for (; i + kLanes <= n; i += kLanes) best = larger(load(x + i), best);
   if (i < n) best = larger(load(x + n - kLanes), best);
-  best = larger(__builtin_shufflevector(best, best, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7), best);
-  best = larger(__builtin_shufflevector(best, best, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3), best);
-  best = larger(__builtin_shufflevector(best, best, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1), best);
-  best = larger(__builtin_shufflevector(best, best, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0), best);
-  return best[0];
+  return reduce(best, [](R a, R b) { return larger(a, b); });
 }
 
 static inline float total(const float* x, int n) {
@@ -61,9 +61,9 @@ static void columns(const Columns& c) {
     const float* ahead[kColumns];
     V scale[kColumns];
     for (int k = 0; k < kColumns; ++k) {
-      const int at = std::min(i + k, c.count - 1);
+      const int at = min(i + k, c.count - 1);
       rows[k] = c.matrix + c.offsets[at];
-      ahead[k] = c.matrix + c.offsets[std::min(at + kColumns, c.count - 1)];
+      ahead[k] = c.matrix + c.offsets[min(at + kColumns, c.count - 1)];
       scale[k] = splat(i + k < c.count ? c.values[at] : 0.0f);
     }
     int n = 0;
@@ -98,8 +98,8 @@ static inline Span span(const Window& w, bool rows, int i) {
   }
   const int kernel = rows ? w.kernel_h : w.kernel_w, pad = rows ? w.pad_h : w.pad_w;
   const int start = i * (rows ? w.stride_h : w.stride_w) - pad;
-  const int end = std::min(start + kernel, length + pad);
-  const int from = std::max(start, 0), to = std::min(end, length);
+  const int end = min(start + kernel, length + pad);
+  const int from = max(start, 0), to = min(end, length);
   return {from, to, w.include_padding ? end - start : to - from};
 }
 
@@ -115,7 +115,7 @@ static void pool(const Pooling& p) {
   for (int oy = 0; oy < w.out_height; ++oy, out += w.out_width) {
     const Span rows = span(w, true, oy);
     for (int c = 0; c < w.width; c += kLanes) {
-      const int n = std::min(kLanes, w.width - c);
+      const int n = min(kLanes, w.width - c);
       V v = splat(nothing);
       for (int y = rows.from; y < rows.to; ++y) {
         const V row = load_some(p.x + static_cast<int64_t>(y) * w.width + c, n);
@@ -129,7 +129,7 @@ static void pool(const Pooling& p) {
         const float* from = line + ox * w.stride_w - w.pad_w;
         V v = w.stride_w == 2 ? plain::even(from) : load(from);
         for (int k = 1; k < w.kernel_w; ++k) v = larger(w.stride_w == 2 ? plain::even(from + k) : load(from + k), v);
-        store_some(out + ox, v, std::min(kLanes, w.out_width - ox));
+        store_some(out + ox, v, min(kLanes, w.out_width - ox));
       }
       continue;
     }

@@ -5,27 +5,27 @@
 namespace wino {
 
 constexpr int kTiles = 4;                                   // in a group
-constexpr int kFilters = kRegisters >= 32 ? 6 : kRegisters >= 8 ? 1 : 1;
+constexpr int kFilters = (kRegisters - 1) / (kTiles + 1);  // sums, weights and a patch: registers
 constexpr int kChunk = 64;                                  // inputs whose weights stay in L1
 
 // One row of d B for four tiles, side by side in the quarters: ten inputs from x on.
 static inline V across(V x) {
-  const V a = __builtin_shufflevector(x, x, 0, 1, 2, 1, 2, 3, 4, 3, 4, 5, 6, 5, 6, 7, 8, 7);
-  const V b = __builtin_shufflevector(x, x, 2, 2, 1, 3, 4, 4, 3, 5, 6, 6, 5, 7, 8, 8, 7, 9);
-  const V sign = {-1, 1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1};
-  return a + sign * b;  // d0 - d2, d1 + d2, d2 - d1, d1 - d3
+  const V a = shuffle<0, 1, 2, 1, 2, 3, 4, 3, 4, 5, 6, 5, 6, 7, 8, 7>(x, x);
+  const V b = shuffle<2, 2, 1, 3, 4, 4, 3, 5, 6, 6, 5, 7, 8, 8, 7, 9>(x, x);
+  alignas(64) static constexpr float sign[kLanes] = {-1, 1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1, -1, 1, -1, -1};
+  return a + load(sign) * b;  // d0 - d2, d1 + d2, d2 - d1, d1 - d3
 }
 
 // Quarters of four registers exchanged: quarter i of result j is quarter j of register i.
 static inline void transpose(const V* m, V* r) {
-  const V p = __builtin_shufflevector(m[0], m[1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const V q = __builtin_shufflevector(m[0], m[1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-  const V u = __builtin_shufflevector(m[2], m[3], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const V v = __builtin_shufflevector(m[2], m[3], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-  r[0] = __builtin_shufflevector(p, u, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-  r[1] = __builtin_shufflevector(p, u, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  r[2] = __builtin_shufflevector(q, v, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-  r[3] = __builtin_shufflevector(q, v, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  const V p = shuffle<0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23>(m[0], m[1]);
+  const V q = shuffle<8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31>(m[0], m[1]);
+  const V u = shuffle<0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23>(m[2], m[3]);
+  const V v = shuffle<8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31>(m[2], m[3]);
+  r[0] = shuffle<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(p, u);
+  r[1] = shuffle<8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31>(p, u);
+  r[2] = shuffle<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(q, v);
+  r[3] = shuffle<8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31>(q, v);
 }
 
 // Rows [2 first_row, 2 last_row + 2) of a padded plane, with zeros as far right as four tiles read.
@@ -54,7 +54,7 @@ static void patches(const Patches& p) {
     pad(p, p.input + static_cast<int64_t>(p.channels[i]) * p.height * p.width, p.scratch, pitch);
     float* out = p.patches + static_cast<int64_t>(i) * kTiles * kLanes;
     for (int tx = 0; tx < p.tile_columns; tx += 4) {
-      const int count = std::min(4, p.tile_columns - tx);
+      const int count = min(4, p.tile_columns - tx);
       const float* row = p.scratch + 2 * tx;
       V d[4];
       d[2] = across(load(row)), d[3] = across(load(row + pitch));
@@ -85,16 +85,18 @@ struct Ahead {
   int from, to;
 };
 
-// sums (F, tiles of a group) += weights * patches, over some of the inputs.
+// sums (F, tiles of a group) += weights * patches, over some of the inputs: the frequencies of one
+// register from `part` on.
 template <int F>
-static inline void product(const float* const* rows, const int64_t* offsets, int inputs, const float* patches,
+static inline void product(const float* const* rows, const int64_t* offsets, int inputs, int part, const float* patches,
                            float* sums, int64_t stride, bool first, Ahead ahead) {
-  V s[F][kTiles];
+  patches += part, sums += part;
+  R s[F][kTiles];
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
 #pragma GCC unroll 4
-    for (int t = 0; t < kTiles; ++t) s[f][t] = first ? V{} : load(sums + f * stride + t * kLanes);
-  const int every = ahead.to > ahead.from ? std::max(1, inputs / (ahead.to - ahead.from)) : inputs + 1;
+    for (int t = 0; t < kTiles; ++t) s[f][t] = first ? R{} : load_part(sums + f * stride + t * kLanes);
+  const int every = ahead.to > ahead.from ? max(1, inputs / (ahead.to - ahead.from)) : inputs + 1;
   int wait = 1;
   for (int i = 0; i < inputs; ++i) {
     if (--wait == 0) {
@@ -105,19 +107,19 @@ static inline void product(const float* const* rows, const int64_t* offsets, int
         for (int f = 0; f < F; ++f) prefetch(ahead.rows[f] + next);
       }
     }
-    const int64_t at = offsets[i];
-    V x[kTiles];
-    for (int t = 0; t < kTiles; ++t) x[t] = load(patches + t * kLanes);
-    patches += kTiles * kLanes;
-    for (int f = 0; f < F; ++f) {
-      const V w = load(rows[f] + at);
-      for (int t = 0; t < kTiles; ++t) s[f][t] += w * x[t];
+    const int64_t at = offsets[i] + part;
+    R w[F];
+    for (int f = 0; f < F; ++f) w[f] = load_part(rows[f] + at);
+    for (int t = 0; t < kTiles; ++t) {
+      const R x = load_part(patches + t * kLanes);
+      for (int f = 0; f < F; ++f) s[f][t] += w[f] * x;
     }
+    patches += kTiles * kLanes;
   }
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
 #pragma GCC unroll 4
-    for (int t = 0; t < kTiles; ++t) store(sums + f * stride + t * kLanes, s[f][t]);
+    for (int t = 0; t < kTiles; ++t) store_part(sums + f * stride + t * kLanes, s[f][t]);
 }
 
 // A^T m A of four tiles m side by side: two rows of eight outputs, the upper in the lower half.
@@ -127,15 +129,13 @@ static inline V backward(const float* m) {
   transpose(tiles, r);
   const V y0 = r[0] + r[1] + r[2], y1 = r[1] - r[2] - r[3];
   // per tile (m0 .. m3) -> (m0 + m1 + m2, m1 - m2 - m3): both rows of outputs at once
-  const V a = __builtin_shufflevector(y0, y1, 0, 3, 16, 19, 4, 7, 20, 23, 8, 11, 24, 27, 12, 15, 28, 31);
-  const V b = __builtin_shufflevector(y0, y1, 1, 1, 17, 17, 5, 5, 21, 21, 9, 9, 25, 25, 13, 13, 29, 29);
-  const V c = __builtin_shufflevector(y0, y1, 2, 2, 18, 18, 6, 6, 22, 22, 10, 10, 26, 26, 14, 14, 30, 30);
-  const V sign = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1};
-  const V y = b + sign * (a + c);
-  return __builtin_shufflevector(y, y, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+  const V a = shuffle<0, 3, 16, 19, 4, 7, 20, 23, 8, 11, 24, 27, 12, 15, 28, 31>(y0, y1);
+  const V b = shuffle<1, 1, 17, 17, 5, 5, 21, 21, 9, 9, 25, 25, 13, 13, 29, 29>(y0, y1);
+  const V c = shuffle<2, 2, 18, 18, 6, 6, 22, 22, 10, 10, 26, 26, 14, 14, 30, 30>(y0, y1);
+  alignas(64) static constexpr float sign[kLanes] = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1};
+  const V y = b + load(sign) * (a + c);
+  return shuffle<0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15>(y, y);
 }
-
-typedef float Half __attribute__((vector_size(32), aligned(4), may_alias));
 
 static void finish(const Winograd& w, const float* sums, int filter) {
   const Epilogue& e = w.epilogue;
@@ -148,27 +148,24 @@ static void finish(const Winograd& w, const float* sums, int filter) {
     const bool second = 2 * ty + 1 < w.out_height;
     for (int tx = 0; tx < w.tile_columns; tx += 4) {
       const int64_t at = static_cast<int64_t>(2 * ty) * w.out_width + 2 * tx, below = at + w.out_width;
-      const int count = std::min(8, w.out_width - 2 * tx);
+      const int count = min(8, w.out_width - 2 * tx);
       V y = activate(e.act, backward(m + tx * kLanes) + bias);
       if (adds) {
         V add = {};
         if (count == 8 && second) {
-          const Half a = *reinterpret_cast<const Half*>(other + at);
-          const Half b = *reinterpret_cast<const Half*>(other + below);
-          add = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+          add = load_halves(other + at, other + below);
         } else {
           const V a = load_some(other + at, count);
           const V b = second ? load_some(other + below, count) : V{};
-          add = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+          add = shuffle<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(a, b);
         }
         y = y + add;
       }
       y = activate(e.post, y);
-      const Half upper = __builtin_shufflevector(y, y, 0, 1, 2, 3, 4, 5, 6, 7);
-      const V lower = __builtin_shufflevector(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+      const V lower = shuffle<8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15>(y, y);
       if (count == 8) {
-        *reinterpret_cast<Half*>(plane + at) = upper;
-        if (second) *reinterpret_cast<Half*>(plane + below) = __builtin_shufflevector(lower, lower, 0, 1, 2, 3, 4, 5, 6, 7);
+        store_half(plane + at, y);
+        if (second) store_half(plane + below, lower);
       } else {
         store_some(plane + at, y, count);
         if (second) store_some(plane + below, lower, count);
@@ -188,15 +185,18 @@ static void group(const Winograd& w, const int32_t* filters, const int32_t* next
     later[f] = next ? w.weights + next[f] * w.row : nullptr;
   }
   for (int i = 0; i < w.inputs || i == 0; i += kChunk) {
-    const int inputs = std::min(kChunk, w.inputs - i);
+    const int inputs = min(kChunk, w.inputs - i);
     const bool last = i + kChunk >= w.inputs;
     const int begin = last ? 0 : i + kChunk;
-    const int ahead = last && !next ? 0 : std::min(kChunk, w.inputs - begin);
-    for (int g = 0; g < groups; ++g)
-      product<F>(rows, w.weight_offsets + i, inputs,
+    const int ahead = last && !next ? 0 : min(kChunk, w.inputs - begin);
+    for (int k = 0; k < groups * kParts; ++k) {
+      const int g = k / kParts, part = k % kParts * kWidth;
+      product<F>(rows, w.weight_offsets + i, inputs, part,
                  w.patches + (static_cast<int64_t>(g) * w.inputs + i) * kTiles * kLanes,
                  w.scratch + static_cast<int64_t>(g) * kTiles * kLanes, stride, i == 0,
-                 {last ? later : rows, w.weight_offsets, begin + ahead * g / groups, begin + ahead * (g + 1) / groups});
+                 {last ? later : rows, w.weight_offsets, begin + ahead * g / groups,
+                  begin + (part ? ahead * g / groups : ahead * (g + 1) / groups)});
+    }
   }
   for (int f = 0; f < F; ++f) finish(w, w.scratch + f * stride, filters[f]);
 }
