@@ -47,11 +47,23 @@ static inline void sums(const Direct& d, const int32_t* filters, const int32_t* 
     const int64_t at = d.weight_offsets[i];
     auto step = [&](int t) __attribute__((always_inline)) {
       const float* tap = T == 1 ? plane : plane + d.tap_offsets[t];
-      V x[N];
-      for (int n = 0; n < N; ++n) x[n] = load(tap + source[n]);
-      for (int f = 0; f < F; ++f) {
-        const V w = splat(rows[f][at + t]);
-        for (int n = 0; n < N; ++n) s[f][n] += w * x[n];
+      if constexpr (N > 1 && F < N * kParts) {  // what is fewer is held while the others pass by
+        R w[F];
+#pragma GCC unroll 16
+        for (int f = 0; f < F; ++f) w[f] = splat_part(rows[f][at + t]);
+#pragma GCC unroll 32
+        for (int i = 0; i < N * kParts; ++i) {
+          const R x = load_part(tap + source[i / kParts] + i % kParts * kWidth);
+#pragma GCC unroll 16
+          for (int f = 0; f < F; ++f) s[f][i / kParts].part[i % kParts] += w[f] * x;
+        }
+      } else {
+        V x[N];
+        for (int n = 0; n < N; ++n) x[n] = load(tap + source[n]);
+        for (int f = 0; f < F; ++f) {
+          const V w = splat(rows[f][at + t]);
+          for (int n = 0; n < N; ++n) s[f][n] += w * x[n];
+        }
       }
     };
     if constexpr (T == 1) {
@@ -102,9 +114,13 @@ static void finish(const Epilogue& e, const float* sums, const Vector* vectors, 
   }
 }
 
-// How many filters go with N vectors: sums, vectors and a weight must fit the registers.
+// How many filters go with n vectors: sums, and vectors or weights, and one of the others, must fit
+// the registers.
 constexpr int filters_for(int n) {
-  return max(1, min(n == 1 ? 7 : 12, (kRegisters - 1 - n * kParts) / (n * kParts)));
+  const int parts = n * kParts;
+  int filters = 1;
+  while (filters < (n == 1 ? 7 : 12) && (filters + 1) * parts + min(filters + 1, parts) + 1 <= kRegisters) ++filters;
+  return filters;
 }
 
 template <int F, int N, int T>
@@ -148,7 +164,7 @@ static void column(const Direct& d, const Vector* vectors) {
 
 template <int T>
 static void by_taps(const Direct& d) {
-  constexpr int most = kParts == 1 ? 8 : 1;
+  constexpr int most = max(1, kRegisters / (4 * kParts));
   int left = d.last_vector - d.first_vector;
   // blocks of four are the best balance of loads; what does not divide is spread
   constexpr int best = min(most, 4);

@@ -13,7 +13,7 @@ constexpr int kWidth = 8, kRegisters = 16;
 #elif defined(__aarch64__)
 constexpr int kWidth = 4, kRegisters = 32;
 #else
-constexpr int kWidth = 4, kRegisters = 16;
+constexpr int kWidth = 4, kRegisters = 15;  // of sixteen: products need one before they are added
 #endif
 constexpr int kLanes = 16, kParts = kLanes / kWidth;
 
