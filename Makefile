@@ -2,7 +2,8 @@
 # C++ in native/, of which only what changed is compiled.
 #   make demo     the main job on real images, from a trained network to a table
 #   make test     all that has to pass: lint, format, types, tests
-#   make sanitize the native engine's fuzz tests, stopping at invalid accesses and undefined behaviour
+#   make sanitize the native engine's fuzz tests, stopping at invalid accesses and undefined behaviour,
+#                 and what its kernels multiply
 #   make clean    remove .venv, caches and build products; data/ and runs/ stay
 # Another interpreter (3.11 or later): make PYTHON=python3.12 test, after make clean.
 
@@ -30,11 +31,12 @@ test: $(INSTALLED)
 sanitize: $(INSTALLED)
 	@CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --upgrade --target build/sanitized/site \
 		--config-settings build-dir=build/sanitized/native --config-settings wheel.cmake=true \
-		--config-settings install.strip=false --config-settings cmake.define.FTWT_SANITIZE=ON .
+		--config-settings install.strip=false --config-settings cmake.define.FTWT_SANITIZE=ON --config-settings cmake.define.FTWT_COUNT=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=build/sanitized/site:$(wildcard .venv/lib/python3.*/site-packages) \
-		$(BIN)/python -S -m pytest --capture=sys tests/runtime/test_fuzz.py tests/runtime/test_file.py
+		$(BIN)/python -S -m pytest --capture=sys tests/runtime/test_fuzz.py tests/runtime/test_file.py \
+		tests/runtime/test_products.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -55,6 +55,10 @@ void interleave(Network& net, const Job& job, const Shape& in, const DotPlan& pl
     return;
   }
   std::memset(staged, 0, sizeof(float) * stride);
+  if (job.inputs.size() == static_cast<size_t>(in.channels)) {
+    std::memcpy(staged, job.x, sizeof(float) * plan.inputs);
+    return;
+  }
   for (const int c : job.inputs)
     std::memcpy(staged + static_cast<int64_t>(c) * span, job.x + static_cast<int64_t>(c) * span, sizeof(float) * span);
 }

@@ -57,6 +57,7 @@ static void points(const Dot& d, const int32_t* filters, const int32_t* next, in
     ahead[f] = d.weights + static_cast<int64_t>(next[f]) * d.stride;
   }
   const float* input = d.input + static_cast<int64_t>(position) * d.stride;
+  FTWT_PRODUCTS(dot, int64_t{F} * P * d.block_count * kLanes);
   for (int b = 0; b < d.block_count; ++b) {
     const int64_t block = static_cast<int64_t>(d.blocks[b]) * kLanes;
     if constexpr (Fetch) {
@@ -103,6 +104,7 @@ template <int F, int S>
 static void square(const Dot& d, const int32_t* filters, const int32_t* next) {
   constexpr int kAhead = S == 2 ? 32 : 16;  // blocks: as far as memory is away
   R sums[kLanes] = {};
+  FTWT_PRODUCTS(dot, int64_t{F} * d.block_count * kLanes * (3 * S - 2) * (3 * S - 2));
   const int64_t row = static_cast<int64_t>(d.stride) * 9;
   for (int f = 0; f < F; ++f) {
     const float* weights = d.weights + filters[f] * row;

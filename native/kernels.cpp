@@ -10,6 +10,10 @@ namespace avx2 { extern const Kernels kernels; }
 #endif
 namespace portable { extern const Kernels kernels; }
 
+#if defined(FTWT_COUNT)
+int64_t products[static_cast<int>(Product::kinds)];
+#endif
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
 #if defined(__x86_64__)

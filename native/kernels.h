@@ -9,6 +9,18 @@
 
 namespace ftwt {
 
+// What kernels multiplied, by how they do it: counted where FTWT_COUNT is defined, for tests. Lanes
+// that are no output of a plane or no input of a filter are counted apart, where that is known.
+enum class Product { direct, idle, depthwise, winograd, dot, panel, columns, kinds };
+
+#if defined(FTWT_COUNT)
+extern int64_t products[static_cast<int>(Product::kinds)];
+#define FTWT_PRODUCTS(kind, n) \
+  __atomic_fetch_add(&products[static_cast<int>(Product::kind)], static_cast<int64_t>(n), __ATOMIC_RELAXED)
+#else
+#define FTWT_PRODUCTS(kind, n) static_cast<void>(0)
+#endif
+
 enum class Activation {
   none, relu, relu6, silu, hardswish, sigmoid, hardsigmoid, leaky_relu, elu, gelu, tanh
 };

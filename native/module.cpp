@@ -271,6 +271,15 @@ class PyNetwork {
 NB_MODULE(_native, m) {
   m.doc() = "Native engine of ftwt: runs a program on the CPU, and only what its masks leave of it.";
   m.def("isas", &available_isas, "Instruction sets that this machine runs, best first.");
+#if defined(FTWT_COUNT)
+  m.def("products", [] {
+    static const char* const names[] = {"direct", "idle", "depthwise", "winograd", "dot", "panel", "columns"};
+    nb::dict found;
+    for (int kind = 0; kind < static_cast<int>(Product::kinds); ++kind)
+      found[names[kind]] = __atomic_exchange_n(&products[kind], int64_t{0}, __ATOMIC_RELAXED);
+    return found;
+  }, "What kernels multiplied since the last call, by kind.");
+#endif
   nb::class_<PyNetwork>(m, "Network")
       .def(nb::init<const std::vector<std::array<int, 3>>&, const std::vector<int>&, int, int, const std::string&,
                     const std::string&>(),

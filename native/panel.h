@@ -19,6 +19,7 @@ static void tile(const Panel& p, int filter, int position) {
 #pragma GCC unroll 2
     for (int k = 0; k < kWide; ++k) s[i][k] = V{};
   const float* x = p.input + position;
+  FTWT_PRODUCTS(panel, int64_t{P} * kWide * kLanes * p.inputs);
   const float* w = p.weights + static_cast<int64_t>(filter / kPanel) * p.inputs * kPanel + filter % kPanel;
   for (int c = 0; c < p.inputs; ++c, x += p.epilogue.positions, w += kPanel) {
     V weights[kWide];

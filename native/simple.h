@@ -55,6 +55,7 @@ static void planes(const Planes& p) {
 
 // Eight columns at a time, so that the sums are read and written once for them.
 static void columns(const Columns& c) {
+  FTWT_PRODUCTS(columns, static_cast<int64_t>(c.count) * c.n);
   constexpr int kColumns = 8;
   for (int i = 0; i < c.count; i += kColumns) {
     const float* rows[kColumns];

@@ -91,6 +91,7 @@ template <int F>
 static inline void product(const float* const* rows, const int64_t* offsets, int inputs, int part, const float* patches,
                            float* sums, int64_t stride, bool first, Ahead ahead) {
   patches += part, sums += part;
+  FTWT_PRODUCTS(winograd, int64_t{F} * inputs * kTiles * kWidth);
   R s[F][kTiles];
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
