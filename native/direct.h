@@ -270,11 +270,14 @@ static void square(const Depthwise& d, const float* plane, const float* w, int f
       if constexpr (Stride == 1) {
         const bool border = column == 0, end = column + kLanes + 1 > width;
         middle = end ? load_some(row, min(kLanes, width - column)) : load(row);
-        right = end ? load_some(row + 1, min(kLanes, width - column - 1)) : load(row + 1);
         if (border)
           left = shuffle<16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(middle, V{});
         else
           left = end ? load_some(row - 1, min(kLanes, width - column + 1)) : load(row - 1);
+        if (border && end)
+          right = shuffle<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(middle, V{});
+        else
+          right = end ? load_some(row + 1, min(kLanes, width - column - 1)) : load(row + 1);
       } else {
         const int rest = width - column;
         const V a = load_some(row, min(kLanes, rest));

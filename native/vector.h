@@ -262,7 +262,7 @@ FTWT_INLINE void store_half(float* p, V v) {
 FTWT_INLINE R at_least(R v, float low) { return v < low ? splat_part(low) : v; }
 FTWT_INLINE R at_most(R v, float high) { return v > high ? splat_part(high) : v; }
 // The larger of two, and a NaN if either is one.
-FTWT_INLINE R larger(R a, R b) { return (a > b) | (a != a) ? a : b; }
+FTWT_INLINE R larger(R a, R b) { return ((a > b) | (a != a)) ? a : b; }
 FTWT_INLINE V larger(V a, V b) { return each([&](int i) { return larger(a.part[i], b.part[i]); }); }
 
 // e^x to about one unit in the last place: 2^n times a polynomial in what is left (Cephes).
