@@ -1,0 +1,204 @@
+// Convolutions by their plain definition: which inputs are staged how, and who computes what.
+#include "convolution_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace ftwt {
+
+namespace {
+
+// Where each of the taps lies in an input that was laid out for it: rows with zeros around, and for
+// a stride of s, s x s planes of every s-th row and column.
+struct Staging {
+  Stage layout{};
+  std::vector<int32_t> phases;     // row phase, column phase, of each plane
+  std::vector<int32_t> taps;
+  std::vector<Vector> vectors;
+  bool in_place = false;           // a 1x1 convolution reads the map as it is
+};
+
+Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
+  Staging s;
+  const auto [sh, sw] = spec.stride;
+  const auto [kh, kw] = spec.kernel;
+  const auto [dh, dw] = spec.dilation;
+  const int top = spec.padding[0], left = spec.padding[1];
+  int pitch = 0, rows = 0;
+  s.layout.height = in.height, s.layout.width = in.width;
+  if (kh == 1 && kw == 1 && sh == 1 && sw == 1 && !top && !left && out.height == in.height && out.width == in.width) {
+    s.in_place = true;
+    s.taps = {0};
+    pitch = out.width;
+  } else {
+    const int height = (out.height - 1) * sh + (kh - 1) * dh + 1, width = (out.width - 1) * sw + (kw - 1) * dw + 1;
+    rows = (height + sh - 1) / sh, pitch = (width + sw - 1) / sw;
+    if (sw == 1 && left > 0 && out.width % 16) {
+      // the zeros left of a row also stand right of the row before it
+      const int right = std::max(0, width - left - in.width);
+      pitch = std::max(out.width, pitch - std::min(left, right));
+    }
+    std::vector<int> plane_of(sh * sw, -1);
+    std::vector<std::array<int, 3>> where;  // plane, row, column
+    for (int ky = 0; ky < kh; ++ky)
+      for (int kx = 0; kx < kw; ++kx) {
+        const int a = ky * dh % sh, b = kx * dw % sw;
+        int& plane = plane_of[a * sw + b];
+        if (plane < 0) {
+          plane = static_cast<int>(s.phases.size() / 2);
+          s.phases.push_back(a), s.phases.push_back(b);
+        }
+        where.push_back({plane, ky * dh / sh, kx * dw / sw});
+      }
+    const int size = (rows * pitch + 48 + 15) / 16 * 16;
+    for (const auto& [plane, row, column] : where) s.taps.push_back(plane * size + row * pitch + column);
+    s.layout = {nullptr, in.height, in.width, top, left, sh, sw, rows, pitch, size,
+                static_cast<int>(s.phases.size() / 2), nullptr, nullptr};
+  }
+  if (pitch == out.width || out.width % 16) {
+    const int run = (out.height - 1) * pitch + out.width;
+    for (int v = 0; v < run; v += 16) {
+      Vector vector{v, 0, 0, 0};
+      for (int lane = 0; lane < 16 && v + lane < run; ++lane) {
+        const int y = (v + lane) / pitch, x = (v + lane) % pitch;
+        if (x >= out.width) continue;
+        if (!vector.count) vector.target = y * out.width + x;
+        vector.lanes |= static_cast<uint16_t>(1 << lane), ++vector.count;
+      }
+      if (vector.count) s.vectors.push_back(vector);
+    }
+  } else {
+    for (int y = 0; y < out.height; ++y)
+      for (int x = 0; x < out.width; x += 16) s.vectors.push_back({y * pitch + x, y * out.width + x, 0xffff, 16});
+  }
+  return s;
+}
+
+class DirectConvolution : public Convolution {
+ public:
+  DirectConvolution(const Network& net, const ConvolutionSpec& spec)
+      : Convolution(net, spec), staging_(plan_staging(spec, in_, out_)) {
+    const size_t size = static_cast<size_t>(out_.channels) * group_in_ * taps_;
+    std::memcpy(weights_.need(size), spec.weight, size * sizeof(float));
+    staging_.layout.phase_of = staging_.phases.data();
+    input_floats_ = static_cast<size_t>(staging_.layout.planes) * staging_.layout.plane_floats;
+    // a 1x1 convolution over few positions fills vectors better with inputs, if nearly all are active
+    if (staging_.in_place && spec.groups == 1 && spec.algorithm == Algorithm::automatic && in_.channels % 16 == 0 &&
+        (in_.positions() == 16 || (in_.positions() <= 64 && in_.positions() % 16 != 0)))
+      dot_ = plan_dot(spec, in_, out_);
+  }
+
+  void compute(Network& net, std::vector<Job>& jobs) const override {
+    if (spec_.groups > 1 && group_in_ == 1 && group_out_ == 1) return depthwise(net, jobs);
+    if (dot_.shape == DotShape::points && mostly_active(jobs)) return dot(net, jobs, dot_, in_.channels, weights_.data());
+    in_phases(
+        net, jobs, [&](const Job& job) { return staging_.in_place ? 0 : job.inputs.size() * input_floats_; },
+        [&](Job* first, int count, float* scratch) { stage(net, first, count, scratch); },
+        [&](Job* first, int count, float* scratch) { multiply(net, first, count, scratch); });
+  }
+
+ private:
+  void stage(Network& net, Job* jobs, int count, float* scratch) const {
+    if (staging_.in_place) return;
+    const int parts = net.workers.count() > 1 ? 4 : 1;
+    net.workers.share(count * parts, [&](int i, int) {
+      const Job& job = jobs[i / parts];
+      const int n = static_cast<int>(job.inputs.size());
+      for (int c = n * (i % parts) / parts; c < n * (i % parts + 1) / parts; ++c) {
+        Stage s = staging_.layout;
+        s.plane = job.x + static_cast<int64_t>(job.inputs[c]) * in_.positions();
+        s.out = scratch + job.staged + c * input_floats_;
+        net.kernels.stage(s, true);
+      }
+    });
+  }
+
+  void multiply(Network& net, const Job* jobs, int count, const float* scratch) const {
+    // pieces of filters or of positions, whatever there is more of; filters outside, so that their
+    // weights serve all samples
+    const int vectors = static_cast<int>(staging_.vectors.size());
+    const int workers = net.workers.count();
+    const int64_t row = static_cast<int64_t>(group_in_) * taps_;
+    int filter_parts = 1, vector_parts = 1;
+    if (workers > 1) {
+      if (vectors >= 16 * workers) vector_parts = std::min(4 * workers, vectors / 4);
+      else filter_parts = std::min(2 * workers, std::max(1, out_.channels / 12));
+    }
+    if (count > 1) filter_parts = std::max(filter_parts, static_cast<int>(out_.channels * row / (1 << 16)));
+    filter_parts = std::clamp(filter_parts, 1, out_.channels);
+    net.workers.share(filter_parts * vector_parts, [&](int i, int worker) {
+      float* partial = net.scratch(worker).need(direct_partial(out_.channels));
+      const int part = i / vector_parts, piece = i % vector_parts;
+      std::vector<int64_t> inputs, weights;
+      for (int k = 0; k < count; ++k) {
+        const Job& job = jobs[k];
+        const auto [from, to] = filters_between(job, out_.channels * part / filter_parts,
+                                                out_.channels * (part + 1) / filter_parts);
+        if (from == to) continue;
+        Direct d{staging_.vectors.data(), vectors * piece / vector_parts, vectors * (piece + 1) / vector_parts,
+                 staging_.in_place ? job.x : scratch + job.staged, nullptr, nullptr, 0, staging_.taps.data(), taps_,
+                 weights_.data(), row, job.filters.data(), from, to, partial, job.epilogue};
+        const int n = static_cast<int>(job.inputs.size());
+        int input = 0;
+        for (int f = from; f < to;) {
+          const int group = job.filters[f] / group_out_;
+          int end = f;
+          while (end < to && job.filters[end] / group_out_ == group) ++end;
+          while (input < n && job.inputs[input] / group_in_ < group) ++input;
+          inputs.clear(), weights.clear();
+          for (; input < n && job.inputs[input] / group_in_ == group; ++input) {
+            inputs.push_back(staging_.in_place ? static_cast<int64_t>(job.inputs[input]) * in_.positions()
+                                               : static_cast<int64_t>(input) * static_cast<int64_t>(input_floats_));
+            weights.push_back(static_cast<int64_t>(job.inputs[input] % group_in_) * taps_);
+          }
+          d.input_offsets = inputs.data(), d.weight_offsets = weights.data();
+          d.inputs = static_cast<int>(inputs.size());
+          d.first_filter = f, d.last_filter = end;
+          net.kernels.direct(d);
+          f = end;
+        }
+      }
+    });
+  }
+
+  void depthwise(Network& net, const std::vector<Job>& jobs) const {
+    const int batch = static_cast<int>(jobs.size());
+    const bool plain = spec_.kernel == std::array{3, 3} && spec_.dilation == std::array{1, 1} &&
+                       spec_.padding[0] == 1 && spec_.padding[1] == 1 && spec_.stride[0] == spec_.stride[1];
+    const bool same = plain && (in_.height - 1) / spec_.stride[0] + 1 == out_.height &&
+                      (in_.width - 1) / spec_.stride[0] + 1 == out_.width;
+    const int square = same && spec_.stride[0] <= 2 ? spec_.stride[0] : 0;
+    const int parts = net.workers.count() > 1 ? std::min(4 * net.workers.count(), in_.channels) : 1;
+    net.workers.share(batch * parts, [&](int i, int worker) {
+      const Job& job = jobs[i / parts];
+      const int part = i % parts;
+      const auto [from, to] = filters_between(job, in_.channels * part / parts, in_.channels * (part + 1) / parts);
+      std::vector<uint8_t> active(in_.channels, 0);
+      for (const int c : job.inputs) active[c] = 1;
+      Depthwise d{staging_.layout, job.x, active.data(), staging_.taps.data(), taps_, square, staging_.vectors.data(),
+                  static_cast<int>(staging_.vectors.size()), weights_.data(), job.filters.data(), from, to,
+                  job.epilogue};
+      d.stage.out = net.scratch(worker).need(input_floats_ + 64);
+      net.kernels.depthwise(d);
+    });
+  }
+
+  bool mostly_active(const std::vector<Job>& jobs) const {
+    size_t active = 0;
+    for (const Job& job : jobs) active += job.inputs.size();
+    return active * 4 >= jobs.size() * in_.channels * 3;
+  }
+
+  Staging staging_;
+  DotPlan dot_;
+  Buffer weights_;
+  size_t input_floats_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Convolution> make_direct(const Network& net, const ConvolutionSpec& spec) {
+  return std::make_unique<DirectConvolution>(net, spec);
+}
+
+}  // namespace ftwt

@@ -1,0 +1,83 @@
+// What the convolution steps have in common: which channels a sample asks for, and what follows.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "convolution.h"
+
+namespace ftwt {
+
+// What one sample asks of a convolution.
+struct Job {
+  std::vector<int32_t> inputs;     // active channels
+  std::vector<int32_t> filters;    // to compute
+  const float* x;
+  Epilogue epilogue;
+  size_t staged;                   // where its staged input starts in the shared scratch
+};
+
+// The shape of a dot kernel, and how a convolution looks to it.
+struct DotPlan {
+  DotShape shape = DotShape::none;
+  int positions = 0;         // of the input
+  int inputs = 0, taps = 1;  // of a filter
+  int tap = -1;              // the only one that ever meets an input, or -1: all
+};
+
+DotPlan plan_dot(const ConvolutionSpec& spec, const Shape& in, const Shape& out);
+
+class Convolution : public Step {
+ public:
+  Convolution(const Network& net, const ConvolutionSpec& spec);
+
+  void run(Network& net, int batch, int index) const override;
+  // Computes the filters of all jobs.
+  virtual void compute(Network& net, std::vector<Job>& jobs) const = 0;
+
+ protected:
+  static constexpr size_t kPhaseFloats = size_t{1} << 22;  // of staged inputs of several samples: 16 MiB
+
+  // Samples whose staged inputs fit the shared scratch together, staged and then computed: so the
+  // weights of a filter are read once for all of them.
+  template <typename Size, typename Stage, typename Compute>
+  static void in_phases(Network& net, std::vector<Job>& jobs, Size size, Stage stage, Compute compute) {
+    for (size_t first = 0; first < jobs.size();) {
+      size_t last = first, floats = 0;
+      while (last < jobs.size() && (last == first || floats + size(jobs[last]) <= kPhaseFloats)) {
+        jobs[last].staged = floats;
+        floats += size(jobs[last++]);
+      }
+      float* scratch = net.shared().need(floats + 64);
+      stage(jobs.data() + first, static_cast<int>(last - first), scratch);
+      compute(jobs.data() + first, static_cast<int>(last - first), scratch);
+      first = last;
+    }
+  }
+
+  // All jobs by the dot kernels, with weights (K, taps, stride).
+  void dot(Network& net, std::vector<Job>& jobs, const DotPlan& plan, int stride, const float* weights) const;
+
+  // The part of a job's filters among [from, to) of all.
+  static std::pair<int, int> filters_between(const Job& job, int from, int to);
+
+  const ConvolutionSpec spec_;
+  const Shape in_, out_;
+  const int taps_, group_in_, group_out_;
+  const std::vector<float> bias_;
+
+ private:
+  void prepare(Network& net, int sample, Job& job) const;
+  int64_t count(const Job& job) const;
+  void pass_on(Network& net, int sample) const;
+};
+
+std::unique_ptr<Convolution> make_direct(const Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_winograd(const Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_dot(const Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_columns(const Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_panels(const Network& net, const ConvolutionSpec& spec);
+
+}  // namespace ftwt
