@@ -20,6 +20,7 @@ namespace ftwt::FTWT_ISA {
 
 #include "vector.h"
 #include "direct.h"
+#include "depthwise.h"
 #include "winograd.h"
 #include "dot.h"
 #include "panel.h"
