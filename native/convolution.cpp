@@ -1,23 +1,9 @@
 #include "convolution_step.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace ftwt {
-
-namespace {
-
-// The channels that both masks keep; a null mask keeps all.
-void list(int channels, const uint8_t* a, const uint8_t* b, std::vector<int32_t>& kept) {
-  kept.resize(channels);
-  int n = 0;
-  for (int c = 0; c < channels; ++c) {
-    kept[n] = c;
-    n += (!a || a[c]) && (!b || b[c]);  // no branch: masks are not predictable
-  }
-  kept.resize(n);
-}
-
-}  // namespace
 
 DotPlan plan_dot(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
   const bool plain = spec.groups == 1 && spec.stride == std::array{1, 1} && spec.dilation == std::array{1, 1};
@@ -53,7 +39,7 @@ void Convolution::run(Network& net, int batch, int index) const {
     net.macs(index, sample) = count(jobs[sample]);
   }
   compute(net, jobs);
-  for (int sample = 0; sample < batch; ++sample) pass_on(net, sample);
+  for (int sample = 0; sample < batch; ++sample) pass_on(net, sample, jobs[sample]);
 }
 
 std::pair<int, int> Convolution::filters_between(const Job& job, int from, int to) {
@@ -64,10 +50,10 @@ std::pair<int, int> Convolution::filters_between(const Job& job, int from, int t
 
 void Convolution::prepare(Network& net, int sample, Job& job) const {
   const Activity& active = net.activity(spec_.x, sample);
-  list(in_.channels, active.all ? nullptr : active.channels, nullptr, job.inputs);
+  list_channels(in_.channels, active.all ? nullptr : active.channels, nullptr, job.inputs);
   const uint8_t* mask = spec_.mask ? net.mask(*spec_.mask, sample) : nullptr;
   const uint8_t* after = spec_.after ? net.mask(*spec_.after, sample) : nullptr;
-  list(out_.channels, mask, after, job.filters);
+  list_channels(out_.channels, mask, after, job.filters);
   job.x = net.map(spec_.x, sample);
   const uint8_t* add_active = nullptr;
   if (spec_.add) {
@@ -91,24 +77,25 @@ int64_t Convolution::count(const Job& job) const {
 }
 
 // Filters that were not computed may still pass on what is added to them.
-void Convolution::pass_on(Network& net, int sample) const {
+void Convolution::pass_on(Network& net, int sample, const Job& job) const {
   Activity& active = net.activity(spec_.out, sample);
-  const uint8_t* mask = spec_.mask ? net.mask(*spec_.mask, sample) : nullptr;
-  const uint8_t* after = spec_.after ? net.mask(*spec_.after, sample) : nullptr;
-  active.all = !mask && !after;
+  active.all = !spec_.mask && !spec_.after;
   if (active.all) return;
-  const Activity* other = spec_.add ? &net.activity(*spec_.add, sample) : nullptr;
+  std::memset(active.channels, 0, out_.channels);
+  for (const int f : job.filters) active.channels[f] = 1;
+  if (!spec_.add) return;
+  const Activity& other = net.activity(*spec_.add, sample);
+  const uint8_t* after = spec_.after ? net.mask(*spec_.after, sample) : nullptr;
   // where the sum took the place of what was added, that is there already
-  const bool in_place = spec_.add && net.map(*spec_.add, sample) == net.map(spec_.out, sample) &&
+  const bool in_place = net.map(*spec_.add, sample) == net.map(spec_.out, sample) &&
                         (spec_.post == Activation::none || (spec_.post == Activation::relu && net.positive(*spec_.add)));
   const int64_t plane = out_.positions();
   for (int f = 0; f < out_.channels; ++f) {
-    const bool computed = (!mask || mask[f]) && (!after || after[f]);
-    const bool added = !computed && other && (!after || after[f]) && (other->all || other->channels[f]);
-    active.channels[f] = computed || added;
-    if (added && !in_place)
+    const bool added = (other.all || other.channels[f]) & (!after || after[f]);
+    if (!in_place && added && !active.channels[f])
       net.kernels.affine(net.map(*spec_.add, sample) + f * plane, 1.0f, 0.0f, spec_.post,
                          net.map(spec_.out, sample) + f * plane, plane);
+    active.channels[f] |= added;
   }
 }
 

@@ -129,7 +129,7 @@ class DirectConvolution : public Convolution {
     net.workers.share(filter_parts * vector_parts, [&](int i, int worker) {
       float* partial = net.scratch(worker).need(direct_partial(out_.channels));
       const int part = i / vector_parts, piece = i % vector_parts;
-      std::vector<int64_t> inputs, weights;
+      static thread_local std::vector<int64_t> inputs, weights;
       for (int k = 0; k < count; ++k) {
         const Job& job = jobs[k];
         const auto [from, to] = filters_between(job, out_.channels * part / filter_parts,
@@ -141,15 +141,15 @@ class DirectConvolution : public Convolution {
         const int n = static_cast<int>(job.inputs.size());
         int input = 0;
         for (int f = from; f < to;) {
-          const int group = job.filters[f] / group_out_;
-          int end = f;
+          const int group = spec_.groups == 1 ? 0 : job.filters[f] / group_out_;
+          int end = spec_.groups == 1 ? to : f;
           while (end < to && job.filters[end] / group_out_ == group) ++end;
-          while (input < n && job.inputs[input] / group_in_ < group) ++input;
+          while (group && input < n && job.inputs[input] / group_in_ < group) ++input;
           inputs.clear(), weights.clear();
-          for (; input < n && job.inputs[input] / group_in_ == group; ++input) {
+          for (; input < n && (spec_.groups == 1 || job.inputs[input] / group_in_ == group); ++input) {
             inputs.push_back(staging_.in_place ? static_cast<int64_t>(job.inputs[input]) * in_.positions()
                                                : static_cast<int64_t>(input) * static_cast<int64_t>(input_floats_));
-            weights.push_back(static_cast<int64_t>(job.inputs[input] % group_in_) * taps_);
+            weights.push_back(static_cast<int64_t>(job.inputs[input] - group * group_in_) * taps_);
           }
           d.input_offsets = inputs.data(), d.weight_offsets = weights.data();
           d.inputs = static_cast<int>(inputs.size());

@@ -71,7 +71,7 @@ class Convolution : public Step {
  private:
   void prepare(Network& net, int sample, Job& job) const;
   int64_t count(const Job& job) const;
-  void pass_on(Network& net, int sample) const;
+  void pass_on(Network& net, int sample, const Job& job) const;
 };
 
 std::unique_ptr<Convolution> make_direct(const Network& net, const ConvolutionSpec& spec);

@@ -97,7 +97,8 @@ class WinogradConvolution : public Convolution {
 
   void multiply(Network& net, const Job& job, int from, int to, int first_row, int last_row, const float* patches,
                 float* sums) const {
-    std::vector<int64_t> offsets(job.inputs.size());
+    static thread_local std::vector<int64_t> offsets;
+    offsets.resize(job.inputs.size());
     for (size_t i = 0; i < offsets.size(); ++i) offsets[i] = static_cast<int64_t>(job.inputs[i]) * 16;
     net.kernels.winograd({patches, static_cast<int>(job.inputs.size()), offsets.data(), weights_.data(),
                           static_cast<int64_t>(in_.channels) * 16, job.filters.data(), from, to, columns_, first_row,

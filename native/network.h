@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,23 @@ struct Activity {
   bool all = true;
   uint8_t* channels = nullptr;  // valid unless all
 };
+
+// The channels that both masks keep, in order; a null mask keeps all. No branch depends on a mask: they
+// are not predictable.
+inline void list_channels(int count, const uint8_t* a, const uint8_t* b, std::vector<int32_t>& list) {
+  list.resize(count);
+  int kept = 0;
+  if (!a) std::swap(a, b);
+  if (!a) {
+    std::iota(list.begin(), list.end(), 0);
+    return;
+  }
+  for (int c = 0; c < count; ++c) {
+    list[kept] = c;
+    kept += b ? (a[c] != 0) & (b[c] != 0) : a[c] != 0;
+  }
+  list.resize(kept);
+}
 
 struct Network {
   Network(std::vector<Shape> maps, std::vector<int> gates, int output, int threads, const std::string& isa);

@@ -10,12 +10,11 @@ namespace {
 
 bool renews(Activation act) { return act == Activation::sigmoid || act == Activation::hardsigmoid; }
 
-std::vector<int32_t> active_channels(Network& net, int map, int sample) {
+// Until the next call on the same thread.
+const std::vector<int32_t>& active_channels(Network& net, int map, int sample) {
+  static thread_local std::vector<int32_t> list;
   const Activity& active = net.activity(map, sample);
-  std::vector<int32_t> list;
-  list.reserve(net.maps[map].channels);
-  for (int c = 0; c < net.maps[map].channels; ++c)
-    if (active.all || active.channels[c]) list.push_back(c);
+  list_channels(net.maps[map].channels, active.all ? nullptr : active.channels, nullptr, list);
   return list;
 }
 
@@ -69,8 +68,11 @@ class Predict : public Step {
   }
 
   void predict(Network& net, int sample, int index) const {
-    std::vector<int> active;
-    std::vector<float> values;
+    // lists that keep their memory from run to run
+    static thread_local std::vector<int> active;
+    static thread_local std::vector<float> values, sums, logits;
+    static thread_local std::vector<int64_t> offsets;
+    active.clear(), values.clear(), offsets.clear();
     int base = 0;
     for (const int f : features_) {
       const float* x = net.map(f, sample);
@@ -89,10 +91,9 @@ class Predict : public Step {
       for (float& v : values) v = static_cast<float>(v / total) - silent;
     }
     const int rows = rank_ ? rank_ : filters_;
-    std::vector<float> sums(rows), logits;
+    sums.resize(rows);
     for (int k = 0; k < rows; ++k) sums[k] = (rank_ ? 0.0f : bias_[k]) + silent * rows_sum_[k];
     const float* first = rank_ ? reduce_.data() : weight_.data();
-    std::vector<int64_t> offsets;
     for (const int c : active) offsets.push_back(static_cast<int64_t>(c) * rows);
     net.kernels.columns({first, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data()});
     if (rank_) {
@@ -101,7 +102,7 @@ class Predict : public Step {
       for (int j = 0; j < rank_; ++j) offsets.push_back(static_cast<int64_t>(j) * filters_);
       net.kernels.columns({weight_.data(), offsets.data(), sums.data(), rank_, filters_, logits.data()});
     } else {
-      logits = std::move(sums);
+      logits.swap(sums);
     }
     uint8_t* mask = net.mask(gate_, sample);
     if (const uint8_t* given = net.forced[gate_]) {
@@ -148,7 +149,7 @@ class Pool : public Step {
     const int64_t plane = window_.out_height * window_.out_width;
     if (window_.adaptive && plane == 1) {
       net.workers.share(batch, [&](int sample, int) {
-        const std::vector<int32_t> active = active_channels(net, x, sample);
+        const std::vector<int32_t>& active = active_channels(net, x, sample);
         net.kernels.planes({net.map(x, sample), positions, active.data(), static_cast<int>(active.size()),
                             window_.maximum, net.map(writes, sample)});
       });
