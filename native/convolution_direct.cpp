@@ -121,7 +121,7 @@ class DirectConvolution : public Convolution {
     const int64_t row = static_cast<int64_t>(group_in_) * taps_;
     int filter_parts = 1, vector_parts = 1;
     if (workers > 1) {
-      if (vectors >= 16 * workers) vector_parts = std::min(4 * workers, vectors / 4);
+      if (vectors >= 16 * workers) vector_parts = std::min(2 * workers, vectors / 4);
       else filter_parts = std::min(2 * workers, std::max(1, out_.channels / 12));
     }
     if (count > 1) filter_parts = std::max(filter_parts, static_cast<int>(out_.channels * row / (1 << 16)));

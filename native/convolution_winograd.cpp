@@ -21,7 +21,8 @@ class WinogradConvolution : public Convolution {
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
-    if (direct_ && few(jobs)) return direct_->compute(net, jobs);
+    // with threads, one sharing out of tiles is quicker than two, of inputs and then of outputs
+    if (direct_ && net.workers.count() == 1 && few(jobs)) return direct_->compute(net, jobs);
     // rows of tiles whose patches fit the cache, and enough such blocks to share out
     const int workers = net.workers.count(), batch = static_cast<int>(jobs.size());
     const int64_t most = kPatchFloats / (static_cast<int64_t>(in_.channels) * columns_ * 16);

@@ -57,7 +57,7 @@ class Predict : public Step {
   }
 
   void run(Network& net, int batch, int index) const override {
-    net.workers.share(batch, [&](int sample, int) { predict(net, sample, index); });
+    net.workers.share(batch, [&](int sample, int) { predict(net, sample, index, batch == 1); });
   }
 
  private:
@@ -67,7 +67,7 @@ class Predict : public Step {
       for (int r = 0; r < rows; ++r) to[static_cast<size_t>(c) * rows + r] = matrix[static_cast<size_t>(r) * width + c];
   }
 
-  void predict(Network& net, int sample, int index) const {
+  void predict(Network& net, int sample, int index, bool alone) const {
     // lists that keep their memory from run to run
     static thread_local std::vector<int> active;
     static thread_local std::vector<float> values, sums, logits;
@@ -95,7 +95,14 @@ class Predict : public Step {
     for (int k = 0; k < rows; ++k) sums[k] = (rank_ ? 0.0f : bias_[k]) + silent * rows_sum_[k];
     const float* first = rank_ ? reduce_.data() : weight_.data();
     for (const int c : active) offsets.push_back(static_cast<int64_t>(c) * rows);
-    net.kernels.columns({first, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data()});
+    // one image's large matrix is shared out by filters; the lists belong to this thread
+    const Columns all{first, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data()};
+    const bool large = alone && values.size() * rows >= kLarge;
+    const int parts = large ? std::max(1, std::min(net.workers.count(), rows / 16)) : 1;
+    net.workers.share(parts, [&](int part, int) {
+      const int from = rows / 16 * part / parts * 16, to = part + 1 < parts ? rows / 16 * (part + 1) / parts * 16 : rows;
+      net.kernels.columns({all.matrix + from, all.offsets, all.values, all.count, to - from, all.sums + from});
+    });
     if (rank_) {
       logits = bias_;
       offsets.clear();
@@ -114,6 +121,8 @@ class Predict : public Step {
     const int64_t read = softmax_ ? width_ : static_cast<int64_t>(active.size());
     net.macs(index, sample) = read * rows + (rank_ ? static_cast<int64_t>(rank_) * filters_ : 0);
   }
+
+  static constexpr size_t kLarge = 1 << 14;  // products
 
   const std::vector<int> features_;
   const int gate_, filters_, width_, rank_;

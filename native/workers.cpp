@@ -34,29 +34,29 @@ Workers::~Workers() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Workers::share(int n, const Task& task) {
-  if (threads_.empty() || n <= 1) {
-    for (int i = 0; i < n; ++i) task(i, 0);
-    return;
-  }
-  task_ = &task, error_ = nullptr;
+// Who is about to sleep says so and looks again; who has news tells it and then looks for sleepers. So
+// the lock is taken only where somebody sleeps.
+void Workers::share(int n, const void* task, Call call) {
+  task_ = task, call_ = call, error_ = nullptr;
   size_.store(n, std::memory_order_relaxed);
   next_.store(0, std::memory_order_relaxed);
   busy_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-  {
-    std::lock_guard lock(mutex_);  // a worker about to sleep must not miss the round
-    round_.fetch_add(1, std::memory_order_release);
+  round_.fetch_add(1);
+  if (asleep_.load()) {
+    std::lock_guard lock(mutex_);
+    wake_.notify_all();
   }
-  wake_.notify_all();
   work(0);
   // Not to yield: on a busy machine that may cost a whole time slice.
-  for (int spins = 0; busy_.load(std::memory_order_acquire); ++spins) {
+  for (int spins = 0; busy_.load(); ++spins) {
     if (spins < kSpins) {
       relax();
       continue;
     }
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return busy_.load(std::memory_order_acquire) == 0; });
+    caller_asleep_ = true;
+    done_.wait(lock, [&] { return busy_.load() == 0; });
+    caller_asleep_ = false;
   }
   if (error_) std::rethrow_exception(error_);
 }
@@ -64,7 +64,7 @@ void Workers::share(int n, const Task& task) {
 void Workers::work(int worker) {
   const int n = size_.load(std::memory_order_relaxed);
   try {
-    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) (*task_)(i, worker);
+    for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) call_(task_, i, worker);
   } catch (...) {
     std::lock_guard lock(mutex_);
     error_ = std::current_exception();
@@ -74,17 +74,19 @@ void Workers::work(int worker) {
 void Workers::loop(int worker) {
   for (unsigned seen = 0;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
-    for (int spins = 0; round_.load(std::memory_order_acquire) == seen; ++spins) {
+    for (int spins = 0; round_.load() == seen; ++spins) {
       relax();
       if (spins % 64 || std::chrono::steady_clock::now() < until) continue;
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+      ++asleep_;
+      wake_.wait(lock, [&] { return round_.load() != seen; });
+      --asleep_;
     }
-    seen = round_.load(std::memory_order_acquire);
+    seen = round_.load();
     if (stop_) return;
     work(worker);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      std::lock_guard lock(mutex_);  // the caller may be about to sleep
+    if (busy_.fetch_sub(1) == 1 && caller_asleep_.load()) {
+      std::lock_guard lock(mutex_);
       done_.notify_one();
     }
   }

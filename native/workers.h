@@ -4,7 +4,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <exception>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -15,8 +14,6 @@ namespace ftwt {
 // work is microseconds away; when a run is over they go to sleep.
 class Workers {
  public:
-  using Task = std::function<void(int index, int worker)>;
-
   explicit Workers(int count);
   ~Workers();
   Workers(const Workers&) = delete;
@@ -26,20 +23,31 @@ class Workers {
 
   // Calls task(i, worker) once for each i in [0, n), and returns when all have returned. What a task
   // throws (no memory left) is thrown here, the last of them if several do.
-  void share(int n, const Task& task);
+  template <typename Task>
+  void share(int n, const Task& task) {
+    if (threads_.empty() || n <= 1) {
+      for (int i = 0; i < n; ++i) task(i, 0);
+    } else {
+      share(n, &task, [](const void* t, int i, int worker) { (*static_cast<const Task*>(t))(i, worker); });
+    }
+  }
 
  private:
+  using Call = void (*)(const void* task, int index, int worker);
+
+  void share(int n, const void* task, Call call);
   void loop(int worker);
   void work(int worker);
 
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  const Task* task_ = nullptr;
+  const void* task_ = nullptr;
+  Call call_ = nullptr;
   std::exception_ptr error_;
-  std::atomic<int> next_{0}, size_{0}, busy_{0};
+  std::atomic<int> next_{0}, size_{0}, busy_{0}, asleep_{0};
   std::atomic<unsigned> round_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, caller_asleep_{false};
 };
 
 }  // namespace ftwt
