@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/engine.md", "docs/results.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -172,6 +172,54 @@ def engine() -> str:
     return table(head, rows) + origins()
 
 
+def speed() -> str:
+    """The same in short: one thread, masks by lot."""
+    rows = []
+    for _, result in measured():
+        if result["threads"] != 1 or result["forced_keep"] is None:
+            continue
+        latency = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
+        rival = result["fastest_rival"]
+        rows.append(
+            (
+                f"{result['network']}, {result['input_shape'][-1]}",
+                f"{latency[rival]:.2f} ms ({rival})",
+                f"{latency['ftwt dense']:.2f} ms",
+                f"{latency['ftwt gated']:.2f} ms",
+                percent(result["reduction"]),
+                f"**{result['achieved']:.2f}x**",
+            )
+        )
+    head = (
+        "network, image size", "fastest dense rival", "ours, dense", "ours, half of the filters",
+        "fewer MACs", "faster than the rival",
+    )  # fmt: skip
+    return table(head, rows) + origins()
+
+
+def traffic() -> str:
+    """How near the late layers of VGG16-BN come to the memory's speed."""
+    path = "results/engine-traffic.json"
+    if not (ROOT / path).exists():
+        return "No results yet: `python benchmarks/traffic.py`.\n"
+    result = read(path)
+    rows = [
+        (
+            layer["name"],
+            f"{layer['megabytes']:.2f} MB",
+            f"{layer['bound_ms']:.3f} ms",
+            f"{layer['measured_ms']:.3f} ms",
+        )
+        for layer in (
+            *result["layers"],
+            {"name": "together", "megabytes": sum(x["megabytes"] for x in result["layers"])}
+            | {key: result[key] for key in ("bound_ms", "measured_ms")},
+        )
+    ]
+    head = ("layer", "weights read", f"at {result['stream_gb_per_s']:.1f} GB/s", "measured")
+    return table(head, rows) + origin(path, result)
+
+
 def rivals() -> str:
     """Everybody's latency, with quartiles."""
     found = list(measured())
@@ -188,7 +236,17 @@ def rivals() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (demo, baseline, study, budget, overhead, engine, rivals)
+    for function in (
+        demo,
+        baseline,
+        study,
+        budget,
+        overhead,
+        engine,
+        speed,
+        traffic,
+        rivals,
+    )
 }
 
 
