@@ -1,5 +1,6 @@
 """The demo: the main job in one command, the same each time, on a page that needs nothing else."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,14 @@ from ftwt import cli, demo
 from ftwt.config import RunConfig
 from ftwt.results import read_json
 
-TIMES = ("dense_step_ms", "dynamic_step_ms", "seconds", "provenance")
+TIMES = (
+    "dense_step_ms",
+    "dynamic_step_ms",
+    "dense_image_ms",
+    "dynamic_image_ms",
+    "seconds",
+    "provenance",
+)
 MODEL = demo.MODEL
 
 
@@ -31,6 +39,9 @@ def test_the_demo_tells_keeps_and_shows_its_figures(tiny_demo: Path, capsys: Any
     assert values["dense"]["images"] == values["dynamic"]["images"] == 1000
     assert values["dense"]["reduction"] == 0 < values["dynamic"]["reduction"]
     assert values["dense_step_ms"] > 0 and values["dynamic_step_ms"] > 0
+    if importlib.util.find_spec("ftwt.runtime._native"):
+        assert values["dense_image_ms"] > 0 and values["dynamic_image_ms"] > 0
+        assert f"{values['dynamic_image_ms']:.2f} ms" in told
     for figure in (values["dense"]["top1"], values["dynamic"]["top1"], values["predicted"]):
         assert f"{figure:.1%}" in told.split("5. What came of it")[1]
     config = RunConfig.from_json(values["provenance"]["config"])

@@ -38,6 +38,9 @@ def demo() -> str:
         ("mask accuracy", "", percent(dynamic["mask_accuracy"])),
         ("training step of 128 images", *steps),
     ]
+    if result.get("dense_image_ms"):  # where the native engine was built
+        images = [f"{result[key]:.2f} ms" for key in ("dense_image_ms", "dynamic_image_ms")]
+        rows.append(("an image on the native engine, one thread", *images))
     return table(("", "dense", "dynamic"), rows) + origin("results/demo.json", result)
 
 

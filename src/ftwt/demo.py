@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import io
 import os
+import time
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import nn
 
+from .compile import compile
 from .config import DataConfig, PruneConfig, RunConfig, TrainConfig
 from .convert import convert
 from .data import Batches
@@ -24,6 +27,7 @@ from .run import load_network, load_splits
 from .train import train
 
 MODEL = "cifar10-resnet20"
+ROUNDS = 5  # of timing images on the engine
 TIMED = 4  # steps an epoch, three epochs: the first is a warm-up, the median is told
 
 TRAINING = TrainConfig(
@@ -48,6 +52,9 @@ class DemoResult:
         dynamic: The same network, pruned and trained.
         dense_step_ms: Time of one training step of 128 images, dense, in milliseconds.
         dynamic_step_ms: The same with gates.
+        dense_image_ms: Time of one image on the native engine with one thread, dense; None where
+            that engine was not built.
+        dynamic_image_ms: The same of the pruned network, over the same images.
         seconds: Time of the training.
         provenance: Where the figures come from.
     """
@@ -59,6 +66,8 @@ class DemoResult:
     dynamic: Evaluation
     dense_step_ms: float
     dynamic_step_ms: float
+    dense_image_ms: float | None
+    dynamic_image_ms: float | None
     seconds: float
     provenance: dict[str, Any]
 
@@ -82,6 +91,9 @@ class DemoResult:
         table.add_row("mask accuracy", "", f"{after.mask_accuracy or 0:.1%}")
         steps = [f"{ms:.0f} ms" for ms in (self.dense_step_ms, self.dynamic_step_ms)]
         table.add_row("training step of 128 images", *steps)
+        if self.dense_image_ms and self.dynamic_image_ms:
+            images = [f"{ms:.2f} ms" for ms in (self.dense_image_ms, self.dynamic_image_ms)]
+            table.add_row("an image, native engine, one thread", *images)
         yield table
 
 
@@ -135,6 +147,7 @@ def demo(
     step_ms = [_step_ms(network, splits.train) for network in (dense, dynamic)]
     trained = train(dynamic, splits.train, splits.validation, config, teacher=copy.deepcopy(dense))
 
+    image_ms = _image_ms(dense, dynamic, splits.test)
     whole = RunConfig(MODEL, "pretrained", data, PruneConfig(r=r), train=config)
     result = DemoResult(
         asked=reduction,
@@ -144,6 +157,8 @@ def demo(
         dynamic=evaluate(dynamic, splits.test),
         dense_step_ms=step_ms[0],
         dynamic_step_ms=step_ms[1],
+        dense_image_ms=image_ms[0],
+        dynamic_image_ms=image_ms[1],
         seconds=trained.seconds,
         provenance=provenance(config=whole, seed=config.seed, duration_s=trained.seconds),
     )
@@ -161,6 +176,27 @@ def _step_ms(model: nn.Module, batches: Batches) -> float:
     config = replace(TRAINING, epochs=3, predictor_warmup_steps=0, distillation=0.0, cooldown=1)
     result = train(copy.deepcopy(model), few, few[:1], config, progress=False)
     return 1e3 * config.batch_size / result.images_per_s
+
+
+def _image_ms(
+    dense: nn.Module, dynamic: nn.Module, batches: Batches
+) -> tuple[float, float] | tuple[None, None]:
+    """Time of one image on an engine of each network, in milliseconds: in turns, medians."""
+    images, _ = next(iter(batches))
+    images = images.float().contiguous()
+    try:
+        engines = (compile(dense, images[:1]), compile(dynamic))
+    except RuntimeError:  # no native engine here
+        return None, None
+    taken = np.zeros((ROUNDS, len(images), len(engines)))
+    for round_ in taken:
+        for times, image in zip(round_, images, strict=True):
+            for number, engine in enumerate(engines):
+                start = time.perf_counter()
+                engine(image[None])
+                times[number] = time.perf_counter() - start
+    dense_ms, dynamic_ms = 1e3 * np.median(taken, axis=0).mean(0)
+    return float(dense_ms), float(dynamic_ms)
 
 
 def _write_page(path: Path, result: DemoResult) -> None:
