@@ -31,7 +31,8 @@ test: $(INSTALLED)
 sanitize: $(INSTALLED)
 	@CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --upgrade --target build/sanitized/site \
 		--config-settings build-dir=build/sanitized/native --config-settings wheel.cmake=true \
-		--config-settings install.strip=false --config-settings cmake.define.FTWT_SANITIZE=ON --config-settings cmake.define.FTWT_COUNT=ON .
+		--config-settings install.strip=false --config-settings cmake.define.FTWT_COUNT=ON \
+		--config-settings cmake.define.FTWT_SANITIZE=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=build/sanitized/site:$(wildcard .venv/lib/python3.*/site-packages) \

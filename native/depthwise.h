@@ -43,7 +43,10 @@ static void across(const Depthwise& d, int taps, const float* plane, const float
                    int filter) {
   V s[N] = {};
   int64_t source[N];
-  for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
+  for (int n = 0; n < N; ++n) {
+    source[n] = vectors[n].source;
+    FTWT_PRODUCTS(depthwise, taps * vectors[n].count);
+  }
   for (int t = 0; t < taps; ++t) {
     const float* tap = plane + d.tap_offsets[t];
     const V w = splat(weights[t]);
@@ -72,6 +75,7 @@ static void square(const Depthwise& d, const float* plane, const float* w, int f
   for (int t = 0; t < 9; ++t) taps[t] = splat(w[t]);
   for (int x = 0; x < out_width; x += kLanes) {
     const int count = min(kLanes, out_width - x), column = x * Stride;
+    FTWT_PRODUCTS(depthwise, int64_t{9} * count * out_height);
     V left = {}, middle = {}, right = {};
     auto read = [&](int y) __attribute__((always_inline)) {
       const float* row = plane + static_cast<int64_t>(y) * width + column;
@@ -168,6 +172,7 @@ static void tiny(const Depthwise& d) {
     const int64_t at = static_cast<int64_t>(c) * Positions;
     const float* w = d.weights + static_cast<int64_t>(c) * 9;
     V y = splat(e.bias[c]);
+    if (d.active[c]) FTWT_PRODUCTS(depthwise, 9 * Positions);
     if (d.active[c]) y = Positions == 16 ? square4(d.input + at, w, y) : square2(d.input + at, w, y);
     y = bounds.only ? clip(y, low, high) : activate(e.act, y);
     if (e.add) {

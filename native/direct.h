@@ -27,6 +27,10 @@ static inline void sums(const Direct& d, const int32_t* filters, const int32_t* 
   int64_t source[N];
   for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
   const int taps = T ? T : d.taps;
+  for (int n = 0; n < N; ++n) {
+    FTWT_PRODUCTS(direct, int64_t{F} * (to - from) * taps * vectors[n].count);
+    FTWT_PRODUCTS(idle, int64_t{F} * (to - from) * taps * (kLanes - vectors[n].count));
+  }
   int i = from;
   if constexpr (T == 1 && N == 1 && F * kParts <= kRegisters / 4) {  // two chains of sums: few filters, and each waits for itself
     V r[F];
