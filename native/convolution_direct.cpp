@@ -24,7 +24,7 @@ Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& 
   const auto [kh, kw] = spec.kernel;
   const auto [dh, dw] = spec.dilation;
   const int top = spec.padding[0], left = spec.padding[1];
-  int pitch = 0, rows = 0;
+  int pitch = 0, rows = 0, shared = 0;
   s.layout.height = in.height, s.layout.width = in.width;
   if (kh == 1 && kw == 1 && sh == 1 && sw == 1 && !top && !left && out.height == in.height && out.width == in.width) {
     s.in_place = true;
@@ -36,7 +36,8 @@ Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& 
     if (sw == 1 && left > 0 && out.width % 16) {
       // the zeros left of a row also stand right of the row before it
       const int right = std::max(0, width - left - in.width);
-      pitch = std::max(out.width, pitch - std::min(left, right));
+      shared = std::min(left, right);
+      pitch = std::max(out.width, pitch - shared);
     }
     std::vector<int> plane_of(sh * sw, -1);
     std::vector<std::array<int, 3>> where;  // plane, row, column
@@ -50,7 +51,7 @@ Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& 
         }
         where.push_back({plane, ky * dh / sh, kx * dw / sw});
       }
-    const int size = (rows * pitch + 48 + 15) / 16 * 16;
+    const int size = (rows * pitch + shared + 48 + 15) / 16 * 16;  // the last row's zeros lie behind it
     for (const auto& [plane, row, column] : where) s.taps.push_back(plane * size + row * pitch + column);
     s.layout = {nullptr, in.height, in.width, top, left, sh, sw, rows, pitch, size,
                 static_cast<int>(s.phases.size() / 2), nullptr, nullptr};
