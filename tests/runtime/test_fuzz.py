@@ -90,7 +90,8 @@ FAR: dict[str, tuple[Shape, dict[str, Any]]] = {
         (2, 3, 4), {"filters": 2, "kernel": (3, 1), "padding": (1024,) * 4, "stride": (9, 7)}
     ),
     "wide padding": (
-        (1, 3, 34), {"filters": 3, "kernel": (3, 34), "dilation": (1, 9), "padding": (1, 148, 1, 149)}
+        (1, 3, 34),
+        {"filters": 3, "kernel": (3, 34), "dilation": (1, 9), "padding": (1, 148, 1, 149)},
     ),
     "kernel": ((1, 300, 300), {"filters": 2, "kernel": (300, 300)}),
     "long": ((1, 1, 2**20), {"filters": 1, "kernel": (1, 1024), "stride": (1024, 1024)}),
