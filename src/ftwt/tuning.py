@@ -19,6 +19,13 @@ SECONDS = 0.3  # that these may take together, once there were the fewest
 WORTH = 0.002  # share of the network's time below which a difference is not believed
 
 
+def by_lot(keeps: np.ndarray, channels: int, random: np.random.Generator) -> np.ndarray:
+    """Draw (B, channels) uint8 masks, each with its (B,) share of the channels, at least one."""
+    kept = np.maximum(1, np.round(keeps * channels))
+    ranks = random.random((len(keeps), channels)).argsort(1).argsort(1)
+    return (ranks < kept[:, None]).astype(np.uint8)
+
+
 class ForcedEngine(Engine):
     """An engine whose gates' decisions are drawn by lot, to measure what a keep ratio is worth.
 
@@ -37,9 +44,8 @@ class ForcedEngine(Engine):
             if isinstance(operation, Predict):
                 gate = program.gates[operation.mask]
                 random = np.random.default_rng((seed, zlib.crc32(gate.unit.encode())))
-                ranks = random.random((DRAWN, gate.channels)).argsort(1).argsort(1)
-                kept = max(1, round(keep * gate.channels))
-                self._drawn[operation.mask] = (ranks < kept).astype(np.uint8)
+                keeps = np.full(DRAWN, keep)
+                self._drawn[operation.mask] = by_lot(keeps, gate.channels, random)
         self._samples, self._lock = 0, threading.Lock()
 
     def _masks(self, masks: Mapping[str, Any], samples: int) -> dict[int, np.ndarray]:

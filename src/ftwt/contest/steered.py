@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import Engine, Predict, Program, Stats
+from ..tuning import by_lot
 from .turns import Contestant
 
 Masks = Mapping[int, np.ndarray]  # gate's number -> (B, C) uint8
@@ -38,9 +39,7 @@ def draw(program: Program, keeps: np.ndarray, random: np.random.Generator) -> Ma
     for operation in program.operations:
         if isinstance(operation, Predict):
             filters = program.gates[operation.mask].channels
-            kept = np.maximum(1, np.round(keeps * filters))
-            ranks = random.random((len(keeps), filters)).argsort(1).argsort(1)
-            masks[operation.mask] = (ranks < kept[:, None]).astype(np.uint8)
+            masks[operation.mask] = by_lot(keeps, filters, random)
     return masks
 
 
