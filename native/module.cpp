@@ -101,8 +101,14 @@ class PyNetwork {
   }
 
   void finish() { net_->finish(); }
-  void clock(bool on) { net_->clock(on); }
-  std::vector<double> seconds() const { return net_->seconds(); }
+  void clock(bool on) {
+    nb::gil_scoped_release release;
+    net_->clock(on);
+  }
+  std::vector<double> seconds() {
+    nb::gil_scoped_release release;
+    return net_->seconds();
+  }
 
   nb::tuple run(const Array<float>& x, const nb::dict& forced) {
     const Shape &in = net_->maps[0], &out = net_->maps[net_->output];

@@ -116,7 +116,7 @@ void Network::finish() {
     if (root[m] == m && born[m] >= 0) lives_.push_back({m, born[m], dies[m]});
     offsets_[m] = offsets_[root[m]];
   }
-  base_.resize(count), stride_.assign(count, sample_floats_);
+  base_.resize(count);
   finished_ = true;
 }
 

@@ -88,11 +88,17 @@ struct Network {
            int64_t* macs);
 
   // Seconds that each step took in all runs since `clock(true)`.
-  void clock(bool on) { seconds_.assign(on ? steps_.size() : 0, 0.0); }
-  const std::vector<double>& seconds() const { return seconds_; }
+  void clock(bool on) {
+    std::lock_guard lock(mutex_);  // a run may be going on in another thread
+    seconds_.assign(on ? steps_.size() : 0, 0.0);
+  }
+  std::vector<double> seconds() {
+    std::lock_guard lock(mutex_);
+    return seconds_;
+  }
 
   // For steps.
-  float* map(int index, int sample) { return base_[index] + sample * stride_[index]; }
+  float* map(int index, int sample) { return base_[index] + sample * sample_floats_; }
   Activity& activity(int index, int sample) { return activities_[static_cast<size_t>(sample) * maps.size() + index]; }
   uint8_t* mask(int gate, int sample) const { return masks_ + sample * filters + first_filter_[gate]; }
   bool positive(int index) const { return positive_[index]; }
@@ -124,7 +130,6 @@ struct Network {
   Buffer memory_;
   std::vector<Buffer> scratch_;        // one for each worker, one shared
   std::vector<float*> base_;
-  std::vector<int64_t> stride_;
   std::vector<uint8_t> activity_bytes_;
   std::vector<Activity> activities_;
   std::vector<size_t> first_filter_;   // of each gate
