@@ -1,0 +1,1 @@
+"""Figures and a page from result files alone: no network, no torch."""

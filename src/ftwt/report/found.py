@@ -1,0 +1,191 @@
+"""All that was found: what belongs together, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..recording import Recording
+from . import parse
+from .fields import Fields, load_json
+from .groups import Group, Method, group, method_of
+from .records import (
+    Benchmark,
+    Corruptions,
+    Curve,
+    Demo,
+    Evaluated,
+    Log,
+    Measured,
+    Run,
+)
+
+WEIGHTS = Path(__file__).parents[1] / "models" / "weights"  # the networks that come with ftwt
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that the report could show, were there a file.
+
+    Args:
+        what: What is not shown.
+        of: Of which runs or networks.
+        command: What makes the file, for the first of them.
+    """
+
+    what: str
+    of: tuple[str, ...]
+    command: str
+
+
+@dataclass(frozen=True)
+class LoneRecording:
+    """A recording that lies beside no run: its network's name and its file."""
+
+    name: str
+    path: Path
+
+    def recording(self) -> Recording:
+        """What the network did with each image, read from the file."""
+        return Recording.load(self.path)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A dense network to compare with, and the file that says so."""
+
+    network: str
+    result: Measured
+    path: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """All results that were found, each by kind; `left_out` are files of other kinds, and why.
+
+    Attributes:
+        runs: Finished runs, by name; networks of other pruning libraries are among them.
+        demos: Results of `ftwt demo`.
+        evaluations: Evaluations that stand by themselves.
+        benchmarks: Latencies.
+        curves: Estimates r -> reduction.
+        corruptions: Results on corrupted images.
+        recordings: Recordings that belong to no run or demo that was found.
+        logs: Figures of trainings that are not finished.
+        left_out: File -> why it is not shown.
+    """
+
+    runs: tuple[Run, ...] = ()
+    demos: tuple[Demo, ...] = ()
+    evaluations: tuple[Evaluated, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    corruptions: tuple[Corruptions, ...] = ()
+    recordings: tuple[LoneRecording, ...] = ()
+    logs: tuple[Log, ...] = ()
+    left_out: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The runs, those that differ only in seed together."""
+        return group(self.runs)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The architectures of runs and demos, each once."""
+        names = [run.network for run in self.runs] + [demo.network for demo in self.demos]
+        return tuple(dict.fromkeys(names))
+
+    def method(self, run: Run) -> Method:
+        """The method of a run: its name, colour and marker, the same throughout a report."""
+        return method_of(run, self.runs)
+
+    def run(self, name: str | None) -> Run | None:
+        """The run that a name or a folder in another file means; None if it was not found."""
+        wanted = Path(name or "").name
+        return next((run for run in self.runs if wanted and wanted in run.aliases), None)
+
+    def dense(self, run: Run | Demo | Group) -> Baseline | None:
+        """The dense network that a run began with; None if no file says what it achieves.
+
+        It is looked for in the demo itself, among the dense runs, the evaluations and what comes
+        with ftwt.
+        """
+        if isinstance(run, Demo):
+            return Baseline(run.network, run.dense, run.path)
+        one = run.runs[0] if isinstance(run, Group) else run
+        start = one.config.get("weights")
+        if start not in (None, "pretrained"):
+            before = self.run(str(start))
+            if before is not None and before.kind == "dense":
+                return Baseline(one.network, before.test, before.path)
+        for other in self.evaluations:
+            named = {one.network, str(start)} if start != "pretrained" else {one.network}
+            if other.network in named and not other.result.units:
+                return Baseline(one.network, other.result, other.path)
+        shipped = WEIGHTS / f"{one.network}.json"
+        if start == "pretrained" and shipped.exists():
+            result = parse.measured(Fields(shipped, load_json(shipped)).inside("test"))
+            return Baseline(one.network, result, shipped)
+        return None
+
+    @property
+    def missing(self) -> tuple[Missing, ...]:
+        """What the report could show besides, and the command that makes the file for it."""
+        return tuple(_missing(self))
+
+
+def _missing(found: Found) -> Iterator[Missing]:
+    def lacks(what: str, which: list[Any], command: Callable[[Any], str]) -> Iterator[Missing]:
+        if which:
+            names = tuple(one if isinstance(one, str) else one.name for one in which)
+            yield Missing(what, names, command(which[0]))
+
+    dynamic = [run for run in found.runs if run.kind == "dynamic"]
+    names = [run.network for run in dynamic] + [demo.network for demo in found.demos]
+    networks = list(dict.fromkeys(names))
+    known = {curve.network for curve in found.curves}
+    for run in dynamic:
+        known |= {run.network} if known & {*run.aliases, run.folder} else set()
+    yield from lacks(
+        "the result of a training that is not finished",
+        list(found.logs),
+        lambda log: f"ftwt train RECIPE --output {log.path.parent} --resume",
+    )
+    yield from lacks(
+        "images, their routes, heatmaps, and the work for each class",
+        [run for run in found.runs if run.kind == "dynamic" and run.recording_path is None],
+        lambda run: f"ftwt evaluate {run.folder} --record",
+    )
+    yield from lacks(
+        "the static twin, which shows what the gates are worth",
+        [run for run in dynamic if not any(_is_twin(other, run) for other in found.runs)],
+        lambda run: f"ftwt train RECIPE --twin-of {run.folder} --output {run.folder}-twin",
+    )
+    yield from lacks(
+        "what the dense network achieved",
+        [run for run in dynamic if found.dense(run) is None],
+        lambda run: f"ftwt evaluate {run.config.get('weights') or run.network} --output dense.json",
+    )
+    yield from lacks(
+        "a spread over seeds, of which there is one",
+        [part.runs[0] for part in found.groups if part.kind == "dynamic" and len(part.runs) == 1],
+        lambda run: f"{run.command or 'ftwt train RECIPE'} --seed {run.seed + 1}",
+    )
+    yield from lacks(
+        "the curve r -> reduction",
+        [name for name in networks if not known & {name, None}],
+        lambda name: f"ftwt estimate {name} --output estimate.json",
+    )
+    if not found.benchmarks:
+        yield from lacks(
+            "latencies",
+            [run.folder for run in dynamic] or networks,
+            lambda name: f"ftwt bench {name} --output bench.json",
+        )
+
+
+def _is_twin(run: Run, of: Run) -> bool:
+    return run.kind == "twin" and Path(run.config["twin_of"]).name in of.aliases

@@ -1,0 +1,30 @@
+"""The colours of all figures, in one place: one for each method, and legible for everybody."""
+
+from __future__ import annotations
+
+OKABE_ITO = {  # Okabe and Ito, "Color Universal Design", 2008
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky blue": "#56B4E9",
+    "bluish green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "reddish purple": "#CC79A7",
+}
+
+INK, FAINT, GRID = "#1A1A1A", "#767676", "#DDDDDD"  # text; what stands back; lines behind marks
+
+DENSE = OKABE_ITO["black"]
+DYNAMIC = (  # ours, and variants of it
+    OKABE_ITO["blue"],
+    OKABE_ITO["sky blue"],
+    OKABE_ITO["vermillion"],
+)
+TWIN = OKABE_ITO["orange"]
+STATIC = (OKABE_ITO["bluish green"], OKABE_ITO["yellow"])  # other libraries
+PUBLISHED = OKABE_ITO["reddish purple"]  # the paper's own rows
+OTHERS = FAINT  # other published methods, told apart by their names
+
+ALWAYS, SOMETIMES, NEVER = OKABE_ITO["blue"], OKABE_ITO["sky blue"], GRID
+HEAT = "magma"  # of heatmaps; even in lightness, legible in grey

@@ -1,0 +1,286 @@
+"""Result files into records: each field is checked, and a fault told by file and field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .fields import Fields
+from .records import (
+    Benchmark,
+    Contestant,
+    Corrupted,
+    Corruptions,
+    Curve,
+    Demo,
+    Evaluated,
+    Measured,
+    Run,
+    TimedImage,
+    UnitWork,
+)
+
+
+def measured(values: Fields) -> Measured:
+    """Check and return an evaluation.
+
+    Raises:
+        ValueError: A field is missing or not what it must be.
+    """
+    return Measured(
+        images=values.whole("images", 1),
+        loss=values.number("loss", 0),
+        top1=values.number("top1", 0, 1),
+        top5=values.number("top5", 0, 1),
+        dense_macs=values.whole("dense_macs", 1),
+        executed_macs=values.number("executed_macs", 0),
+        reduction=values.number("reduction", high=1),
+        reduction_std=values.number("reduction_std", 0),
+        published_reduction=values.number("published_reduction", high=1),
+        mask_accuracy=values.number_or_none("mask_accuracy", 0, 1),
+        units=tuple(_unit(unit) for unit in values.each("units")),
+    )
+
+
+def _unit(values: Fields) -> UnitWork:
+    channels = values.whole("channels", 1)
+    return UnitWork(
+        name=values.text("name"),
+        channels=channels,
+        keep=values.number("keep", 0, 1),
+        keep_std=values.number("keep_std", 0, 1),
+        always=int(values.number("always", 0, channels)),
+        never=int(values.number("never", 0, channels)),
+        entropy=values.number("entropy", -1e-9, 1),
+        distinct=values.whole("distinct", 1),
+        mask_accuracy=values.number_or_none("mask_accuracy", 0, 1),
+    )
+
+
+def run(values: Fields, name: str, steps: tuple[dict[str, Any], ...] = ()) -> Run:
+    """Check and return a run, or the network of another pruning library.
+
+    Raises:
+        ValueError: A field is missing or not what it must be.
+    """
+    config = values.inside("config")
+    config.text("model")
+    config.inside("train").whole("seed")
+    prune = config.inside_or_none("prune")
+    static = values.values.get("kind") == "static"
+    library = values.inside("library") if static else None
+    if static:
+        kind = "static"
+    elif "twin_of" in config:
+        config.text("twin_of")
+        kind = "twin"
+    else:
+        kind = "dense" if prune is None else "dynamic"
+    training, validation = values.inside("training"), values.inside_or_none("validation")
+    matched, latency = values.inside_or_none("matched"), values.inside_or_none("latency")
+    return Run(
+        name=name,
+        path=values.path,
+        kind=kind,
+        config=config.values,
+        asked=values.number_or_none("asked_reduction", high=1),
+        predicted=values.number_or_none("predicted_reduction", high=1),
+        test=measured(values.inside("test")),
+        validation=None if validation is None else measured(validation),
+        history=tuple(epoch(line) for line in training.each("history")),
+        steps=steps,
+        seconds=training.number("seconds", 0),
+        provenance=provenance(values),
+        library=None if library is None else library.text("name"),
+        importance=values.text("importance") if static else None,
+        matched={} if matched is None else matched.values,
+        latency={} if latency is None else latency.values,
+    )
+
+
+FIGURES = {  # of an epoch or some steps -> the least and the largest value that they can have
+    "loss": (0, None),
+    "task_loss": (0, None),
+    "val_loss": (0, None),
+    "mask_loss": (0, None),
+    "accuracy": (0, 1),
+    "val_accuracy": (0, 1),
+    "mask_accuracy": (0, 1),
+    "reduction": (None, 1),
+    "val_reduction": (None, 1),
+    "lr": (0, None),
+    "r": (0, 1),
+    "images_per_s": (0, None),
+}
+
+
+def epoch(line: Fields) -> dict[str, Any]:
+    """Check the figures of an epoch, and return those that are there.
+
+    Raises:
+        ValueError: There is no epoch, or a figure is not a number in its range.
+    """
+    return {"epoch": line.whole("epoch", 1)} | _figures(line)
+
+
+def step(line: Fields) -> dict[str, Any]:
+    """Check a line of figures of some steps, and return those that are there.
+
+    Raises:
+        ValueError: There is no step, or a figure is not a number in its range.
+    """
+    return {"step": line.whole("step", 1)} | _figures(line)
+
+
+def _figures(line: Fields) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, (low, high) in FIGURES.items():
+        limits = {} if low is None else {"low": low}
+        limits |= {} if high is None else {"high": high}
+        if (value := line.number_or_none(name, **limits)) is not None:
+            found[name] = value
+    return found
+
+
+def demo(values: Fields, name: str) -> Demo:
+    """Check and return what the demo wrote.
+
+    Raises:
+        ValueError: A field is missing or not what it must be.
+    """
+    made = provenance(values)
+    config = values.inside("provenance").inside("config")
+    config.text("model")
+    return Demo(
+        name=name,
+        path=values.path,
+        asked=values.number("asked", 0, 1),
+        r=values.number("r", 0, 1),
+        predicted=values.number("predicted", high=1),
+        dense=measured(values.inside("dense")),
+        dynamic=measured(values.inside("dynamic")),
+        dense_image_ms=values.number_or_none("dense_image_ms", 0),
+        dynamic_image_ms=values.number_or_none("dynamic_image_ms", 0),
+        seconds=values.number("seconds", 0),
+        config=config.values,
+        provenance=made,
+    )
+
+
+def evaluated(values: Fields, name: str) -> Evaluated:
+    """Check and return an evaluation that stands by itself.
+
+    Raises:
+        ValueError: A field is missing or not what it must be.
+    """
+    made = provenance(values)
+    config = made.get("config")
+    network = config.get("model") if isinstance(config, dict) else None
+    return Evaluated(str(network or name), values.path, measured(values), made)
+
+
+def benchmark(values: Fields, name: str) -> Benchmark:
+    """Check and return a benchmark.
+
+    Raises:
+        ValueError: A field is missing or not what it must be.
+    """
+    return Benchmark(
+        network=values.text("network"),
+        path=values.path,
+        batch=values.whole("batch", 1),
+        threads=values.whole("threads", 1),
+        isa=values.text("isa") if "isa" in values else None,
+        forced_keep=values.number_or_none("forced_keep", 0, 1),
+        dense_macs=values.whole("dense_macs", 1),
+        reduction=values.number_or_none("reduction", high=1),
+        achieved=values.number_or_none("achieved", 0),
+        theoretical=values.number_or_none("theoretical", 0),
+        contestants=tuple(
+            Contestant(
+                timing.text("name"),
+                timing.text("settings"),
+                timing.number("latency_ms", 0),
+                timing.number("low_ms", 0),
+                timing.number("high_ms", 0),
+            )
+            for timing in values.each("timings")
+        ),
+        images=tuple(
+            TimedImage(
+                image.number("keep", 0, 1),
+                image.whole("executed_macs", 0),
+                image.number("latency_ms", 0),
+            )
+            for image in values.each("images")
+        ),
+        provenance=provenance(values),
+    )
+
+
+def curve(values: Fields, name: str) -> Curve:
+    """Check and return an estimate.
+
+    Raises:
+        ValueError: A field is missing or not what it must be, or lists differ in length.
+    """
+    r = values.numbers("r", 0, 1)
+    if not r or list(r) != sorted(r):
+        raise values.fault("r", "ascending numbers in [0, 1], one or more")
+    sides = {side: values.numbers(side, high=1) for side in ("reduction", "published_reduction")}
+    for side, found in sides.items():
+        if len(found) != len(r):
+            raise values.fault(side, f"{len(r)} numbers, one for each r")
+    words = str(provenance(values).get("command", "")).split()
+    named = words[2] if words[1:2] == ["estimate"] and len(words) > 2 else None
+    return Curve(
+        network=named,
+        path=values.path,
+        r=r,
+        reduction=sides["reduction"],
+        published_reduction=sides["published_reduction"],
+        unit_macs={unit.text("name"): unit.numbers("macs", 0) for unit in values.each("units")},
+        dense_macs=values.whole("dense_macs", 1),
+        images=values.whole("images", 1),
+        provenance=provenance(values),
+    )
+
+
+def corruptions(values: Fields, name: str) -> Corruptions:
+    """Check and return a network's results on corrupted images.
+
+    Raises:
+        ValueError: A field is missing or not what it must be.
+    """
+
+    def one(part: Fields, corruption: str, severity: int | None) -> Corrupted:
+        return Corrupted(
+            corruption,
+            severity,
+            part.number("top1", 0, 1),
+            part.number("reduction", high=1),
+            part.number_or_none("keep", 0, 1),
+        )
+
+    return Corruptions(
+        network=values.text("network"),
+        run=values.text("run") if "run" in values else None,
+        path=values.path,
+        images=values.whole("images", 1),
+        clean=one(values.inside("clean"), "clean", 0),
+        corrupted=tuple(
+            one(part, part.text("corruption"), int(part.number("severity", 1, 5)))
+            for part in values.each("corrupted")
+        ),
+        mean=one(values.inside("mean"), "mean", None),
+        provenance=provenance(values),
+    )
+
+
+def provenance(values: Fields) -> dict[str, Any]:
+    """Where a file's figures come from; empty where the file does not say.
+
+    Raises:
+        ValueError: The field is no object.
+    """
+    found = values.inside_or_none("provenance")
+    return {} if found is None else found.values
