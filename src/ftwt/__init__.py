@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import models as models
     from . import recipes as recipes
+    from . import report as report
     from . import runtime as runtime
     from .bench import Benchmark as Benchmark
     from .bench import bench as bench
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
     from .evaluate import evaluate as evaluate
     from .macs import MacCount as MacCount
     from .macs import count_macs as count_macs
+    from .record import record as record
+    from .recording import Recording as Recording
     from .run import run as run
     from .train import TrainResult as TrainResult
     from .train import train as train
 
-_MODULES = ("data", "models", "recipes", "runtime")
+_MODULES = ("data", "models", "recipes", "report", "runtime")
 _HOMES = {  # name -> the module that it comes from, as above
     "Benchmark": "bench",
     "bench": "bench",
@@ -59,6 +62,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "evaluate": "evaluate",
     "MacCount": "macs",
     "count_macs": "macs",
+    "record": "record",
+    "Recording": "recording",
     "run": "run",
     "TrainResult": "train",
     "train": "train",

@@ -22,6 +22,8 @@ from .convert import convert
 from .data import Batches
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
+from .record import record
+from .recording import RECORDING
 from .results import provenance, replacing, write_json
 from .run import load_network, load_splits
 from .train import train
@@ -109,7 +111,7 @@ def demo(
     Args:
         reduction: Share of the multiply-accumulates to save.
         epochs: Epochs on the 1,600 training images (400 of the 2,000 settle the budget).
-        output: Folder for `demo.json` and the page `index.html`.
+        output: Folder for `demo.json`, `recording.safetensors` and the page `index.html`.
         console: Where to tell each step; standard output if not given.
 
     Returns:
@@ -163,6 +165,9 @@ def demo(
         provenance=provenance(config=whole, seed=config.seed, duration_s=trained.seconds),
     )
     write_json(folder / "demo.json", result.to_json())
+    record(dynamic, splits.test, network=MODEL, provenance=result.provenance).save(
+        folder / RECORDING
+    )
     _write_page(folder / "index.html", result)
     told.rule("5. What came of it")
     told.print(result)

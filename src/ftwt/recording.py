@@ -137,12 +137,9 @@ class Recording:
             f"heatmaps.{name}.dynamic": maps for name, maps in self.dynamic_heatmaps.items()
         }
         text = json.dumps(head, allow_nan=False)
+        rows = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
         with replacing(path) as temporary:
-            safetensors.numpy.save_file(
-                {name: np.ascontiguousarray(values) for name, values in tensors.items()},
-                temporary,
-                metadata={"ftwt": text},
-            )
+            temporary.write_bytes(safetensors.numpy.save(rows, metadata={"ftwt": text}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recording:

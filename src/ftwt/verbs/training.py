@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from .. import models, recipes
 from ..config import DataConfig, PruneConfig, RunConfig, changes
 from ..demo import TRAINING, demo
+from ..deploy import name_of
 from ..dynamic import DynamicModel
 from ..estimate import estimate
 from ..evaluate import evaluate
+from ..record import record
+from ..recording import RECORDING
 from ..results import provenance, write_json
-from ..run import find_network, load_splits, run
+from ..run import RESULT, find_network, load_splits, run
 from ..train import processes
 from .options import Json, Network
 
@@ -116,11 +121,15 @@ class EvaluateCommand:
     """Which masks to apply."""
     output: str | None = None
     """File to write the figures to, as JSON."""
+    record: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[FILE]")] = None
+    """Also record what it does with each image, for `ftwt report`: masks, work, 64 pictures and
+    their heatmaps. Without a FILE, in the folder of the run."""
     as_json: Json = False
     data: DataConfig = field(default_factory=DataConfig)
 
     def __call__(self) -> Any:
-        """Evaluate."""
+        """Evaluate; record."""
+        recording = self._recording()
         network = find_network(self.model)
         splits = load_splits(self.data)
         result = evaluate(
@@ -132,7 +141,37 @@ class EvaluateCommand:
         )
         if self.output:
             write_json(self.output, result.to_json())
-        return result.to_json() if self.as_json else [result]
+        shown: list[Any] = [result]
+        if recording is not None:
+            record(
+                network,
+                getattr(splits, self.split),
+                gates=self.gates,
+                network=self._architecture(),
+                provenance=provenance(config=self),
+            ).save(recording)
+            shown.append(f"recorded: {recording}")
+        return result.to_json() if self.as_json else shown
+
+    def _architecture(self) -> str:
+        try:
+            return name_of(self.model)
+        except ValueError:  # somebody's own, without a name
+            return Path(self.model).name
+
+    def _recording(self) -> Path | None:
+        """The file to record to, if any; what is wrong with it is told before the work."""
+        if self.record is None:
+            return None
+        if len(self.record) > 1:
+            raise ValueError(f"--record {' '.join(self.record)}: one file, after MODEL")
+        if processes().num_processes > 1:
+            raise ValueError("--record needs all images in one process; start it without torchrun")
+        if self.record:
+            return Path(self.record[0])
+        if not (Path(self.model) / RESULT).exists():
+            raise ValueError(f"{self.model} is not the folder of a run: name a file, --record FILE")
+        return Path(self.model) / RECORDING
 
 
 @dataclass(frozen=True)
