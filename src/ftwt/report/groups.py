@@ -97,6 +97,7 @@ def group(runs: Iterable[Run]) -> tuple[Group, ...]:
             for other, members in parts.items()
             if method_of(members[0], runs).key == method.key
             and members[0].network == part[0].network
+            and _dial(members[0], runs) == _dial(part[0], runs)
         ]
         label = _label(part[0], settings[key], rivals, runs)
         groups.append(Group(key, label, method, tuple(sorted(part, key=lambda run: run.seed))))
@@ -206,14 +207,12 @@ def _key(run: Run, runs: tuple[Run, ...]) -> str:
 def _label(
     run: Run, mine: dict[str, Any], rivals: list[dict[str, Any]], runs: tuple[Run, ...]
 ) -> str:
-    """How a group differs from the others of its method: first by how much is pruned."""
+    """How much a group prunes; and how it differs from others that prune as much, its rivals."""
     dial = _dial(run, runs)
-    known = {f"{part}{name}" for part in ("", "of.") for name in ("prune.r", "target_reduction")}
-    known |= {f"{part}train.target_reduction" for part in ("", "of.")}
     told = [dial] if dial else []
     for name in sorted({name for rival in rivals for name in rival}):
         values = {json.dumps(rival.get(name), sort_keys=True) for rival in rivals}
-        if len(values) > 1 and name not in known and not name.endswith(".kind"):
+        if len(values) > 1 and not name.endswith("kind"):
             short, value = name.rpartition(".")[2], mine.get(name)
             if "prune" not in name or value != USUAL.get(short, ...):
                 told.append(_words(short, value))

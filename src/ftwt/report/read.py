@@ -16,7 +16,7 @@ from . import parse
 from .fields import Fields, load_json
 from .found import Found as Found
 from .found import LoneRecording
-from .records import Log, Run
+from .records import Demo, Log, Run
 
 RUN, METRICS, DEMO = "run.json", "metrics.jsonl", "demo.json"
 NOT_RESULTS = {"settings.json", "result.json", "config.json"}  # of runs and of saved networks
@@ -129,7 +129,13 @@ class _Search:
     def found(self) -> Found:
         logs, lone = dict(self.logs), list(self.recordings)
         runs, demos = self._runs(logs, lone), []
-        for demo in self.of["demo"]:
+        same: dict[str, Demo] = {}
+        for demo in sorted(self.of["demo"], key=lambda demo: not _has_recording(demo.path)):
+            what = json.dumps([demo.config, demo.dynamic.loss, demo.dynamic.executed_macs])
+            if what in same:
+                self.left_out.append((demo.path, f"a copy of {same[what].path}"))
+                continue
+            same[what] = demo
             beside = _taken(lone, demo.path.parent, {demo.name}, alone=demo.path.name == DEMO)
             demos.append(replace(demo, recording_path=beside))
         return Found(
@@ -243,6 +249,10 @@ def read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str
         else:
             raise fields.fault("kind", "`step` or `epoch`")
     return tuple(history), tuple(steps)
+
+
+def _has_recording(path: Path) -> bool:
+    return (path.parent / RECORDING).exists()
 
 
 def _is_recording(path: Path) -> bool:

@@ -1,0 +1,327 @@
+"""The data of each figure and table over runs, as plain rows: exactly these are drawn."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .found import Baseline, Found
+from .groups import Group
+from .published import COMPUTE_HOURS, architecture, rows_for
+from .records import Demo, Run
+
+Row = dict[str, Any]
+EXECUTED, PUBLISHED = "executed", "as published"  # how a row's MACs are counted
+
+
+def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation of what is known; None where nothing, or one, is."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, None
+    return math.fsum(known) / len(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def accuracy_rows(found: Found, network: str) -> list[Row]:
+    """Accuracy against reduction of one network: ours, the rivals, and what was published.
+
+    Returns:
+        A row for each setting (mean over its seeds), the dense network, each demo, and each
+        published row. `counted` says how the row's reduction is counted, `method` is the key of
+        its colour: see `palette.colour`.
+    """
+    rows: list[Row] = []
+    for part in _groups(found, network):
+        top1, top1_std = mean_std(run.test.top1 for run in part.runs)
+        cut, cut_std = mean_std(run.test.reduction for run in part.runs)
+        rows.append(
+            _accuracy(part.method.label, part.label, cut, cut_std, top1, top1_std, len(part.runs))
+        )
+        rows[-1]["source"] = "; ".join(run.name for run in part.runs)
+    for demo in found.demos:
+        if demo.network == network:
+            after = demo.dynamic
+            rows.append(
+                _accuracy(
+                    "dynamic",
+                    f"demo, {demo.asked:.0%} asked",
+                    after.reduction,
+                    None,
+                    after.top1,
+                    None,
+                    1,
+                )
+            )
+            rows[-1]["source"] = demo.name
+    if not any(row["method"] == "dense" for row in rows):
+        before = dense_of(found, network)
+        if before is not None:
+            rows.insert(0, _accuracy("dense", "", 0.0, None, before.result.top1, None, 1))
+            rows[0]["source"] = before.path.name
+    for row in rows_for(network):
+        if row.top1 is None:
+            continue
+        rows.append(
+            _accuracy(
+                f"{row.method}, published",
+                row.label,
+                row.reduction,
+                row.reduction_std,
+                row.top1,
+                row.top1_std,
+                3 if row.top1_std is not None else 1,
+            )
+        )
+        rows[-1] |= {"counted": PUBLISHED, "source": row.source}
+    return rows
+
+
+def _accuracy(
+    method: str,
+    setting: str,
+    cut: float | None,
+    cut_std: float | None,
+    top1: float | None,
+    top1_std: float | None,
+    runs: int,
+) -> Row:
+    return {
+        "method": method,
+        "setting": setting,
+        "reduction": cut,
+        "reduction_std": cut_std,
+        "top1": top1,
+        "top1_std": top1_std,
+        "runs": runs,
+        "counted": EXECUTED,
+    }
+
+
+def curve_rows(found: Found, network: str) -> list[Row]:
+    """Reduction against r: the estimates' curves, and what runs predicted and achieved.
+
+    Returns:
+        Rows of `kind` `curve` (a point of an estimate), `predicted` and `achieved` (of a setting,
+        at its r; where each unit has its own, their mean at the end of training).
+    """
+    rows: list[Row] = []
+    names = {network} | {
+        n for r in found.runs if r.network == network for n in (*r.aliases, r.folder)
+    }
+    for curve in found.curves:
+        if curve.network is None or curve.network in names:
+            rows += [
+                {"kind": "curve", "method": "estimate", "setting": curve.path.stem, "r": r,
+                 "reduction": cut, "reduction_std": None, "published_reduction": flattered}
+                for r, cut, flattered in zip(
+                    curve.r, curve.reduction, curve.published_reduction, strict=True
+                )
+            ]  # fmt: skip
+    for part in _groups(found, network):
+        r, _ = mean_std(final_r(run) for run in part.runs)
+        if part.kind != "dynamic" or r is None:
+            continue
+        for kind, values in (
+            # A budget's r moves in training; what was predicted, was predicted for another.
+            ("predicted", [run.predicted if run.asked is None else None for run in part.runs]),
+            ("achieved", [run.test.reduction for run in part.runs]),
+        ):
+            cut, cut_std = mean_std(values)
+            if cut is not None:
+                published, _ = mean_std(run.test.published_reduction for run in part.runs)
+                rows.append(
+                    {"kind": kind, "method": part.method.label, "setting": part.label, "r": r,
+                     "reduction": cut, "reduction_std": cut_std,
+                     "published_reduction": published if kind == "achieved" else None}
+                )  # fmt: skip
+    for demo in found.demos:
+        if demo.network == network:
+            for kind, cut in (("predicted", demo.predicted), ("achieved", demo.dynamic.reduction)):
+                rows.append(
+                    {"kind": kind, "method": "dynamic", "setting": "demo", "r": demo.r,
+                     "reduction": cut, "reduction_std": None, "published_reduction": None}
+                )  # fmt: skip
+    return rows
+
+
+def final_r(run: Run) -> float | None:
+    """The r that a run ended with, mean over units where they differ."""
+    for epoch in reversed(run.history):
+        if "r" in epoch:
+            return float(epoch["r"])
+    r = (run.config["prune"] or {}).get("r")
+    return float(r) if isinstance(r, int | float) else None
+
+
+def latency_rows(found: Found) -> list[Row]:
+    """Latency against executed MACs: single images on the gated engine, and dense contestants.
+
+    Returns:
+        Rows of `kind` `image` (one image on our gated engine) and `contestant` (median over
+        images, with its quartiles; all of them run the dense network but `ftwt gated`).
+    """
+    rows: list[Row] = []
+    for bench in found.benchmarks:
+        told = {"network": bench.network, "threads": bench.threads, "batch": bench.batch,
+                "forced": bench.forced_keep is not None}  # fmt: skip
+        for image in bench.images:
+            rows.append(
+                told | {"kind": "image", "name": "ftwt gated", "macs": image.executed_macs,
+                        "keep": image.keep, "latency_ms": image.latency_ms,
+                        "low_ms": None, "high_ms": None}
+            )  # fmt: skip
+        for one in bench.contestants:
+            share = 1.0 if one.name != "ftwt gated" else 1 - (bench.reduction or 0.0)
+            rows.append(
+                told | {"kind": "contestant", "name": one.name, "macs": bench.dense_macs * share,
+                        "keep": None, "latency_ms": one.latency_ms,
+                        "low_ms": one.low_ms, "high_ms": one.high_ms}
+            )  # fmt: skip
+    return rows
+
+
+def corruption_rows(found: Found, network: str) -> list[Row]:
+    """Accuracy and reduction on clean and corrupted test images, for each corruption and severity.
+
+    Returns:
+        A row for each; severity 0 is the clean test set.
+    """
+    rows: list[Row] = []
+    for file in found.corruptions:
+        if file.network != network:
+            continue
+        run = found.run(file.run)
+        method = found.method(run).label if run else "dense" if file.run is None else "dynamic"
+        label = next((part.label for part in found.groups if run in part.runs), "")
+        for one in (file.clean, *file.corrupted):
+            rows.append(
+                {"method": method, "setting": label or (file.run or ""),
+                 "corruption": one.corruption, "severity": one.severity, "top1": one.top1, "reduction": one.reduction,
+                 "keep": one.keep}
+            )  # fmt: skip
+    return rows
+
+
+def summary_rows(found: Found) -> list[Row]:
+    """A table of all settings: mean and standard deviation over seeds."""
+    rows: list[Row] = []
+    for part in found.groups:
+        before = found.dense(part)
+        top1, top1_std = mean_std(run.test.top1 for run in part.runs)
+        cut, cut_std = mean_std(run.test.reduction for run in part.runs)
+        dense = None if before is None else before.result.top1
+        rows.append(
+            {
+                "network": part.network,
+                "method": part.method.label,
+                "setting": part.label,
+                "runs": len(part.runs),
+                "top1": top1,
+                "top1_std": top1_std,
+                "dense_top1": dense,
+                "drop": None if dense is None or top1 is None else dense - top1,
+                "asked": part.runs[0].asked,
+                "predicted": mean_std(run.predicted for run in part.runs)[0],
+                "reduction": cut,
+                "reduction_std": cut_std,
+                "published_reduction": mean_std(r.test.published_reduction for r in part.runs)[0],
+                "dense_macs": part.runs[0].test.dense_macs,
+                "executed_macs": mean_std(run.test.executed_macs for run in part.runs)[0],
+                "mask_accuracy": mean_std(run.test.mask_accuracy for run in part.runs)[0],
+                **_dynamism(part),
+            }
+        )
+    return rows
+
+
+def _dynamism(part: Group) -> Row:
+    """Mean shares of the filters that fire always, sometimes and never."""
+    shares: Row = {}
+    for name in ("always", "sometimes", "never"):
+        shares[name], _ = mean_std(
+            sum(getattr(unit, name) for unit in run.test.units)
+            / sum(unit.channels for unit in run.test.units)
+            if run.test.units
+            else None
+            for run in part.runs
+        )
+    return shares
+
+
+def joint_rows(found: Found) -> list[Row]:
+    """Joint against decoupled: pairs of settings that differ in nothing else, and the paper's."""
+    rows: list[Row] = []
+    parts = [part for part in found.groups if part.kind == "dynamic"]
+    decoupled = {
+        _without_mode(part): part for part in parts if _gates(part).get("mode") == "decoupled"
+    }
+    for part in parts:
+        other = decoupled.get(_without_mode(part))
+        if _gates(part).get("mode") != "joint" or other is None:
+            continue
+        row: Row = {"network": part.network, "setting": part.label, "counted": EXECUTED}
+        for mode, members in (("joint", part.runs), ("decoupled", other.runs)):
+            row[f"{mode}_runs"] = len(members)
+            top1, top1_std = mean_std(run.test.top1 for run in members)
+            cut, _ = mean_std(run.test.reduction for run in members)
+            row |= {f"{mode}_top1": top1, f"{mode}_top1_std": top1_std, f"{mode}_reduction": cut}
+        rows.append(row | {"source": "these runs"})
+    for network in found.networks:
+        told = [row for row in rows_for(network) if row.kind == "paper" and row.top1 is not None]
+        joint = {row.r: row for row in told if row.mode == "joint"}
+        for one in told:
+            two = joint.get(one.r)
+            if one.mode == "decoupled" and two is not None:
+                rows.append(
+                    {"network": network, "setting": f"r = {one.r:g}", "counted": PUBLISHED,
+                     "joint_runs": None, "joint_top1": two.top1, "joint_top1_std": two.top1_std,
+                     "joint_reduction": two.reduction, "decoupled_runs": None,
+                     "decoupled_top1": one.top1, "decoupled_top1_std": one.top1_std,
+                     "decoupled_reduction": one.reduction, "source": one.source}
+                )  # fmt: skip
+    return rows
+
+
+def _gates(part: Group) -> dict[str, Any]:
+    return part.runs[0].config["prune"] or {}
+
+
+def _without_mode(part: Group) -> str:
+    return part.key.replace('"prune.mode": "joint"', '"prune.mode": "decoupled"')
+
+
+def compute_rows(found: Found) -> list[Row]:
+    """What the trainings took: hours for each setting, beside the paper's."""
+    rows: list[Row] = []
+    for part in found.groups:
+        hours = [run.seconds / 3600 for run in part.runs]
+        made = part.runs[0].provenance.get("hardware") or {}
+        rows.append(
+            {
+                "network": part.network,
+                "method": part.method.label,
+                "setting": part.label,
+                "runs": len(part.runs),
+                "epochs": len(part.runs[0].history),
+                "hours_each": math.fsum(hours) / len(hours),
+                "hours_all": math.fsum(hours),
+                "hardware": made.get("gpu") or f"{made.get('cpu')}, threads: {made.get('cores')}",
+                "paper_hours_4_v100": COMPUTE_HOURS.get(architecture(part.network)),
+            }
+        )
+    return rows
+
+
+def dense_of(found: Found, network: str) -> Baseline | None:
+    """The dense network that runs and demos of an architecture began with; None if unknown."""
+    made: list[Run | Demo] = [*found.runs, *found.demos]
+    for one in made:
+        if one.network == network and (before := found.dense(one)) is not None:
+            return before
+    return None
+
+
+def _groups(found: Found, network: str) -> Sequence[Group]:
+    return [part for part in found.groups if part.network == network]

@@ -1,0 +1,231 @@
+"""The data of the figures about one run, demo or recording, as plain rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..recording import Recording
+from .found import LoneRecording
+from .records import Demo, Log, Run
+from .rows import Row
+
+Subject = Run | Demo | LoneRecording
+
+
+def unit_rows(subject: Subject) -> list[Row]:
+    """What each layer's gate did, in execution order.
+
+    Shares lie in [0, 1]. `macs_share` is the share of the dense network's MACs that the layer's own
+    convolution has, `predictor_share` that of its predictor; None without a recording.
+
+    Returns:
+        A row a layer: filters that fired for every image (`always`, core filters), for some
+        (`sometimes`) and for none (`never`); the share computed (`keep`), its mean over images and
+        the standard deviation.
+    """
+    recording = subject.recording()
+    if recording is not None:
+        return [_of_recording(recording, number) for number in range(len(recording.units))]
+    assert not isinstance(subject, LoneRecording)
+    result = subject.dynamic if isinstance(subject, Demo) else subject.test
+    return [
+        {
+            "unit": unit.name,
+            "depth": number,
+            "channels": unit.channels,
+            "keep": unit.keep,
+            "keep_std": unit.keep_std,
+            "always": unit.always,
+            "sometimes": unit.sometimes,
+            "never": unit.never,
+            "macs_share": None,
+            "predictor_share": None,
+        }
+        for number, unit in enumerate(result.units, 1)
+    ]
+
+
+def _of_recording(recording: Recording, number: int) -> Row:
+    unit = recording.units[number]
+    masks = recording.masks(unit.name)
+    rates, keep = masks.mean(0), masks.mean(1)
+    always, never = int((rates == 1).sum()), int((rates == 0).sum())
+    return {
+        "unit": unit.name,
+        "depth": number + 1,
+        "channels": unit.channels,
+        "keep": float(keep.mean()),
+        "keep_std": float(keep.std()),
+        "always": always,
+        "sometimes": unit.channels - always - never,
+        "never": never,
+        "macs_share": unit.macs / recording.dense_macs,
+        "predictor_share": unit.predictor_macs / recording.dense_macs,
+    }
+
+
+def training_rows(run: Run | Log, mask_loss_weight: float | None = None) -> list[Row]:
+    """The course of a training: a row for each epoch, `epoch` being what of it was done.
+
+    `task_loss` is the training loss without the mask loss: where the mask loss took no part that is
+    the whole loss; elsewhere it is known only if the file says so, and None otherwise.
+    """
+    rows: list[Row] = []
+    for line in run.history:
+        task = line.get("task_loss")
+        if task is None and "mask_loss" not in line:
+            task = line.get("loss")
+        rows.append(
+            {
+                "epoch": line["epoch"],
+                "loss": line.get("loss"),
+                "task_loss": task,
+                "val_task_loss": line.get("val_loss"),
+                "mask_loss": line.get("mask_loss"),
+                "mask_accuracy": line.get("mask_accuracy"),
+                "accuracy": line.get("accuracy"),
+                "val_accuracy": line.get("val_accuracy"),
+                "reduction": line.get("reduction"),
+                "val_reduction": line.get("val_reduction"),
+                "r": line.get("r"),
+                "lr": line.get("lr"),
+            }
+        )
+    return rows
+
+
+def image_rows(recording: Recording) -> list[Row]:
+    """What each recorded image was taken for, and what it took: a row for each of the N images."""
+    reduction = recording.reduction
+    return [
+        {
+            "image": number,
+            "label": recording.classes[recording.labels[number]],
+            "prediction": recording.classes[recording.predictions[number]],
+            "correct": bool(recording.predictions[number] == recording.labels[number]),
+            "confidence": float(recording.confidence[number]),
+            "executed_macs": float(recording.executed_macs[number]),
+            "reduction": float(reduction[number]),
+        }
+        for number in range(len(recording))
+    ]
+
+
+def class_rows(recording: Recording) -> list[Row]:
+    """How the work is distributed over the images of each class, the cheapest class first."""
+    rows: list[Row] = []
+    for label, name in enumerate(recording.classes):
+        mine = recording.labels == label
+        if not mine.any():
+            continue
+        macs = recording.executed_macs[mine].astype(np.float64)
+        low, lower, median, upper, high = np.percentile(macs, [5, 25, 50, 75, 95])
+        rows.append(
+            {
+                "class": name,
+                "images": int(mine.sum()),
+                "mean_macs": float(macs.mean()),
+                "std_macs": float(macs.std()),
+                "p5_macs": float(low),
+                "p25_macs": float(lower),
+                "median_macs": float(median),
+                "p75_macs": float(upper),
+                "p95_macs": float(high),
+                "top1": float(recording.correct[mine].mean()),
+            }
+        )
+    return sorted(rows, key=lambda row: row["mean_macs"])
+
+
+def extreme_rows(recording: Recording, count: int = 8) -> list[Row]:
+    """The cheapest and the dearest of the images that are kept as pictures.
+
+    Returns:
+        Rows of `end` `cheapest`, cheapest first, then `dearest`, dearest first; `picture` is the
+        place in `recording.pictures`.
+    """
+    order = np.argsort(recording.executed_macs[recording.shown], kind="stable")
+    count = min(count, len(order) // 2)
+    reduction, rows = recording.reduction, []
+    for end, places in (("cheapest", order[:count]), ("dearest", order[::-1][:count])):
+        for place in places:
+            image = int(recording.shown[place])
+            rows.append(
+                {
+                    "end": end,
+                    "picture": int(place),
+                    "image": image,
+                    "label": recording.classes[recording.labels[image]],
+                    "prediction": recording.classes[recording.predictions[image]],
+                    "executed_macs": float(recording.executed_macs[image]),
+                    "reduction": float(reduction[image]),
+                }
+            )
+    return rows
+
+
+def heatmap_rows(
+    recording: Recording,
+    *,
+    units: list[str] | None = None,
+    images: list[int] | None = None,
+) -> list[Row]:
+    """Input, dense heatmap and dynamic heatmap of chosen layers and images.
+
+    Args:
+        recording: With heatmaps.
+        units: Layers; if not given, the one in the middle of those with heatmaps.
+        images: Numbers of recorded images that are kept as pictures; if not given, four from the
+            cheapest to the dearest.
+
+    Returns:
+        A row for each image and layer. `dense` and `dynamic` are h lists of w values, `input` is H
+        lists of W lists of red, green and blue; `computed` is the share of the layer's filters that
+        were computed for the image, `reduction` that of the network's MACs that was saved.
+
+    Raises:
+        ValueError: A layer has no heatmaps, or an image is not among the pictures.
+    """
+    mapped = list(recording.dense_heatmaps)
+    if not mapped:
+        return []
+    units = [mapped[len(mapped) // 2]] if units is None else units
+    shown = recording.shown.tolist()
+    if images is None:
+        images = spread_images(recording)
+    reduction, rows = recording.reduction, []
+    for image in images:
+        if image not in shown:
+            raise ValueError(f"image {image} is none of the {len(shown)} that are kept as pictures")
+        place = shown.index(image)
+        for unit in units:
+            if unit not in mapped:
+                raise ValueError(f"no heatmaps of {unit!r}; there are those of {', '.join(mapped)}")
+            rows.append(
+                {
+                    "image": image,
+                    "label": recording.classes[recording.labels[image]],
+                    "prediction": recording.classes[recording.predictions[image]],
+                    "unit": unit,
+                    "computed": float(recording.masks(unit)[image].mean()),
+                    "reduction": float(reduction[image]),
+                    "input": recording.pictures[place].tolist(),
+                    "dense": recording.dense_heatmaps[unit][place].astype(float).tolist(),
+                    "dynamic": recording.dynamic_heatmaps[unit][place].astype(float).tolist(),
+                }
+            )
+    return rows
+
+
+def spread_images(recording: Recording, count: int = 4) -> list[int]:
+    """Numbers of images that are kept as pictures, from the cheapest to the dearest."""
+    order = np.argsort(recording.executed_macs[recording.shown], kind="stable")
+    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return [int(recording.shown[order[place]]) for place in places]
+
+
+def name_of(subject: Any) -> str:
+    """What to call it in a title."""
+    return str(subject.name)
