@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import shipped
 from ..recording import Recording
 from . import parse
 from .fields import Fields, load_json
@@ -21,8 +23,6 @@ from .records import (
     Measured,
     Run,
 )
-
-WEIGHTS = Path(__file__).parents[1] / "models" / "weights"  # the networks that come with ftwt
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Found:
     logs: tuple[Log, ...] = ()
     left_out: tuple[tuple[Path, str], ...] = ()
 
-    @property
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The runs, those that differ only in seed together."""
         return group(self.runs)
@@ -125,13 +125,13 @@ class Found:
             named = {one.network, str(start)} if start != "pretrained" else {one.network}
             if other.network in named and not other.result.units:
                 return Baseline(one.network, other.result, other.path)
-        shipped = WEIGHTS / f"{one.network}.json"
-        if start == "pretrained" and shipped.exists():
-            result = parse.measured(Fields(shipped, load_json(shipped)).inside("test"))
-            return Baseline(one.network, result, shipped)
+        if start == "pretrained" and one.network in shipped.names():
+            path = shipped.folder(one.network) / shipped.RUN
+            result = parse.measured(Fields(path, load_json(path)).inside("test"))
+            return Baseline(one.network, result, path)
         return None
 
-    @property
+    @cached_property
     def missing(self) -> tuple[Missing, ...]:
         """What the report could show besides, and the command that makes the file for it."""
         return tuple(_missing(self))
