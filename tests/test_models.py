@@ -2,15 +2,17 @@ import subprocess
 import sys
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftwt import models
-from ftwt.models import registry, vision
+from ftwt.checkpoint import save_pretrained
+from ftwt.models import vision
 from ftwt.models.resnet import Subsample, resnet
 from ftwt.models.vgg import vgg
+from ftwt.shipped import catalogue
+from ftwt.tensors import rounded
 
 MACS = {
     "cifar10-vgg11-bn": 152_769_536,
@@ -130,18 +132,16 @@ def test_an_unknown_name_of_ours_gets_all_valid_ones() -> None:
     assert all(name in str(error.value) for name in models.names())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_pretrained_loads_what_was_saved(
-    dtype: torch.dtype, tmp_path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype | None, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
     trained = models.create("cifar10-resnet20")
     trained(torch.randn(4, 3, 32, 32))  # moves the running statistics
-    state = {
-        key: value.to(dtype) if value.is_floating_point() else value
-        for key, value in trained.state_dict().items()
-    }
-    safetensors.torch.save_file(state, tmp_path / "cifar10-resnet20.safetensors")
+    state = trained.state_dict() if dtype is None else rounded(trained.state_dict(), dtype)
+    folder = tmp_path / "cifar10-resnet20" / "model"
+    save_pretrained(trained, folder, name="cifar10-resnet20", dtype=dtype)
     assert models.names(pretrained=True) == ["cifar10-resnet20"]
     loaded = models.create("cifar10-resnet20", pretrained=True)
     for key, value in loaded.state_dict().items():
@@ -152,13 +152,15 @@ def test_pretrained_loads_what_was_saved(
 
 
 def test_missing_and_broken_weights_are_named(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr(catalogue, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="no weights for 'cifar10-vgg16-bn'.*: none"):
         models.create("cifar10-vgg16-bn", pretrained=True)
-    (tmp_path / "cifar10-resnet20.safetensors").write_bytes(b"short")
+    folder = tmp_path / "cifar10-resnet20" / "model"
+    save_pretrained(models.create("cifar10-resnet20"), folder, name="cifar10-resnet20")
+    (folder / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match="no weights for .*with weights: cifar10-resnet20"):
         models.create("cifar10-resnet56", pretrained=True)
-    with pytest.raises(ValueError, match="resnet20.safetensors: not a whole"):
+    with pytest.raises(ValueError, match="cifar10-resnet20/model/model.safetensors is truncated"):
         models.create("cifar10-resnet20", pretrained=True)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from ftwt.checkpoint import save_pretrained
 from ftwt.config import DataConfig, PruneConfig, RunConfig, TrainConfig
 from ftwt.models import registry
+from ftwt.shipped import catalogue
 
 NAME = "cifar10-tiny"
 DATA = ("--dataset", "cifar10-embedded", "--validation", "400")
@@ -33,14 +34,14 @@ def network(num_classes: int = 10) -> nn.Module:
 
 
 def register(folder: Path, patch: Any = None) -> None:
-    """Make the network one of ftwt's own, with weights in `folder`."""
-    weights = folder / f"{NAME}.safetensors"
-    if not weights.exists():
+    """Make the network the one that comes with ftwt, in the folder `shipped` of `folder`."""
+    networks = folder / "shipped"
+    if not (networks / NAME).exists():
         torch.manual_seed(0)
-        save_file(network().state_dict(), weights)
+        save_pretrained(network(), networks / NAME / catalogue.MODEL, name=NAME)
     if patch is None:
         registry._FAMILIES["tiny"] = network  # type: ignore[index]
-        registry._WEIGHTS = folder
+        catalogue.FOLDER = networks
     else:
         patch.setitem(registry._FAMILIES, "tiny", network)
-        patch.setattr(registry, "_WEIGHTS", folder)
+        patch.setattr(catalogue, "FOLDER", networks)

@@ -19,7 +19,8 @@ from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/engine.md", "docs/results.md")
+PAGES = ("README.md", "docs/engine.md", "docs/models.md", "docs/results.md")
+SHIPPED = "src/ftwt/shipped/networks"  # the networks that come with the package
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -46,7 +47,7 @@ def demo() -> str:
 
 def baseline() -> str:
     """The dense network that everything starts from."""
-    path = "src/ftwt/models/weights/cifar10-resnet20.json"
+    path = f"{SHIPPED}/cifar10-resnet20/run.json"
     result = read(path)
     training = result["training"]
     rows = [
@@ -54,12 +55,40 @@ def baseline() -> str:
             "top-1, 10,000 test images, as shipped in half precision",
             percent(result["test"]["top1"], 2),
         ),
-        ("top-1 in single precision", percent(result["test_top1_in_single_precision"], 2)),
+        ("top-1 in single precision", percent(result["shipped"]["trained"]["test"]["top1"], 2)),
         ("epochs", str(len(training["history"]))),
         ("MACs", million(result["test"])),
         ("training time", f"{training['seconds'] / 60:.0f} min"),
     ]
     return table(("ResNet-20, CIFAR-10", ""), rows) + origin(path, training)
+
+
+def networks() -> str:
+    """The trained networks that come with the package."""
+    rows = []
+    for path in sorted((ROOT / SHIPPED).glob("*/run.json")):
+        folder = path.parent.relative_to(ROOT)
+        result = read(str(path.relative_to(ROOT)))
+        told, test, twin = result["shipped"], result["test"], result["shipped"]["twin"]
+        gates = told["kind"] == "dynamic"
+        predicted = result["predicted_reduction"] if gates else None
+        rows.append(
+            (
+                f"[{told['name']}]({folder}/MODEL_CARD.md)",
+                percent(test["top1"], 2),
+                million(test),
+                "" if predicted is None else percent(predicted, 2),
+                "" if told["kind"] == "dense" else percent(test["reduction"], 2),
+                "" if told["kind"] == "dense" else percent(test["published_reduction"], 2),
+                "" if twin is None else percent(twin["test"]["top1"], 2),
+                f"{told['weights_bytes'] / 1e6:.2f} MB",
+            )
+        )
+    head = (
+        "name", "top-1", "MACs an image", "predicted", "executed", "published",
+        "top-1 of its static twin", "weights",
+    )  # fmt: skip
+    return table(head, rows) + f"\nFrom the `run.json` beside each card: [{SHIPPED}]({SHIPPED}).\n"
 
 
 def study() -> str:
@@ -242,6 +271,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for function in (
         demo,
         baseline,
+        networks,
         study,
         budget,
         overhead,

@@ -7,26 +7,24 @@ weights, and the same config again, so that two files of different saves are nev
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import models
+from . import models, shipped
 from .convert import convert
 from .dynamic import DynamicModel
-from .results import read_json, replacing, write_json
+from .names import nearest
+from .results import read_json, write_json
+from .shipped import CONFIG, MODEL, WEIGHTS
+from .tensors import load_tensors, load_weights, rounded, save_tensors
 
 FORMAT = 1  # of a saved network
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_pretrained(
@@ -35,6 +33,7 @@ def save_pretrained(
     *,
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Save a network, plain, dynamic or static twin, for `from_pretrained`.
 
@@ -44,8 +43,12 @@ def save_pretrained(
         name: What `ftwt.models.create` knows its architecture by; None for an architecture of your
             own, which `from_pretrained` must then be given.
         arguments: Further arguments of `ftwt.models.create`, such as `num_classes`.
+        dtype: Store weights of two dimensions or more in it: `torch.float16` or `torch.bfloat16`
+            halve the file. Vectors and scalars (statistics, biases, thresholds) stay as they are;
+            so does the network. None stores everything as it is.
 
     Raises:
+        ValueError: The dtype is none of these, or a weight is too large for it.
         OSError: The folder cannot be written or the disk is full.
     """
     dynamic = model if isinstance(model, DynamicModel) else None
@@ -57,7 +60,8 @@ def save_pretrained(
         "input_shape": None if dynamic is None else list(dynamic.input_shape),
         "convert": None if dynamic is None else dynamic.config,
     }
-    save_tensors(Path(directory) / WEIGHTS, model.state_dict(), config)
+    state = model.state_dict() if dtype is None else rounded(model.state_dict(), dtype)
+    save_tensors(Path(directory) / WEIGHTS, state, config)
     write_json(Path(directory) / CONFIG, config)
 
 
@@ -70,7 +74,8 @@ def from_pretrained(
     """Rebuild what `save_pretrained` or `push_to_hub` saved.
 
     Args:
-        source: The folder, or the id of a repository on the Hugging Face Hub, `owner/name`.
+        source: The name of a network that comes with ftwt (`ftwt.shipped.names()`), a folder, or
+            the id of a repository on the Hugging Face Hub, `owner/name`.
         model: The dense network, where the saved one is not one of `ftwt.models`; it is copied.
         revision: Branch, tag or commit of the repository.
 
@@ -78,8 +83,9 @@ def from_pretrained(
         The network in eval mode, on the CPU: a `DynamicModel` if one was saved.
 
     Raises:
-        ValueError: A file is truncated, altered, foreign, of a later format, or of another network.
-        FileNotFoundError: There is no such folder or it holds no network.
+        ValueError: A file is truncated, altered, foreign, of a later format, or of another network;
+            or the name of a network is that of a folder here, too.
+        FileNotFoundError: There is no such network or folder, or it holds no network.
     """
     directory = _fetch(source, revision)
     config = read_json(directory / CONFIG)
@@ -116,6 +122,7 @@ def push_to_hub(
     *,
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
     private: bool = False,
     token: str | None = None,
 ) -> str:
@@ -126,6 +133,7 @@ def push_to_hub(
         repository: The repository's id, `owner/name`.
         name: Name of the architecture, as for `save_pretrained`.
         arguments: Further arguments of `ftwt.models.create`, as for `save_pretrained`.
+        dtype: Store weights in it, as for `save_pretrained`.
         private: Make a new repository private.
         token: Access token; None for the one of `hf auth login`.
 
@@ -136,7 +144,7 @@ def push_to_hub(
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, name=name, arguments=arguments)
+        save_pretrained(model, folder, name=name, arguments=arguments, dtype=dtype)
         api.create_repo(repository, private=private, exist_ok=True)
         message = "Save a network with ftwt"
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
@@ -147,17 +155,25 @@ def saved_name(source: str | os.PathLike[str], *, revision: str | None = None) -
     """Return the name in `ftwt.models` of a saved network's architecture; None if it has none.
 
     Raises:
-        FileNotFoundError: There is no such folder or repository, or it holds no network.
+        FileNotFoundError: There is no such network, folder or repository, or it holds no network.
     """
     return read_json(_fetch(source, revision) / CONFIG)["model"]
 
 
 def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
+    found = shipped.find(source)
+    if found is not None:
+        return found / MODEL
     path = Path(source)
     if (path / CONFIG).exists():
         return path
-    if path.exists() or not isinstance(source, str) or source.count("/") != 1:
+    if path.exists() or not isinstance(source, str) or source.count("/") > 1:
         raise FileNotFoundError(f"{path} holds no {CONFIG}; give a folder of save_pretrained")
+    if "/" not in source:
+        raise FileNotFoundError(
+            f"{source!r} is no folder of save_pretrained, and no network of that name comes with "
+            f"ftwt; {nearest(source, shipped.names())}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -168,81 +184,3 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
         raise FileNotFoundError(
             f"{source} is neither a folder nor a repository within reach ({error})"
         ) from error
-
-
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-) -> None:
-    """Write tensors and JSON metadata to one safetensors file, whole or not at all.
-
-    Args:
-        path: The file; its folder is made if need be.
-        tensors: Any dtypes, shapes and devices; tensors that share memory are written apart.
-        metadata: JSON values.
-
-    Raises:
-        OSError: The folder cannot be written or the disk is full; an older file survives.
-    """
-    # safetensors wants each tensor alone in row-major memory (channels-last weights are not).
-    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(dict(metadata), allow_nan=False)
-    header = {"format": "pt", "ftwt": text, "sha256": _digest(owned, text)}
-    with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(owned, metadata=header))
-
-
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote: the tensors, on the CPU, and the metadata.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: The file is truncated, altered, or not written by `save_tensors`.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); get or make it again"
-        ) from error
-    if "ftwt" not in header:
-        raise ValueError(f"{path} was not written by ftwt; load it with safetensors itself")
-    if header.get("sha256") != _digest(tensors, header["ftwt"]):
-        raise ValueError(f"{path} was altered after it was written; get or make it again")
-    return tensors, json.loads(header["ftwt"])
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str | Path) -> None:
-    """Copy a complete state into a model.
-
-    Raises:
-        ValueError: The state is of another architecture; the first differences are named.
-    """
-    state = model.state_dict()
-    missing = [name for name in state if name not in tensors]
-    unexpected = [name for name in tensors if name not in state]
-    shaped = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(state[name].shape)}"
-        for name in state
-        if name in tensors and tensors[name].shape != state[name].shape
-    ]
-    found = [
-        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("shape", shaped))
-        if names
-    ]
-    if found:
-        raise ValueError(
-            f"{source} holds another architecture than {type(model).__name__} "
-            f"({'; '.join(found)}); build the network that was saved"
-        )
-    model.load_state_dict(dict(tensors))

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from torch import nn
 
-from . import models, runtime
+from . import runtime
 from .checkpoint import saved_name
 from .compile import compile
 from .config import DataConfig
@@ -21,9 +21,8 @@ from .data.cifar import CIFAR10, CIFAR100
 from .data.subset import SIDE, read_index
 from .dynamic import Batches
 from .models.vision import import_vision
-from .names import nearest
 from .pictures import PREPROCESSING, SUFFIX, Preprocessing
-from .run import find_network, folder_of, load_network, load_splits
+from .run import find_network, folder_of, is_architecture, load_network, load_splits
 from .runtime.engine import Kind
 
 CIFAR100_CLASSES = """
@@ -79,10 +78,8 @@ def name_of(source: str) -> str:
         ValueError: It is a network of somebody's own, without a name.
         FileNotFoundError: There is no network in that folder or repository.
     """
-    if source in models.names() or ":" in source:
+    if is_architecture(source):
         return source
-    if not Path(source).exists() and "/" not in source:
-        raise ValueError(f"no model or folder {source!r}; {nearest(source, models.names())}")
     name = saved_name(folder_of(source))
     if name is None:
         raise ValueError(f"{source} holds an unnamed architecture; compile it with ftwt.compile")

@@ -93,7 +93,7 @@ def cifar10_resnet20_baseline() -> RunConfig:
 
         ftwt train cifar10-resnet20-baseline
 
-    Its result, with the time it took, lies beside the weights in `ftwt/models/weights`.
+    Its weights and its result come with ftwt: docs/models.md.
     """
     return baseline("cifar10-resnet20", epochs=45, lr=0.15)
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
-from . import data, models
+from . import data, models, shipped
 from .checkpoint import from_pretrained, load_weights, save_pretrained
 from .config import DataConfig, RunConfig, changes
 from .convert import convert
@@ -141,26 +141,44 @@ def find_network(source: str) -> nn.Module:
     """Load a trained network, wherever it is, onto this process's device.
 
     Args:
-        source: A name of `ftwt.models`, the folder of a run or of `save_pretrained`, or a
-            repository on the Hugging Face Hub, `owner/name`.
+        source: A name of `ftwt.models` or of a network that comes with ftwt, the folder of a run or
+            of `save_pretrained`, or a repository on the Hugging Face Hub, `owner/name`.
 
     Raises:
-        ValueError: It is none of these; the message suggests the nearest name.
+        ValueError: It is none of these (the message suggests the nearest name), or a name and a
+            folder.
         FileNotFoundError: There is no network in that folder or repository.
     """
-    if source in models.names() or ":" in source:
+    if is_architecture(source):
         return load_network(source, "pretrained")
-    if not Path(source).exists() and "/" not in source:
-        raise ValueError(f"no model or folder {source!r}; {nearest(source, models.names())}")
     return from_pretrained(folder_of(source)).to(processes().device)
 
 
-def folder_of(source: str) -> str | Path:
-    """Return the folder that holds the network of a run, or the source itself.
+def is_architecture(source: str) -> bool:
+    """Whether a source is a name of `ftwt.models`, so that its weights are a matter of their own.
 
     Raises:
-        ValueError: The run is not finished.
+        ValueError: It is no name and no place (the message suggests the nearest name), or a name
+            and a folder.
     """
+    if ":" in source:
+        return True
+    known = list(dict.fromkeys([*models.names(), *shipped.names()]))
+    if source in known:
+        shipped.refuse_folder(source)
+    elif not Path(source).exists() and "/" not in source:
+        raise ValueError(f"no model or folder {source!r}; {nearest(source, known)}")
+    return source in models.names()
+
+
+def folder_of(source: str) -> str | Path:
+    """Return the folder of a named network, or that in a run's folder, or the source itself.
+
+    Raises:
+        ValueError: The run is not finished, or the source is a name and a folder.
+    """
+    if (found := shipped.find(source)) is not None:
+        return found / shipped.MODEL
     inside = Path(source) / MODEL
     if inside.is_dir():
         return inside

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from torch import nn
 
+from .. import shipped
+from ..tensors import load_tensors, load_weights
 from .mobilenet import mobilenet_v1, mobilenet_v2
 from .resnet import resnet
 from .vgg import vgg
@@ -23,13 +22,16 @@ _FAMILIES: Mapping[str, Callable[..., nn.Module]] = {
     **{f"mobilenet-v1-x{width}": partial(mobilenet_v1, width=width) for width in (0.25, 0.5, 0.75)},
     **{f"mobilenet-v2-x{width}": partial(mobilenet_v2, width=width) for width in (0.25, 0.5, 0.75)},
 }
-_WEIGHTS = Path(__file__).parent / "weights"
 
 
 def names(*, pretrained: bool = False) -> list[str]:
-    """List our own networks, `<dataset>-<family>`; with `pretrained`, those that have weights."""
+    """List our own networks, `<dataset>-<family>`; with `pretrained`, those that have weights.
+
+    Trained networks with gates are no architectures: `ftwt.shipped.names()` lists these, too.
+    """
     own = [f"{dataset}-{family}" for dataset in _DATASETS for family in _FAMILIES]
-    return [name for name in own if not pretrained or _weights_of(name).is_file()]
+    trained = shipped.names()
+    return [name for name in own if not pretrained or name in trained]
 
 
 def create(
@@ -48,7 +50,8 @@ def create(
         The network, in training mode. Ours map (B, 3, 32, 32) to logits (B, num_classes).
 
     Raises:
-        ValueError: an unknown name, a name without weights, or weights that do not fit.
+        ValueError: an unknown name, that of a pruned network, a name without weights, or weights
+            that do not fit.
         ImportError: torchvision or timm is needed and not installed.
 
     Example:
@@ -59,6 +62,11 @@ def create(
         if num_classes is not None:
             kwargs["num_classes"] = num_classes
         return _SOURCES[source](foreign, pretrained=pretrained, **kwargs)
+    if name not in names() and name in shipped.names():
+        raise ValueError(
+            f"{name!r} is a pruned network, not an architecture; "
+            f"ftwt.from_pretrained({name!r}) loads it, weights and gates"
+        )
     check_name(name, names(), source="ftwt")
     dataset, family = name.split("-", 1)
     classes = _DATASETS[dataset] if num_classes is None else num_classes
@@ -68,26 +76,18 @@ def create(
     return model
 
 
-def _weights_of(name: str) -> Path:
-    return _WEIGHTS / f"{name}.safetensors"
-
-
 def _load_weights(model: nn.Module, name: str) -> None:
-    """Load our own weights, stored in half or single precision, into a model of that name."""
-    path = _weights_of(name)
-    if not path.is_file():
+    """Load our own weights, in whatever precision they are stored, into a model of that name."""
+    if name not in shipped.names():
         known = ", ".join(names(pretrained=True)) or "none"
         raise ValueError(
             f"no weights for {name!r}; names with weights: {known}. Train it (`ftwt recipes` has "
             f"baselines) and name that run instead (--weights runs/NAME)"
         )
+    tensors, _ = load_tensors(shipped.folder(name) / shipped.MODEL / shipped.WEIGHTS)
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))  # copies: f16 becomes f32
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); reinstall ftwt"
-        ) from error
-    except RuntimeError as error:
+        load_weights(model, tensors, source=f"what comes with ftwt as {name!r}")
+    except ValueError as error:
         raise ValueError(
             f"{name!r} has weights only for its own num_classes and width; {error}"
         ) from error
