@@ -86,6 +86,7 @@ def classify(
     top: int = 5,
     engine: Kind = "native",
     threads: int = 1,
+    name: str | None = None,
 ) -> Answers:
     """Show image files to a compiled network.
 
@@ -95,6 +96,7 @@ def classify(
         top: How many guesses to tell.
         engine: `native` or `reference`.
         threads: Of the native engine.
+        name: What to call the network; the path if not given.
 
     Raises:
         OSError: There is no such file.
@@ -122,7 +124,7 @@ def classify(
     if shapes != ((3, prepare.crop, prepare.crop), (1, 1)):
         raise ValueError(f"{path} takes no images of {prepare.crop}x{prepare.crop} to classes")
     found = tuple(_answer(network, image, prepare, top) for image in asked)
-    return Answers(engine=f"{os.fspath(path)}: {network!r}", answers=found)
+    return Answers(engine=f"{name or os.fspath(path)}: {network!r}", answers=found)
 
 
 def _answer(engine: runtime.Engine, path: str, how: Preprocessing, top: int) -> Answer:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,23 @@ def to_time(source: str) -> tuple[nn.Module, torch.Tensor]:
     network = load_network(source, None) if name == source else find_network(source)
     crop = known(name)[0].crop
     return network.cpu(), torch.zeros(1, 3, crop, crop)
+
+
+@contextmanager
+def as_file(source: str, *, engine: Kind = "native") -> Iterator[str]:
+    """Yield the path of a compiled network: the source itself if it is a file.
+
+    Args:
+        source: Such a file, or as of `find_network`; that is compiled, for the moment.
+        engine: As of `deploy`.
+    """
+    if Path(source).suffix == SUFFIX or Path(source).is_file():
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f"network{SUFFIX}")
+        deploy(source, path, engine=engine)
+        yield path
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tyro
 from ..bench import BATCHES, RIVALS, SINGLES, bench
 from ..classify import classify
 from ..config import DataConfig
-from ..deploy import Economies, deploy, first, to_time
+from ..deploy import Economies, as_file, deploy, first, to_time
 from ..dynamic import DynamicModel
 from ..results import write_json
 from ..run import load_splits
@@ -55,10 +55,10 @@ class CompileCommand:
 
 @dataclass(frozen=True)
 class RunCommand:
-    """Show images to a compiled network: its guesses, and what each image took."""
+    """Show images to a network: its guesses, and what each image took."""
 
-    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME.ftwt")]
-    """What `ftwt compile` wrote."""
+    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME.ftwt|MODEL")]
+    """What `ftwt compile` wrote; or what it takes, which is then compiled for the moment."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
     """Image files; resized, cut and normalised as the network needs them."""
     top: int = 5
@@ -73,9 +73,15 @@ class RunCommand:
 
     def __call__(self) -> Any:
         """Classify."""
-        result = classify(
-            self.network, self.images, top=self.top, engine=self.engine, threads=self.threads
-        )
+        with as_file(self.network, engine=self.engine) as path:
+            result = classify(
+                path,
+                self.images,
+                top=self.top,
+                engine=self.engine,
+                threads=self.threads,
+                name=self.network,
+            )
         if self.output:
             write_json(self.output, result.to_json())
         return result.to_json() if self.as_json else [result]
@@ -89,8 +95,8 @@ class BenchCommand:
     """
 
     model: Network
-    """A model's name (`ftwt models`), which gets random weights; the folder of a run; or a
-    repository OWNER/NAME on the Hugging Face Hub."""
+    """A model's name (`ftwt models`); the folder of a run; or a repository OWNER/NAME on the
+    Hugging Face Hub. Dense models by name get random weights."""
     keep: float | None = None
     """Let each gate keep this share of its filters, drawn by lot for each image."""
     threads: int = 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from .. import models, recipes
+from .. import models, recipes, shipped
 from ..config import DataConfig, PruneConfig, RunConfig, changes
 from ..demo import TRAINING, demo
 from ..deploy import name_of
@@ -176,20 +178,41 @@ class EvaluateCommand:
 
 @dataclass(frozen=True)
 class ModelsCommand:
-    """List the networks that can be created by name."""
+    """List the networks that have a name, and what the trained ones achieve."""
 
     as_json: Json = False
 
     def __call__(self) -> Any:
         """List them."""
-        trained = models.names(pretrained=True)
+        results = {name: shipped.result(name) for name in shipped.names()}
+        pruned = [name for name in results if name not in models.names()]
+        names = [name for model in models.names() for name in (model, *_made_of(model, pruned))]
         if self.as_json:
-            return {name: {"pretrained": name in trained} for name in models.names()}
+            return {name: _achieved(results.get(name)) for name in names}
         listed = Table.grid(padding=(0, 2))
-        for name in models.names():
-            listed.add_row(name, "trained weights" if name in trained else "")
-        listed.add_row("torchvision:NAME, timm:NAME", "with pip install 'ftwt[vision]'")
+        for name in names:
+            told = _achieved(results.get(name))
+            if told["pretrained"]:
+                top1, saved = f"top-1 {told['top1']:.2%}", f"{told['reduction']:.2%} fewer MACs"
+                listed.add_row(name, top1, saved if told["kind"] != "dense" else "", told["kind"])
+            else:
+                listed.add_row(name)
+        listed.add_row("torchvision:NAME, timm:NAME", escape("pip install 'ftwt[vision]'"))
         return [listed]
+
+
+def _made_of(model: str, pruned: Iterable[str]) -> list[str]:
+    """Those pruned networks that are of an architecture."""
+    return [name for name in pruned if shipped.Name.read(name).model == model]
+
+
+def _achieved(result: dict[str, Any] | None) -> dict[str, Any]:
+    """What a list tells of a network: of its weights as they are stored, on test images."""
+    if result is None:
+        return {"pretrained": False}
+    figures = ("images", "top1", "executed_macs", "reduction", "published_reduction")
+    told = {name: result["test"][name] for name in figures}
+    return {"pretrained": True, "kind": result["shipped"]["kind"], **told}
 
 
 @dataclass(frozen=True)
