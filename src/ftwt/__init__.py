@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import recipes as recipes
     from . import report as report
     from . import runtime as runtime
+    from . import shipped as shipped
     from .bench import Benchmark as Benchmark
     from .bench import bench as bench
     from .budget import Calibration as Calibration
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .config import RunConfig as RunConfig
     from .config import TrainConfig as TrainConfig
     from .convert import convert as convert
+    from .data.corruptions import corrupt as corrupt
     from .dynamic import DynamicModel as DynamicModel
     from .estimate import Allocation as Allocation
     from .estimate import Estimate as Estimate
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
     from .macs import count_macs as count_macs
     from .record import record as record
     from .recording import Recording as Recording
+    from .robustness import Robustness as Robustness
+    from .robustness import evaluate_corrupted as evaluate_corrupted
     from .run import run as run
     from .train import TrainResult as TrainResult
     from .train import train as train
 
-_MODULES = ("data", "models", "recipes", "report", "runtime")
+_MODULES = ("data", "models", "recipes", "report", "runtime", "shipped")
 _HOMES = {  # name -> the module that it comes from, as above
     "Benchmark": "bench",
     "bench": "bench",
@@ -54,6 +58,7 @@ _HOMES = {  # name -> the module that it comes from, as above
     "RunConfig": "config",
     "TrainConfig": "config",
     "convert": "convert",
+    "corrupt": "data.corruptions",
     "DynamicModel": "dynamic",
     "Allocation": "estimate",
     "Estimate": "estimate",
@@ -64,6 +69,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "count_macs": "macs",
     "record": "record",
     "Recording": "recording",
+    "Robustness": "robustness",
+    "evaluate_corrupted": "robustness",
     "run": "run",
     "TrainResult": "train",
     "train": "train",

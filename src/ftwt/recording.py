@@ -79,6 +79,11 @@ class Recording:
         return len(self.labels)
 
     @property
+    def name(self) -> str:
+        """What to call it: the network's name."""
+        return self.network
+
+    @property
     def reduction(self) -> np.ndarray:
         """(N,) share of the dense MACs that was not executed; negative if predictors cost more."""
         return 1 - self.executed_macs.astype(np.float64) / self.dense_macs

@@ -28,3 +28,23 @@ OTHERS = FAINT  # other published methods, told apart by their names
 
 ALWAYS, SOMETIMES, NEVER = OKABE_ITO["blue"], OKABE_ITO["sky blue"], GRID
 HEAT = "magma"  # of heatmaps; even in lightness, legible in grey
+
+
+def look(method: str, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    """Colour and marker of a method by its label.
+
+    Args:
+        method: As rows name it.
+        known: Label -> colour and marker, of the methods of the runs that were found.
+    """
+    if method in known:
+        return known[method]
+    if method == "dense":
+        return DENSE, "D"
+    if method.startswith("dynamic"):
+        return DYNAMIC[0], "o"
+    if method == "static twin":
+        return TWIN, "s"
+    if method.startswith("FTWT"):
+        return PUBLISHED, "*"
+    return OTHERS, "d"

@@ -119,7 +119,8 @@ def epoch(line: Fields) -> dict[str, Any]:
     Raises:
         ValueError: There is no epoch, or a figure is not a number in its range.
     """
-    return {"epoch": line.whole("epoch", 1)} | _figures(line)
+    step = {"step": line.whole("step", 1)} if "step" in line else {}
+    return {"epoch": line.whole("epoch", 1)} | step | _figures(line)
 
 
 def step(line: Fields) -> dict[str, Any]:

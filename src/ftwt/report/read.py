@@ -163,7 +163,8 @@ class _Search:
                 logs.pop(run.path.parent, None)
                 continue
             if run.path.name == RUN and (log := logs.pop(run.path.parent, None)) is not None:
-                run = replace(run, steps=log.steps)
+                same = len(log.history) == len(run.history)  # with the steps of each epoch
+                run = replace(run, steps=log.steps, history=log.history if same else run.history)
             kept[what] = run
         for what, run in kept.items():
             beside = _taken(lone, run.path.parent, run.aliases, alone=run.path.name == RUN)

@@ -114,6 +114,7 @@ def curve_rows(found: Found, network: str) -> list[Row]:
         if curve.network is None or curve.network in names:
             rows += [
                 {"kind": "curve", "method": "estimate", "setting": curve.path.stem, "r": r,
+                 "asked": None,
                  "reduction": cut, "reduction_std": None, "published_reduction": flattered}
                 for r, cut, flattered in zip(
                     curve.r, curve.reduction, curve.published_reduction, strict=True
@@ -133,6 +134,7 @@ def curve_rows(found: Found, network: str) -> list[Row]:
                 published, _ = mean_std(run.test.published_reduction for run in part.runs)
                 rows.append(
                     {"kind": kind, "method": part.method.label, "setting": part.label, "r": r,
+                     "asked": part.runs[0].asked,
                      "reduction": cut, "reduction_std": cut_std,
                      "published_reduction": published if kind == "achieved" else None}
                 )  # fmt: skip
@@ -141,7 +143,8 @@ def curve_rows(found: Found, network: str) -> list[Row]:
             for kind, cut in (("predicted", demo.predicted), ("achieved", demo.dynamic.reduction)):
                 rows.append(
                     {"kind": kind, "method": "dynamic", "setting": "demo", "r": demo.r,
-                     "reduction": cut, "reduction_std": None, "published_reduction": None}
+                     "asked": demo.asked, "reduction": cut, "reduction_std": None,
+                     "published_reduction": None}
                 )  # fmt: skip
     return rows
 
@@ -196,11 +199,9 @@ def corruption_rows(found: Found, network: str) -> list[Row]:
         method = found.method(run).label if run else "dense" if file.run is None else "dynamic"
         label = next((part.label for part in found.groups if run in part.runs), "")
         for one in (file.clean, *file.corrupted):
-            rows.append(
-                {"method": method, "setting": label or (file.run or ""),
-                 "corruption": one.corruption, "severity": one.severity, "top1": one.top1, "reduction": one.reduction,
-                 "keep": one.keep}
-            )  # fmt: skip
+            told: Row = {"method": method, "setting": label or (file.run or "")}
+            told |= {"corruption": one.corruption, "severity": one.severity}
+            rows.append(told | {"top1": one.top1, "reduction": one.reduction, "keep": one.keep})
     return rows
 
 

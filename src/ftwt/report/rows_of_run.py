@@ -12,9 +12,27 @@ from .records import Demo, Log, Run
 from .rows import Row
 
 Subject = Run | Demo | LoneRecording
+Source = Subject | Recording
 
 
-def unit_rows(subject: Subject) -> list[Row]:
+def recording_of(subject: Source) -> Recording:
+    """The recording of a run or demo, or the recording itself.
+
+    Raises:
+        ValueError: There is none; the message names the command that makes it.
+    """
+    found = subject if isinstance(subject, Recording) else subject.recording()
+    if found is None:
+        assert isinstance(subject, Run | Demo)
+        where = subject.folder if isinstance(subject, Run) else subject.path.parent
+        raise ValueError(
+            f"{subject.name} has no recording, which this shows; make it with "
+            f"`ftwt evaluate {where} --record`"
+        )
+    return found
+
+
+def unit_rows(subject: Source) -> list[Row]:
     """What each layer's gate did, in execution order.
 
     Shares lie in [0, 1]. `macs_share` is the share of the dense network's MACs that the layer's own
@@ -25,10 +43,9 @@ def unit_rows(subject: Subject) -> list[Row]:
         (`sometimes`) and for none (`never`); the share computed (`keep`), its mean over images and
         the standard deviation.
     """
-    recording = subject.recording()
-    if recording is not None:
+    if isinstance(subject, LoneRecording | Recording) or subject.recording_path is not None:
+        recording = recording_of(subject)
         return [_of_recording(recording, number) for number in range(len(recording.units))]
-    assert not isinstance(subject, LoneRecording)
     result = subject.dynamic if isinstance(subject, Demo) else subject.test
     return [
         {
@@ -66,33 +83,42 @@ def _of_recording(recording: Recording, number: int) -> Row:
     }
 
 
-def training_rows(run: Run | Log, mask_loss_weight: float | None = None) -> list[Row]:
-    """The course of a training: a row for each epoch, `epoch` being what of it was done.
+def training_rows(run: Run | Log) -> list[Row]:
+    """The course of a training, `epoch` being what of it was done, in epochs.
 
     `task_loss` is the training loss without the mask loss: where the mask loss took no part that is
     the whole loss; elsewhere it is known only if the file says so, and None otherwise.
+
+    Returns:
+        Rows of `kind` `step` (some steps, on training batches) and `epoch` (training batches, and
+        the held-out images: `val_`).
     """
+    each = [line["step"] / line["epoch"] for line in run.history if line.get("step")]
+    lines: list[tuple[str, float, dict[str, Any]]] = [
+        ("epoch", float(line["epoch"]), line) for line in run.history
+    ]
+    if each:
+        lines += [("step", line["step"] / each[-1], line) for line in run.steps]
     rows: list[Row] = []
-    for line in run.history:
+    for kind, epoch, line in sorted(lines, key=lambda one: one[1]):
         task = line.get("task_loss")
         if task is None and "mask_loss" not in line:
             task = line.get("loss")
-        rows.append(
-            {
-                "epoch": line["epoch"],
-                "loss": line.get("loss"),
-                "task_loss": task,
-                "val_task_loss": line.get("val_loss"),
-                "mask_loss": line.get("mask_loss"),
-                "mask_accuracy": line.get("mask_accuracy"),
-                "accuracy": line.get("accuracy"),
-                "val_accuracy": line.get("val_accuracy"),
-                "reduction": line.get("reduction"),
-                "val_reduction": line.get("val_reduction"),
-                "r": line.get("r"),
-                "lr": line.get("lr"),
-            }
-        )
+        row: Row = {"kind": kind, "epoch": epoch, "task_loss": task}
+        row["val_task_loss"] = line.get("val_loss")
+        for name in (
+            "loss",
+            "mask_loss",
+            "mask_accuracy",
+            "accuracy",
+            "val_accuracy",
+            "reduction",
+            "val_reduction",
+            "r",
+            "lr",
+        ):
+            row[name] = line.get(name)
+        rows.append(row)
     return rows
 
 
@@ -176,7 +202,8 @@ def heatmap_rows(
 
     Args:
         recording: With heatmaps.
-        units: Layers; if not given, the one in the middle of those with heatmaps.
+        units: Layers; if not given, the one after the first third of those with
+            heatmaps.
         images: Numbers of recorded images that are kept as pictures; if not given, four from the
             cheapest to the dearest.
 
@@ -191,7 +218,7 @@ def heatmap_rows(
     mapped = list(recording.dense_heatmaps)
     if not mapped:
         return []
-    units = [mapped[len(mapped) // 2]] if units is None else units
+    units = [mapped[len(mapped) // 3]] if units is None else units
     shown = recording.shown.tolist()
     if images is None:
         images = spread_images(recording)
@@ -224,8 +251,3 @@ def spread_images(recording: Recording, count: int = 4) -> list[int]:
     order = np.argsort(recording.executed_macs[recording.shown], kind="stable")
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return [int(recording.shown[order[place]]) for place in places]
-
-
-def name_of(subject: Any) -> str:
-    """What to call it in a title."""
-    return str(subject.name)

@@ -1,0 +1,313 @@
+"""Figures over runs: accuracy against reduction, the curve, latency, corruption."""
+
+from __future__ import annotations
+
+from . import palette
+from .found import Found
+from .rows import (
+    EXECUTED,
+    Row,
+    accuracy_rows,
+    corruption_rows,
+    curve_rows,
+    latency_rows,
+)
+from .style import Axes, Figure, drawing, figure, label_points, note, nothing, only, percent
+
+MOST_LABELS = 16  # of our own points; of more, the method alone is told
+FLATTERED = "hollow: published, MACs counted as each paper counts, which flatters"
+
+
+def looks(found: Found) -> dict[str, tuple[str, str]]:
+    """Label of each method of the runs -> colour and marker."""
+    methods = [part.method for part in found.groups]
+    return {method.label: (method.colour, method.marker) for method in methods}
+
+
+def one_network(found: Found, network: str | None) -> str:
+    """The network to draw: the one that is named, or the only or first one.
+
+    Raises:
+        ValueError: It is not among those that were found, or there is none.
+    """
+    if not found.networks:
+        raise ValueError("no run and no demo among the files, so there is no network to draw")
+    if network is None:
+        return found.networks[0]
+    if network not in found.networks:
+        raise ValueError(f"no network {network!r}; there are {', '.join(found.networks)}")
+    return network
+
+
+@drawing
+def accuracy(found: Found, network: str | None = None) -> Figure:
+    """Draw accuracy against executed reduction, with published rows as labelled hollow markers.
+
+    Args:
+        found: What `ftwt.report.read` found.
+        network: Which architecture; the first if not given.
+
+    Returns:
+        A figure; its data is `rows.accuracy_rows`. Points are means over seeds, error bars
+        standard deviations.
+
+    Raises:
+        ValueError: There is no such network.
+    """
+    network = one_network(found, network)
+    rows, known = accuracy_rows(found, network), looks(found)
+    sheet = figure(height=3.7)
+    axes = sheet.subplots()
+    labelled: list[tuple[float, float, str, str]] = []
+    few = sum(row["counted"] == EXECUTED for row in rows) <= MOST_LABELS
+    for row in rows:
+        colour, marker = palette.look(row["method"], known)
+        x, y = 100 * row["reduction"], 100 * row["top1"]
+        own = row["counted"] == EXECUTED
+        if row["method"] == "dense":
+            axes.axhline(y, color=colour, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.errorbar(
+            x, y,
+            xerr=None if row["reduction_std"] is None else 100 * row["reduction_std"],
+            yerr=None if row["top1_std"] is None else 100 * row["top1_std"],
+            fmt=marker, color=colour, markeredgecolor=colour, elinewidth=0.8,
+            markerfacecolor=colour if own else "white", markeredgewidth=0.9,
+            markersize=8 if marker == "*" else 5.5 if own else 5, zorder=3 if own else 2,
+            label=None if not own else row["method"],
+        )  # fmt: skip
+        told = row["setting"] if not own or few else ""
+        labelled.append((x, y, told, colour))
+    axes.margins(x=0.09, y=0.12)
+    axes.set_xlim(left=min(-2.0, axes.get_xlim()[0]))
+    label_points(axes, labelled)
+    axes.set_xlabel("reduction of MACs")
+    axes.set_ylabel("top-1 accuracy")
+    percent(axes.xaxis)
+    percent(axes.yaxis)
+    axes.set_title(network)
+    _legend_once(axes, loc="lower left")
+    told = "filled: executed MACs, predictors included; bars: standard deviation over seeds"
+    published = any(row["counted"] != EXECUTED for row in rows)
+    note(sheet, f"{told}\n{FLATTERED}" if published else told)
+    return sheet
+
+
+def _legend_once(axes: Axes, **options: object) -> None:
+    """A legend that names each method once."""
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    if once:
+        axes.legend(once.values(), once.keys(), **options)
+
+
+@drawing
+def curve(found: Found, network: str | None = None) -> Figure:
+    """Draw reduction against r: the estimate's curve, and what runs predicted and achieved.
+
+    Args:
+        found: What `ftwt.report.read` found.
+        network: Which architecture; the first if not given.
+
+    Returns:
+        A figure; its data is `rows.curve_rows`. A predicted point is hollow, an achieved one
+        filled, and a line joins those of one setting.
+
+    Raises:
+        ValueError: There is no such network.
+    """
+    network = one_network(found, network)
+    rows, known = curve_rows(found, network), looks(found)
+    sheet = figure(height=3.4)
+    axes = sheet.subplots()
+    if not rows:
+        nothing(axes, "no estimate and no dynamic run")
+        return sheet
+    for setting in dict.fromkeys(row["setting"] for row in rows if row["kind"] == "curve"):
+        mine = [row for row in rows if row["kind"] == "curve" and row["setting"] == setting]
+        r = [row["r"] for row in mine]
+        for name, line, label in (
+            ("reduction", "-", "estimate, executed MACs"),
+            ("published_reduction", ":", "estimate, as the paper counts"),
+        ):
+            axes.plot(r, [100 * row[name] for row in mine], line, color=palette.INK, linewidth=1.1,
+                      label=label)  # fmt: skip
+    points = [row for row in rows if row["kind"] != "curve"]
+    for row in points:
+        colour, marker = palette.look(row["method"], known)
+        filled = row["kind"] == "achieved"
+        if filled and row["asked"] is not None:
+            marker = "P"
+        axes.errorbar(
+            row["r"], 100 * row["reduction"],
+            yerr=None if row["reduction_std"] is None else 100 * row["reduction_std"],
+            fmt=marker, color=colour, markerfacecolor=colour if filled else "white",
+            markeredgecolor=colour, elinewidth=0.8, zorder=3,
+            label=f"{row['method']}: {_how(row)}",
+        )  # fmt: skip
+    for low, high in zip(points, points[1:], strict=False):
+        same = all(low[name] == high[name] for name in ("method", "setting", "r"))
+        if same and (low["kind"], high["kind"]) == ("predicted", "achieved"):
+            colour, _ = palette.look(low["method"], known)
+            axes.plot([low["r"]] * 2, [100 * low["reduction"], 100 * high["reduction"]],
+                      color=colour, linewidth=0.8, zorder=2)  # fmt: skip
+    if points and len(points) < len(rows):
+        low = min(row["r"] for row in points)
+        axes.set_xlim(max(0.0, min(0.5, low - 0.1)), 1.01)
+    axes.set_xlabel("r, the share of the heatmap mass that masks keep")
+    axes.set_ylabel("reduction of MACs")
+    percent(axes.yaxis)
+    axes.set_title(network)
+    _legend_once(axes, loc="best")
+    note(
+        sheet, "where a budget steered r, r is its last value; bars: standard deviation over seeds"
+    )
+    return sheet
+
+
+def _how(row: Row) -> str:
+    if row["kind"] == "predicted":
+        return "predicted"
+    return "achieved" if row["asked"] is None else "achieved, steered to a budget"
+
+
+COLUMNS = 3  # of panels
+
+
+@drawing
+def latency(found: Found, threads: int | None = None) -> Figure:
+    """Draw latency against executed MACs for each network that was timed.
+
+    Args:
+        found: What `ftwt.report.read` found.
+        threads: Of which timings; the fewest if not given.
+
+    Returns:
+        A figure; its data is `rows.latency_rows`: an image is a point, a line leads to the origin
+        from our own dense engine (latency in proportion to MACs), and dense contestants are marks.
+
+    Raises:
+        ValueError: Nothing was timed, or not with so many threads.
+    """
+    rows = latency_rows(found)
+    known = sorted({row["threads"] for row in rows})
+    if not known:
+        raise ValueError("no benchmark among the files; make one with `ftwt bench RUN --output F`")
+    threads = known[0] if threads is None else threads
+    if threads not in known:
+        raise ValueError(f"threads={threads}: timings were made with {known}")
+    rows = [row for row in rows if row["threads"] == threads]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    wide = min(COLUMNS, len(networks))
+    tall = -(-len(networks) // wide)
+    sheet = figure(width=WIDTHS[wide - 1], height=0.6 + 2.15 * tall)
+    rivals = {_fastest([row for row in rows if row["network"] == name]) for name in networks}
+    panels = sheet.subplots(tall, wide, squeeze=False).ravel()
+    for axes, network in zip(panels, networks, strict=False):
+        mine = [row for row in rows if row["network"] == network]
+        _latency(axes, mine)
+        if len(rivals) > 1 and (rival := _fastest(mine)):
+            network += f" ({rival})"
+        axes.set_title(network, fontsize=7.5)
+    for axes in panels[len(networks) :]:
+        axes.set_axis_off()
+    for axes in panels[::wide]:
+        axes.set_ylabel("latency, ms an image")
+    for axes in panels[max(0, len(networks) - wide) : len(networks)]:
+        axes.set_xlabel("executed MACs, millions")
+    handles, labels = panels[0].get_legend_handles_labels()
+    names = ", ".join(sorted(name for name in rivals if name))
+    labels = [f"{label} ({names})" if label == RIVAL else label for label in labels]
+    sheet.legend(handles, labels, loc="outside upper left", ncols=3 if wide > 1 else 1)
+    note(sheet, f"threads: {threads}; dashed: in proportion to MACs, from our dense engine")
+    return sheet
+
+
+WIDTHS = (3.6, 5.6, 7.2)  # inches, by panels in a row
+
+
+def _latency(axes: Axes, rows: list[Row]) -> None:
+    images = [row for row in rows if row["kind"] == "image"]
+    axes.plot([row["macs"] / 1e6 for row in images], [row["latency_ms"] for row in images], "o",
+              color=palette.DYNAMIC[0], markersize=2, alpha=0.5, markeredgewidth=0,
+              label="ours, single images with gates")  # fmt: skip
+    for row in rows:
+        if row["name"] == "ftwt dense":
+            axes.plot([0, row["macs"] / 1e6], [0, row["latency_ms"]], color=palette.FAINT,
+                      linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)  # fmt: skip
+            axes.plot(row["macs"] / 1e6, row["latency_ms"], "D", color=palette.DENSE, markersize=4,
+                      label="ours, dense")  # fmt: skip
+        elif row["kind"] == "contestant" and row["name"] == _fastest(rows):
+            axes.plot(row["macs"] / 1e6, row["latency_ms"], "d", color=palette.OTHERS,
+                      markersize=5, markerfacecolor="white", label=RIVAL)  # fmt: skip
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+
+
+RIVAL = "fastest dense rival"
+
+
+def _fastest(rows: list[Row]) -> str | None:
+    """The fastest of the others."""
+    others = [
+        row for row in rows if row["kind"] == "contestant" and not row["name"].startswith("ftwt")
+    ]
+    return min(others, key=lambda row: row["latency_ms"])["name"] if others else None
+
+
+@drawing
+def corruptions(found: Found, network: str | None = None) -> Figure:
+    """Draw accuracy and reduction on corrupted test images: by severity, and by corruption.
+
+    Args:
+        found: What `ftwt.report.read` found.
+        network: Which architecture; the first if not given.
+
+    Returns:
+        A figure; its data is `rows.corruption_rows`. Above, means over corruptions for each
+        severity (0: clean); below, means over severities for each corruption.
+
+    Raises:
+        ValueError: There is no such network, or no file about it.
+    """
+    network = one_network(found, network) if network is None else network
+    rows, known = corruption_rows(found, network), looks(found)
+    if not rows:
+        raise ValueError(f"no file about {network} on corrupted images")
+    series = list(dict.fromkeys((row["method"], row["setting"]) for row in rows))
+    names = sorted({row["corruption"] for row in rows} - {"clean"})
+    sheet = figure(height=2.6 + 0.16 * len(names) + 0.8)
+    upper, lower = sheet.subfigures(2, 1, height_ratios=(2.3, 0.16 * len(names) + 1.0))
+    sides = (("top1", "top-1 accuracy"), ("reduction", "reduction of executed MACs"))
+    for (name, words), above, below in zip(
+        sides, upper.subplots(1, 2), lower.subplots(1, 2, sharey=True), strict=True
+    ):
+        for method, setting in series:
+            mine = [r for r in rows if (r["method"], r["setting"]) == (method, setting)]
+            colour, marker = palette.look(method, known)
+            by_severity = _means(mine, "severity", name)
+            label = ", ".join(word for word in (method, setting) if word)
+            above.plot(list(by_severity), [100 * v for v in by_severity.values()], marker=marker,
+                       color=colour, label=label)  # fmt: skip
+            by_name = _means([r for r in mine if r["severity"]], "corruption", name)
+            told = [(100 * by_name[n], i) for i, n in enumerate(names) if n in by_name]
+            below.plot(*zip(*told, strict=True), marker, color=colour)
+        above.set_xlabel("severity (0: clean)")
+        above.set_ylabel(words)
+        percent(above.yaxis)
+        percent(below.xaxis)
+        below.set_xlabel(f"{words}, mean over severities")
+        below.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+        below.set_ylim(len(names) - 0.5, -0.5)
+        only(above, "y")
+    sheet.suptitle(network, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
+    handles, labels = upper.axes[0].get_legend_handles_labels()
+    sheet.legend(handles, labels, loc="outside upper right", ncols=min(3, len(labels)))
+    return sheet
+
+
+def _means(rows: list[Row], by: str, name: str) -> dict:
+    """Mean of a figure for each value of a column, in order."""
+    values: dict = {}
+    for row in rows:
+        values.setdefault(row[by], []).append(row[name])
+    return {key: sum(found) / len(found) for key, found in sorted(values.items())}

@@ -1,0 +1,179 @@
+"""How figures look: size, type, lines; and matplotlib, which is imported when it is needed."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from . import palette
+
+Figure = Any  # matplotlib.figure.Figure, which needs the extra `report`
+Axes = Any  # matplotlib.axes.Axes
+
+WIDTH = 5.6  # inches of a figure: a page's text, or two thirds of a slide
+NOTE = 6.5  # points of what stands below a figure
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.edgecolor": palette.FAINT,
+    "axes.labelcolor": palette.INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": palette.GRID,
+    "grid.linewidth": 0.5,
+    "text.color": palette.INK,
+    "xtick.color": palette.INK,
+    "ytick.color": palette.INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "errorbar.capsize": 2,
+    "figure.dpi": 110,
+    "savefig.dpi": 220,
+    "savefig.facecolor": "white",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "ftwt",  # the same figure, the same file
+    "pdf.fonttype": 42,
+    "image.interpolation": "nearest",
+}
+
+
+def matplotlib() -> Any:
+    """The package matplotlib.
+
+    Raises:
+        ImportError: It is not installed; the message says how to install it.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "figures need matplotlib, which is not installed: pip install 'ftwt[report]'",
+            name=error.name,
+        ) from error
+    return matplotlib
+
+
+def styled() -> AbstractContextManager[Any]:
+    """While it lasts, what is drawn or saved has the style of this module."""
+    return matplotlib().rc_context(STYLE)
+
+
+def drawing(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Make a function that draws a figure do so in the style of this module."""
+
+    @functools.wraps(function)
+    def draw(*args: Any, **kwargs: Any) -> Figure:
+        with styled():
+            return function(*args, **kwargs)
+
+    return draw
+
+
+@functools.cache
+def _figure_class() -> Any:
+    matplotlib()
+    from matplotlib.figure import Figure as Plain
+
+    class Shown(Plain):
+        """A figure that notebooks show by itself, without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            with styled():
+                self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Shown
+
+
+def figure(*, width: float = WIDTH, height: float = 3.4) -> Figure:
+    """A new figure of this size in inches, laid out so that nothing overlaps."""
+    return _figure_class()(figsize=(width, height), layout="constrained")
+
+
+def percent(axis: Any) -> None:
+    """Write an axis's numbers, which are percentages, with their sign."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+
+
+def only(axes: Axes, axis: str) -> None:
+    """Leave grid lines across one axis alone: `x` or `y`."""
+    axes.grid(False)
+    axes.grid(True, axis=axis)
+
+
+def note(figure: Figure, text: str) -> None:
+    """Say something below a figure, in small type."""
+    figure.supxlabel(text, fontsize=NOTE, color=palette.FAINT, ha="left", x=0.01)
+
+
+def nothing(axes: Axes, text: str) -> None:
+    """Say in an empty panel why it is empty."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=palette.FAINT, wrap=True,
+              transform=axes.transAxes)  # fmt: skip
+
+
+def label_points(
+    axes: Axes, points: Sequence[tuple[float, float, str, str]], *, size: float = 6.5
+) -> None:
+    """Write labels beside points, each where it hides no other label and no point if that can be.
+
+    Args:
+        axes: With its limits set.
+        points: x, y, label, colour; an empty label is a point to keep clear of.
+        size: Of the type, in points.
+    """
+    canvas = axes.figure
+    width, height = (side * 72 for side in canvas.get_size_inches() * 0.82)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    at = [((x - left) / (right - left) * width, (y - low) / (high - low) * height)
+          for x, y, _, _ in points]  # fmt: skip
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
+    for (x, y), (px, py, text, colour) in zip(at, points, strict=True):
+        if not text:
+            continue
+        long, tall = 0.54 * size * len(text), 1.15 * size
+        best: tuple[float, tuple[float, float], tuple[float, float, float, float]] | None = None
+        for dx, dy in (
+            (6, -tall / 2), (-6 - long, -tall / 2), (-long / 2, 5), (-long / 2, -5 - tall),
+            (5, 4), (5, -4 - tall), (-5 - long, 4), (-5 - long, -4 - tall),
+            (-long / 2, 13), (-long / 2, -13 - tall), (6, 12), (6, -12 - tall),
+        ):  # fmt: skip
+            box = (x + dx, y + dy, x + dx + long, y + dy + tall)
+            cost = sum(_overlap(box, other) for other in taken)
+            cost += 50 * (max(0, -box[0]) + max(0, box[2] - width))
+            cost += 50 * (max(0, -box[1]) + max(0, box[3] - height))
+            if best is None or cost < best[0] - 1e-9:
+                best = (cost, (dx, dy), box)
+        assert best is not None
+        taken.append(best[2])
+        axes.annotate(text, (px, py), xytext=best[1], textcoords="offset points", fontsize=size,
+                      color=colour, ha="left", va="bottom", annotation_clip=False)  # fmt: skip
+
+
+def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> float:
+    wide = min(one[2], two[2]) - max(one[0], two[0])
+    tall = min(one[3], two[3]) - max(one[1], two[1])
+    return wide * tall if wide > 0 and tall > 0 else 0.0
