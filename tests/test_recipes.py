@@ -9,23 +9,33 @@ from ftwt import convert, models, recipes
 from ftwt.config import RunConfig
 from ftwt.schedules import Schedule
 
-# r, the accuracy and reduction that were published, and the convolutions, all of them units.
+# r, the accuracy and reduction that were published (if they were), and the units: all convolutions.
 ROWS = {
-    "cifar10-vgg16-bn-r92-decoupled": (0.92, "93.73%", "56%", 13),
-    "cifar10-vgg16-bn-r92-joint": (0.92, "93.55%", "65.01%", 13),
-    "cifar10-vgg16-bn-r85-decoupled": (0.85, "93.19%", "73.19%", 13),
-    "cifar10-vgg16-bn-r88-joint": (0.88, "92.65%", "74%", 13),
-    "cifar10-resnet56-r80-decoupled": (0.80, "92.63%", "66.43%", 55),
-    "cifar10-resnet56-r88-joint": (0.88, "92.28%", "54%", 55),
-    "cifar10-mobilenet-v1-r100-decoupled": (1.0, "91.06%", "78.53%", 27),
-    "cifar10-mobilenet-v1-r100-joint": (1.0, "91.21%", "78%", 27),
-    "cifar10-mobilenet-v2-r90-decoupled": (0.9, "-0.2", "53", 52),  # a curve; no r was published
+    "cifar10-vgg16-bn-r92-decoupled": (0.92, "93.73% at 56%", 13),
+    "cifar10-vgg16-bn-r92-joint": (0.92, "93.55% at 65.01%", 13),
+    "cifar10-vgg16-bn-r88-decoupled": (0.88, "no row", 13),
+    "cifar10-vgg16-bn-r88-joint": (0.88, "92.65% at 74%", 13),
+    "cifar10-vgg16-bn-r85-decoupled": (0.85, "93.19% at 73.19%", 13),
+    "cifar10-vgg16-bn-r85-joint": (0.85, "no row", 13),
+    "cifar10-resnet56-r88-decoupled": (0.88, "no row", 55),
+    "cifar10-resnet56-r88-joint": (0.88, "92.28% at 54%", 55),
+    "cifar10-resnet56-r80-decoupled": (0.80, "92.63% at 66.43%", 55),
+    "cifar10-resnet56-r80-joint": (0.80, "no row", 55),
+    "cifar10-resnet56-r80-after": (0.80, "after the residual add", 55),
+    "cifar10-resnet56-r60-uniform": (0.60, "same share r", 55),
+    "cifar10-mobilenet-v1-r100-decoupled": (1.0, "91.06% at 78.53%", 27),
+    "cifar10-mobilenet-v1-r100-joint": (1.0, "91.21% at 78%", 27),
+    "cifar10-mobilenet-v2-r97-decoupled": (0.97, "a curve without r", 52),
+    "cifar10-mobilenet-v2-r90-decoupled": (0.9, "a curve without r", 52),
+    "cifar10-mobilenet-v2-r80-decoupled": (0.8, "a curve without r", 52),
+    "cifar10-mobilenet-v2-r70-decoupled": (0.7, "a curve without r", 52),
 }
 BASELINES = {
     "cifar10-resnet20-baseline": "",
     "cifar10-resnet56-baseline": "93.66",
     "cifar10-vgg16-bn-baseline": "93.82",
     "cifar10-mobilenet-v1-baseline": "90.89",
+    "cifar10-mobilenet-v1-half-baseline": "3.31",
     "cifar10-mobilenet-v2-baseline": "",
 }
 
@@ -39,7 +49,8 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     config, told = recipes.get(name), recipes.describe(name)
     assert f"ftwt train {name}" in told
     assert RunConfig.from_json(config.to_json()) == config
-    assert config.model in models.names() and name.startswith(config.model)
+    assert config.model in models.names()
+    assert name.startswith(config.model.replace("-x0.5", "-half"))
     assert config.data.dataset == "cifar10" and config.data.validation == 5000
     assert (config.prune is None) == (config.weights is None) == (name in BASELINES)
     assert BASELINES.get(name, "") in told
@@ -50,11 +61,15 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_converts_as_published(name: str) -> None:
-    r, accuracy, reduction, units = ROWS[name]
+    r, published, units = ROWS[name]
     config, told = recipes.get(name), recipes.describe(name)
-    assert accuracy in told and reduction in told
-    assert config.prune is not None
-    assert name == f"{config.model}-r{100 * r:.0f}-{config.prune.mode}" and config.prune.r == r
+    assert published in told
+    assert config.prune is not None and config.prune.r == r
+    suffix = name.rpartition("-")[2]
+    assert name == f"{config.model}-r{100 * r:.0f}-{suffix}"
+    assert config.prune.mode == ("joint" if suffix == "joint" else "decoupled")
+    assert config.prune.residual == ("after" if suffix == "after" else "before")
+    assert config.prune.variant == ("uniform" if suffix == "uniform" else "mass")
     assert (config.prune.head, config.prune.saliency) == ("softmax", "peak")
     dynamic = convert(
         models.create(config.model), torch.randn(2, 3, 32, 32), **asdict(config.prune)

@@ -189,6 +189,33 @@ def test_two_processes_follow_the_losses_of_one(tmp_path: Path) -> None:
         assert load_tensors(shared / folder / "checkpoint.safetensors")[1]["step"] == 24
 
 
+COMPILED = """
+import json, toys
+from dataclasses import replace
+from torch._dynamo.utils import counters
+config = replace(toys.FULL, distillation=1.0)
+result = toys.fit(toys.dynamic(dropout=0.0), config, teacher=toys.Toy(dropout=0.0))
+stats = counters["stats"]
+print(json.dumps([[[e.loss, e.reduction] for e in result.history], dict(stats)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_is_one_graph_and_learns_the_same(tmp_path: Path) -> None:
+    (tmp_path / "compiled.py").write_text(COMPILED)
+    plain = run_python(str(tmp_path / "compiled.py"))
+    # A break in a graph would be an error: the warm-up, the gated steps and the cooldown are whole.
+    asked = {"ACCELERATE_DYNAMO_BACKEND": "aot_eager", "ACCELERATE_DYNAMO_USE_FULLGRAPH": "1"}
+    whole = run_python(str(tmp_path / "compiled.py"), timeout=240, **asked)
+    assert plain.returncode == whole.returncode == 0, plain.stderr + whole.stderr
+    (one, none), (two, stats) = (json.loads(done.stdout) for done in (plain, whole))
+    assert none == {} and stats["unique_graphs"] >= 3
+    assert len(one) == len(two) == toys.FULL.epochs
+    for a, b in zip(one, two, strict=True):
+        assert b[0] == pytest.approx(a[0], rel=1e-3)
+        assert b[1] == pytest.approx(a[1], abs=1e-3)
+
+
 @pytest.mark.parametrize("make", [toys.Toy, toys.dynamic])
 def test_batches_that_do_not_fit_are_named(make: Any) -> None:
     images, labels = next(iter(toys.batches(train=True)))

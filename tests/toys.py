@@ -118,8 +118,11 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
 
 
-def run_python(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: str, timeout: float = 60, **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment |= variables
     command = [sys.executable, *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=timeout, check=False
