@@ -19,7 +19,7 @@ from .allocation import Evidence, allocate
 from .convert import UNNAMED_R, convert
 from .dynamic import DynamicModel, check_r
 from .graph.trace import evaluating
-from .results import provenance, read_json, write_json
+from .results import Shown, provenance, read_json, write_json
 
 GRID = tuple(1 - float(lost) for lost in np.geomspace(0.9, 0.001, 36)) + (1.0,)
 """The r at which the curve is counted: dense where the curve is steep, towards 1."""
@@ -47,7 +47,7 @@ class UnitCurve:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Shown):
     """The curve r -> reduction of a network, before any training.
 
     The masks are the target masks of the network as it is, gates open: what perfect predictors

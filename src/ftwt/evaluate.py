@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .dynamic import DynamicModel
 from .graph.trace import evaluating
 from .method import Apply
+from .results import Shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class UnitStats:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """What a network achieved; shares lie in [0, 1], reductions may be negative.
 
     Args:

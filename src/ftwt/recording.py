@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from .results import replacing
+from .results import Shown, replacing
 
 FORMAT = 1  # of a recording's file
 RECORDING = "recording.safetensors"  # beside a run's run.json
@@ -40,7 +40,7 @@ class RecordedUnit:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Recording:
+class Recording(Shown):
     """What a network guessed and computed for each of N images; pictures of K of them.
 
     Args:
@@ -77,6 +77,30 @@ class Recording:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        held = f"{len(self):,} images, {len(self.units)} units, {len(self.shown)} pictures"
+        return f"Recording({self.network}: {held})"
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.table import Table
+
+        title = f"{self.network}: {len(self):,} images, {len(self.shown)} of them as pictures"
+        table = Table("unit", title=title)
+        for column in ("filters", "computed", "always", "sometimes", "never"):
+            table.add_column(column, justify="right")
+        for unit in self.units:
+            rates = self.rates(unit.name)
+            always, never = int((rates == 1).sum()), int((rates == 0).sum())
+            counts = (always, unit.channels - always - never, never)
+            share = f"{rates.mean():.1%}"
+            table.add_row(unit.name, str(unit.channels), share, *map(str, counts))
+        yield table
+        accuracy, saved = self.correct.mean(), self.reduction
+        yield (
+            f"top-1 {accuracy:.2%}; {self.dense_macs / 1e6:,.2f} M MACs dense, reduction "
+            f"{saved.mean():.2%} ± {saved.std():.2%} over images"
+        )
 
     @property
     def name(self) -> str:

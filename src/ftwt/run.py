@@ -21,7 +21,7 @@ from .dynamic import GATES, DynamicModel
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
 from .names import nearest
-from .results import provenance, read_json, write_json
+from .results import Shown, provenance, read_json, write_json
 from .train import CHECKPOINT, METRICS, TrainResult, processes, train
 
 SETTINGS, MODEL, RESULT = "settings.json", "model", "run.json"  # of a run's folder
@@ -48,7 +48,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Shown):
     """What a run asked for, predicted, and achieved, on validation and test images.
 
     `predicted_reduction` is the estimate at the run's r, from the network that training started

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
-from ..results import write_json
+from ..results import Shown, write_json
 
 DENSE, GATED = "ftwt dense", "ftwt gated"
 OURS = (DENSE, GATED)
@@ -56,7 +56,7 @@ class ImageTiming:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Shown):
     """Latencies of one network, all from one run. It prints as a table.
 
     Args:
