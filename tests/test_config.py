@@ -53,6 +53,7 @@ def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
         (DataConfig, {"validation": 0}, "validation=0"),
         (RunConfig, {"train": TrainConfig(target_reduction=0.3)}, "0.3 needs gates"),
         (RunConfig, {"train": TrainConfig(distillation=1.0)}, "random weights"),
+        (RunConfig, {"prune": PruneConfig(), "allocate": True}, "needs gates and a target"),
     ],
 )
 def test_a_bad_value_is_named(kind: type, values: dict, message: str) -> None:

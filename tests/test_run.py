@@ -130,6 +130,15 @@ def test_what_has_no_twin_is_named(finished: tuple[Path, RunResult], tmp_path: P
         run(replace(other, twin_of=str(folder)), output=tmp_path / "other")
 
 
+def test_a_budget_is_allocated_to_the_units_on_request(tiny_home: Path) -> None:
+    config = replace(tiny.CONFIG, train=replace(tiny.CONFIG.train, target_reduction=0.25))
+    dense, batches = load_network(config.model, config.weights), load_splits(config.data).plain
+    even, predicted = gated(config, dense, batches)
+    allocated, also_predicted = gated(replace(config, allocate=True), dense, batches)
+    assert predicted == pytest.approx(0.25, abs=0.01) == also_predicted
+    assert len(set(even.r.values())) == 1 < len(set(allocated.r.values()))
+
+
 def test_a_run_that_was_stopped_resumes_to_the_same_result(
     tiny_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,8 @@ class RunConfig(_Config):
     """The images."""
     prune: PruneConfig | None = None
     """The gates; None trains the dense network."""
+    allocate: bool = False
+    """With a target_reduction: let the estimate choose an r for each unit, not one for all."""
     twin_of: str | None = None
     """Folder of a finished dynamic run: train its static twin from the same weights."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -248,6 +250,8 @@ class RunConfig(_Config):
                 f"target_reduction={self.train.target_reduction} needs gates to steer; a dense "
                 "network has none, and a static twin computes as much as the run it is of"
             )
+        if self.allocate and (self.train.target_reduction is None or not gates):
+            raise ValueError("allocate=True needs gates and a target_reduction to allocate")
         if self.train.distillation > 0 and self.weights is None:
             raise ValueError(
                 f"distillation={self.train.distillation} from random weights; give the weights of "

@@ -252,8 +252,11 @@ def gated(config: RunConfig, dense: nn.Module, batches: Batches) -> tuple[Dynami
     example, _ = next(iter(batches))
     dynamic = convert(dense, example, **asdict(config.prune))
     curve = estimate(dynamic, batches, images=ESTIMATE_IMAGES)
-    if config.train.target_reduction is not None:
-        dynamic.set_r(curve.r_for(reduction=config.train.target_reduction))
+    asked = config.train.target_reduction
+    if asked is not None and config.allocate:
+        dynamic.set_r(curve.allocate(reduction=asked).r)
+    elif asked is not None:
+        dynamic.set_r(curve.r_for(reduction=asked))
     return dynamic, curve.reduction_at(dynamic.r)
 
 
