@@ -246,13 +246,13 @@ class _Reader:
             unit, _, kind = name.removeprefix("heatmaps.").rpartition(".")
             if name.startswith("heatmaps.") and kind in maps:
                 maps[kind][unit] = self.tensor(name, np.float16, (k, None, None))
-        for unit in maps["dense"].keys() | maps["dynamic"].keys():
-            for kind in maps:
-                other = maps["dynamic" if kind == "dense" else "dense"]
-                if unit not in maps[kind] or maps[kind][unit].shape != other[unit].shape:
-                    raise self.fault(
-                        f"heatmaps.{unit}.{kind}", "is missing or has another shape than its twin"
-                    )
+        for unit in sorted(maps["dense"].keys() | maps["dynamic"].keys()):
+            shapes = [maps[kind][unit].shape if unit in maps[kind] else None for kind in maps]
+            for kind, shape, other in zip(maps, shapes, shapes[::-1], strict=True):
+                if shape is None:
+                    raise self.fault(f"heatmaps.{unit}.{kind}", f"is missing; {MADE_BY}")
+                if other is not None and shape != other:
+                    raise self.fault(f"heatmaps.{unit}.{kind}", f"is {shape}, its twin {other}")
         return Recording(
             network=self.value("network", str),
             classes=tuple(classes),

@@ -26,7 +26,7 @@ def heatmaps(
 
     Args:
         subject: A recording with heatmaps, or a run or demo that has one.
-        units: Layers; if not given, the one after the first third of those with
+        units: Layers; if not given, the one a quarter of the way down those with
             heatmaps.
         images: Numbers of recorded images that are kept as pictures; if not given, four from the
             cheapest to the dearest.

@@ -58,7 +58,7 @@ def accuracy(found: Found, network: str | None = None) -> Figure:
     rows, known = accuracy_rows(found, network), looks(found)
     sheet = figure(height=3.7)
     axes = sheet.subplots()
-    labelled: list[tuple[float, float, str, str]] = []
+    labelled: list[tuple[float, float, str]] = []
     few = sum(row["counted"] == EXECUTED for row in rows) <= MOST_LABELS
     for row in rows:
         colour, marker = palette.look(row["method"], known)
@@ -66,20 +66,19 @@ def accuracy(found: Found, network: str | None = None) -> Figure:
         own = row["counted"] == EXECUTED
         if row["method"] == "dense":
             axes.axhline(y, color=colour, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axes.errorbar(
-            x, y,
-            xerr=None if row["reduction_std"] is None else 100 * row["reduction_std"],
-            yerr=None if row["top1_std"] is None else 100 * row["top1_std"],
-            fmt=marker, color=colour, markeredgecolor=colour, elinewidth=0.8,
-            markerfacecolor=colour if own else "white", markeredgewidth=0.9,
-            markersize=8 if marker == "*" else 5.5 if own else 5, zorder=3 if own else 2,
-            label=None if not own else row["method"],
+        axes.errorbar(x, y, xerr=_bar(row["reduction_std"]), yerr=_bar(row["top1_std"]),
+                      fmt="none", ecolor=colour, elinewidth=0.8, zorder=2)  # fmt: skip
+        axes.plot(
+            x, y, marker, color=colour, markerfacecolor=colour if own else "white",
+            markeredgewidth=0.9, markersize=8 if marker == "*" else 5.5 if own else 5,
+            zorder=4 if own else 3, label=row["method"] if own else None,
         )  # fmt: skip
         told = row["setting"] if not own or few else ""
-        labelled.append((x, y, told, colour))
-    axes.margins(x=0.09, y=0.12)
+        labelled.append((x, y, told))
+    axes.margins(x=0.12, y=0.12)
     axes.set_xlim(left=min(-2.0, axes.get_xlim()[0]))
-    label_points(axes, labelled)
+    label_points(axes, labelled, lines=[y for (_, y, _), row in zip(labelled, rows, strict=True)
+                                        if row["method"] == "dense"])  # fmt: skip
     axes.set_xlabel("reduction of MACs")
     axes.set_ylabel("top-1 accuracy")
     percent(axes.xaxis)
@@ -90,6 +89,10 @@ def accuracy(found: Found, network: str | None = None) -> Figure:
     published = any(row["counted"] != EXECUTED for row in rows)
     note(sheet, f"{told}\n{FLATTERED}" if published else told)
     return sheet
+
+
+def _bar(std: float | None) -> float | None:
+    return None if std is None else 100 * std
 
 
 def _legend_once(axes: Axes, **options: object) -> None:
@@ -137,13 +140,11 @@ def curve(found: Found, network: str | None = None) -> Figure:
         filled = row["kind"] == "achieved"
         if filled and row["asked"] is not None:
             marker = "P"
-        axes.errorbar(
-            row["r"], 100 * row["reduction"],
-            yerr=None if row["reduction_std"] is None else 100 * row["reduction_std"],
-            fmt=marker, color=colour, markerfacecolor=colour if filled else "white",
-            markeredgecolor=colour, elinewidth=0.8, zorder=3,
-            label=f"{row['method']}: {_how(row)}",
-        )  # fmt: skip
+        axes.errorbar(row["r"], 100 * row["reduction"], yerr=_bar(row["reduction_std"]),
+                      fmt="none", ecolor=colour, elinewidth=0.8, zorder=2)  # fmt: skip
+        axes.plot(row["r"], 100 * row["reduction"], marker, color=colour, zorder=3,
+                  markerfacecolor=colour if filled else "white",
+                  label=f"{row['method']}: {_how(row)}")  # fmt: skip
     for low, high in zip(points, points[1:], strict=False):
         same = all(low[name] == high[name] for name in ("method", "setting", "r"))
         if same and (low["kind"], high["kind"]) == ("predicted", "achieved"):
@@ -273,11 +274,15 @@ def corruptions(found: Found, network: str | None = None) -> Figure:
     rows, known = corruption_rows(found, network), looks(found)
     if not rows:
         raise ValueError(f"no file about {network} on corrupted images")
-    series = list(dict.fromkeys((row["method"], row["setting"]) for row in rows))
+    order = ["dense", *known]
+    series = sorted(
+        dict.fromkeys((row["method"], row["setting"]) for row in rows),
+        key=lambda one: order.index(one[0]) if one[0] in order else len(order),
+    )
     names = sorted({row["corruption"] for row in rows} - {"clean"})
     sheet = figure(height=2.6 + 0.16 * len(names) + 0.8)
     upper, lower = sheet.subfigures(2, 1, height_ratios=(2.3, 0.16 * len(names) + 1.0))
-    sides = (("top1", "top-1 accuracy"), ("reduction", "reduction of executed MACs"))
+    sides = (("top1", "top-1 accuracy"), ("reduction", "reduction of MACs"))
     for (name, words), above, below in zip(
         sides, upper.subplots(1, 2), lower.subplots(1, 2, sharey=True), strict=True
     ):
@@ -295,7 +300,7 @@ def corruptions(found: Found, network: str | None = None) -> Figure:
         above.set_ylabel(words)
         percent(above.yaxis)
         percent(below.xaxis)
-        below.set_xlabel(f"{words}, mean over severities")
+        below.set_xlabel("mean over severities")
         below.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
         below.set_ylim(len(names) - 0.5, -0.5)
         only(above, "y")

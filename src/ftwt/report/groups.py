@@ -178,25 +178,31 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _other(run: Run) -> str:
+    """The run that a static twin was made of, or that a rival's cost was matched to."""
+    return Path(
+        str(run.config["twin_of"] if run.kind == "twin" else run.matched.get("to", ""))
+    ).name
+
+
 def _parent(run: Run, runs: Iterable[Run]) -> Run | None:
-    wanted = Path(run.config["twin_of"]).name
+    wanted = _other(run)
     return next((other for other in runs if wanted in other.aliases and other is not run), None)
 
 
 def _settings(run: Run, runs: tuple[Run, ...]) -> dict[str, Any]:
     found = {"kind": run.kind} | _flat(run.config)
-    if run.kind == "twin":
-        # Its own gates are not used: those of the run that it was made of say what it is.
+    if run.kind in ("twin", "static"):
+        # Its own gates, if any, are not used: those of the run that it goes with say what it is.
         found = {name: value for name, value in found.items() if not name.startswith("prune")}
         parent = _parent(run, runs)
         if parent is None:
-            found["of"] = re.sub(r"[-_]s(eed)?\d+$", "", Path(run.config["twin_of"]).name)
+            found["of"] = re.sub(r"[-_]s(eed)?\d+$", "", _other(run))
         else:
             found |= {f"of.{name}": value for name, value in _settings(parent, runs).items()}
     if run.kind == "static":
         found |= {"library": run.library, "importance": run.importance}
-        found |= _flat(run.matched, "matched.")
-        found.pop("matched.got", None)
+        found["matched on"] = run.matched.get("on")
     return found
 
 
@@ -220,11 +226,13 @@ def _label(
 
 
 def _dial(run: Run, runs: tuple[Run, ...]) -> str:
-    if run.kind == "twin":
+    if run.kind in ("twin", "static"):
         parent = _parent(run, runs)
-        return f"of {Path(run.config['twin_of']).name}" if parent is None else _dial(parent, runs)
-    if run.kind == "static":
-        return f"matched to {run.matched.get('to')}" if run.matched else ""
+        told = f"of {_other(run)}" if parent is None else _dial(parent, runs)
+        if run.kind == "twin":
+            return told
+        on = str(run.matched.get("on", "")).replace("macs", "MACs")
+        return f"{on} of {told.removeprefix('of ')}" if _other(run) else ""
     if run.asked is not None:
         return f"{run.asked:.0%} asked"
     r = (run.config["prune"] or {}).get("r") if run.kind == "dynamic" else None

@@ -202,7 +202,7 @@ def heatmap_rows(
 
     Args:
         recording: With heatmaps.
-        units: Layers; if not given, the one after the first third of those with
+        units: Layers; if not given, the one a quarter of the way down those with
             heatmaps.
         images: Numbers of recorded images that are kept as pictures; if not given, four from the
             cheapest to the dearest.
@@ -218,7 +218,7 @@ def heatmap_rows(
     mapped = list(recording.dense_heatmaps)
     if not mapped:
         return []
-    units = [mapped[len(mapped) // 3]] if units is None else units
+    units = [mapped[(len(mapped) - 1) // 4]] if units is None else units
     shown = recording.shown.tolist()
     if images is None:
         images = spread_images(recording)

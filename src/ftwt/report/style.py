@@ -136,22 +136,30 @@ def nothing(axes: Axes, text: str) -> None:
 
 
 def label_points(
-    axes: Axes, points: Sequence[tuple[float, float, str, str]], *, size: float = 6.5
+    axes: Axes,
+    points: Sequence[tuple[float, float, str]],
+    *,
+    lines: Sequence[float] = (),
+    size: float = 6.5,
 ) -> None:
     """Write labels beside points, each where it hides no other label and no point if that can be.
 
     Args:
         axes: With its limits set.
-        points: x, y, label, colour; an empty label is a point to keep clear of.
+        points: x, y, label; an empty label is a point to keep clear of.
+        lines: y of horizontal lines to keep clear of.
         size: Of the type, in points.
     """
     canvas = axes.figure
     width, height = (side * 72 for side in canvas.get_size_inches() * 0.82)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     at = [((x - left) / (right - left) * width, (y - low) / (high - low) * height)
-          for x, y, _, _ in points]  # fmt: skip
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
-    for (x, y), (px, py, text, colour) in zip(at, points, strict=True):
+          for x, y, _ in points]  # fmt: skip
+    taken = [(x - 3.0, y - 3.0, x + 3.0, y + 3.0) for x, y in at]
+    for y in lines:
+        place = (y - low) / (high - low) * height
+        taken.append((0.0, place - 0.6, width, place + 0.6))
+    for (x, y), (px, py, text) in zip(at, points, strict=True):
         if not text:
             continue
         long, tall = 0.54 * size * len(text), 1.15 * size
@@ -170,7 +178,7 @@ def label_points(
         assert best is not None
         taken.append(best[2])
         axes.annotate(text, (px, py), xytext=best[1], textcoords="offset points", fontsize=size,
-                      color=colour, ha="left", va="bottom", annotation_clip=False)  # fmt: skip
+                      color=palette.INK, ha="left", va="bottom", annotation_clip=False)  # fmt: skip
 
 
 def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> float:
