@@ -1,0 +1,115 @@
+"""The verb that shows corrupted images to networks."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from .. import data, models
+from ..checkpoint import saved_name
+from ..data.corruptions import CORRUPTIONS, SEVERITIES
+from ..results import provenance
+from ..robustness import Robustness, evaluate_corrupted
+from ..run import find_network, folder_of
+from ..train import processes
+from .options import Json
+
+
+@dataclass(frozen=True)
+class RobustnessCommand:
+    """Evaluate networks on CIFAR-10-C: accuracy and MACs under 15 corruptions of 5 severities.
+
+    All networks see the same corrupted images, which are made once.
+    """
+
+    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL ...")]
+    """Names of models (`ftwt models`), folders of runs, or repositories OWNER/NAME on the
+    Hugging Face Hub."""
+    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
+    """Which corruptions."""
+    severities: tuple[int, ...] = SEVERITIES
+    """Which severities."""
+    images: int | None = None
+    """Use so many test images, as many of each class, always the same; None: all."""
+    corruptions_root: str | None = None
+    """Folder with the published files of CIFAR-10-C, to be used instead of images made here."""
+    seed: int = 0
+    """Of everything random in the corruptions."""
+    output: str | None = None
+    """Folder to write a file of figures to, as JSON, for each network."""
+    as_json: Json = False
+    dataset: str = "cifar10"
+    """The dataset whose test images are corrupted: cifar10, cifar100 or cifar10-embedded."""
+    data_root: str | None = None
+    """Folder that holds (or will hold) the dataset's files; None: ./data."""
+
+    def __call__(self) -> Any:
+        """Evaluate."""
+        began = time.perf_counter()
+        named = name_networks(self.models)
+        state = processes()
+        with state.local_main_process_first():  # which downloads, if need be
+            test = data.load(self.dataset, self.data_root, train=False, download=True)
+        found = evaluate_corrupted(
+            {name: find_network(source) for name, source in named.items()},
+            test.to(state.device),
+            corruptions=self.corruptions,
+            severities=self.severities,
+            count=self.images,
+            seed=self.seed,
+            root=self.corruptions_root,
+            device=state.device,
+            progress=state.is_main_process,
+        )
+        config = replace(  # without this machine's folders
+            self,
+            models=tuple(map(_relative, self.models)),
+            data_root=None,
+            corruptions_root=None,
+            output=None,
+        )
+        origin = provenance(config=config, seed=self.seed, duration_s=time.perf_counter() - began)
+        result = Robustness(
+            {
+                name: replace(found.networks[name], **_origin(source), provenance=origin)
+                for name, source in named.items()
+            }
+        )
+        if self.output and state.is_main_process:
+            result.save(self.output)
+        return result.to_json() if self.as_json else [result]
+
+
+def name_networks(sources: tuple[str, ...]) -> dict[str, str]:
+    """Give each network a short name of its own: a run's folder alone, where that is enough.
+
+    Raises:
+        ValueError: A network is named twice, or none is.
+    """
+    if not sources:
+        raise ValueError("no networks; name at least one, such as cifar10-resnet20 or runs/NAME")
+    short = [os.path.basename(os.path.normpath(source)) for source in sources]
+    names = [
+        name if short.count(name) == 1 else _relative(source).replace(os.sep, "-")
+        for name, source in zip(short, sources, strict=True)
+    ]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named twice; name each network once")
+    return dict(zip(names, sources, strict=True))
+
+
+def _origin(source: str) -> dict[str, Any]:
+    """A network's architecture, and the run or repository it is from, if it is from one."""
+    if source in models.names() or ":" in source or not (Path(source).is_dir() or "/" in source):
+        return {"network": source, "run": None}
+    return {"network": saved_name(folder_of(source)) or source, "run": _relative(source)}
+
+
+def _relative(source: str) -> str:
+    return os.path.relpath(source) if os.path.isabs(source) else os.path.normpath(source)
