@@ -7,6 +7,7 @@ python tools/model_card.py --check   # only say whether any would change
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -171,7 +172,7 @@ def figures(result: Mapping[str, Any]) -> str:
     made = told["provenance"]
     return (
         table(head, rows)
-        + (counted if told["kind"] != "dense" else "")
+        + (f"{counted}\n" if told["kind"] != "dense" else "")
         + f"\nThe figures are those of the weights as stored, evaluated on a CPU "
         f"({made['hardware']['cpu']}, torch {made['versions']['torch']}). On such a machine "
         "`ftwt evaluate` gives them exactly; on others, an image whose decision is a tie may turn."
@@ -222,11 +223,12 @@ def training(result: Mapping[str, Any]) -> str:
         ),
     ]
     start = result["config"].get("weights")
-    if start is not None:
-        named = (result["shipped"]["dense"] or {}).get("name", start)
+    dense = result["shipped"]["dense"]
+    if dense is not None or start not in (None, "pretrained"):
+        named = start if dense is None else dense["name"]
         rows.append(("began with", f"the dense network `{named}`"))
     if result["config"].get("prune") is not None and kind(result) == "dynamic":
-        standard = PruneConfig().to_json()
+        standard = json.loads(json.dumps(PruneConfig().to_json()))
         other = {k: v for k, v in result["config"]["prune"].items() if standard.get(k) != v}
         told = ", ".join(f"{k} {v}" for k, v in other.items() if not isinstance(v, dict))
         rows.append(("gates", told or "as `ftwt.convert` makes them by default"))

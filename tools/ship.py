@@ -185,9 +185,9 @@ def tell(
     table = Table("", "", "trained", precision, "difference", title=name)
     for split in SPLITS:
         a, b = exact[split], kept[split]
-        moved = f"{100 * (b.top1 - a.top1):+.2f} points"
+        moved = f"{round(100 * (b.top1 - a.top1), 2) + 0.0:+.2f} points"
         table.add_row(split, "top-1", f"{a.top1:.2%}", f"{b.top1:.2%}", moved)
-        moved = f"{100 * (b.reduction - a.reduction):+.3f} points"
+        moved = f"{round(100 * (b.reduction - a.reduction), 3) + 0.0:+.3f} points"
         table.add_row("", "reduction", f"{a.reduction:.3%}", f"{b.reduction:.3%}", moved)
     Console().print(table)
 

@@ -163,7 +163,7 @@ def is_architecture(source: str) -> bool:
     """
     if ":" in source:
         return True
-    known = list(dict.fromkeys([*models.names(), *shipped.names()]))
+    known = list(dict.fromkeys([*shipped.names(), *models.names()]))
     if source in known:
         shipped.refuse_folder(source)
     elif not Path(source).exists() and "/" not in source:

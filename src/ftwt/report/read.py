@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import Any
 
 import safetensors
 
+from .. import shipped
 from ..recording import RECORDING, Recording
 from . import parse
 from .fields import Fields, load_json
@@ -23,7 +25,8 @@ NOT_RESULTS = {"settings.json", "result.json", "config.json"}  # of runs and of 
 NO_RECORDINGS = {"checkpoint.safetensors", "model.safetensors"}
 EXPECTED = (
     "name a run's folder, a demo's folder, a run.json, metrics.jsonl or recording.safetensors, a "
-    "file that `ftwt bench`, `estimate` or `evaluate` wrote with --output, or a folder of such"
+    "network that comes with ftwt, a file that `ftwt bench`, `estimate` or `evaluate` wrote with "
+    "--output, or a folder of such"
 )
 
 
@@ -34,7 +37,8 @@ def read(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> 
     named; those of our kinds that are faulty are errors.
 
     Args:
-        sources: Files and folders, also folders of folders.
+        sources: Files and folders, also folders of folders; and names of networks that come with
+            ftwt.
 
     Returns:
         Everything that was found; a copy of a run counts once.
@@ -48,7 +52,7 @@ def read(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> 
         raise ValueError(f"nothing to report on; {EXPECTED}")
     search = _Search()
     for source in named:
-        path = Path(source)
+        path = shipped.find(source) or Path(source)
         if path.is_dir():
             before = search.count
             search.folder(path)
@@ -57,7 +61,9 @@ def read(sources: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> 
         elif path.exists():
             search.file(path, named=True)
         else:
-            raise ValueError(f"{path} does not exist; {EXPECTED}")
+            close = difflib.get_close_matches(str(source), shipped.names(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path} does not exist{hint}; {EXPECTED}")
     return search.found()
 
 
