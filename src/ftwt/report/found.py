@@ -125,8 +125,8 @@ class Found:
             named = {one.network, str(start)} if start != "pretrained" else {one.network}
             if other.network in named and not other.result.units:
                 return Baseline(one.network, other.result, other.path)
-        if start == "pretrained" and one.network in shipped.names():
-            path = shipped.folder(one.network) / shipped.RUN
+        path = shipped.catalogue.FOLDER / one.network / shipped.RUN
+        if start == "pretrained" and path.exists():
             result = parse.measured(Fields(path, load_json(path)).inside("test"))
             return Baseline(one.network, result, path)
         return None
