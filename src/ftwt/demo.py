@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,8 @@ from .estimate import estimate
 from .evaluate import Evaluation, evaluate
 from .record import record
 from .recording import RECORDING
-from .results import provenance, replacing, write_json
+from .report.write import write_report
+from .results import provenance, write_json
 from .run import load_network, load_splits
 from .train import train
 
@@ -111,7 +111,8 @@ def demo(
     Args:
         reduction: Share of the multiply-accumulates to save.
         epochs: Epochs on the 1,600 training images (400 of the 2,000 settle the budget).
-        output: Folder for `demo.json`, `recording.safetensors` and the page `index.html`.
+        output: Folder for `demo.json`, `estimate.json`, `recording.safetensors` and the page
+            `index.html`.
         console: Where to tell each step; standard output if not given.
 
     Returns:
@@ -164,14 +165,14 @@ def demo(
         seconds=trained.seconds,
         provenance=provenance(config=whole, seed=config.seed, duration_s=trained.seconds),
     )
-    write_json(folder / "demo.json", result.to_json())
-    record(dynamic, splits.test, network=MODEL, provenance=result.provenance).save(
-        folder / RECORDING
-    )
-    _write_page(folder / "index.html", result)
     told.rule("5. What came of it")
     told.print(result)
-    told.print(f"figures: {folder / 'demo.json'}   page: {folder / 'index.html'}")
+    files = [folder / name for name in ("demo.json", "estimate.json", RECORDING)]
+    write_json(files[0], result.to_json())
+    curve.save(files[1])
+    record(dynamic, splits.test, network=MODEL, provenance=result.provenance).save(files[2])
+    report = write_report(files, folder / "index.html")
+    told.print(f"figures: {files[0]}   page, to open in a browser: {report.page}")
     return result
 
 
@@ -202,33 +203,3 @@ def _image_ms(
                 times[number] = time.perf_counter() - start
     dense_ms, dynamic_ms = 1e3 * np.median(taken, axis=0).mean(0)
     return float(dense_ms), float(dynamic_ms)
-
-
-def _write_page(path: Path, result: DemoResult) -> None:
-    """Write the result's tables as one HTML page without outside references."""
-    console = Console(record=True, file=io.StringIO(), width=100)
-    console.print(result)
-    console.print(result.dynamic)
-    units = Table("unit", title="what the gates do, over the test images")
-    for column in (
-        "filters",
-        "computed, mean",
-        "always",
-        "never",
-        "different masks",
-        "mask accuracy",
-    ):
-        units.add_column(column, justify="right")
-    for unit in result.dynamic.units:
-        units.add_row(
-            unit.name,
-            str(unit.channels),
-            f"{unit.keep:.1%} ± {unit.keep_std:.1%}",
-            str(unit.always),
-            str(unit.never),
-            str(unit.distinct),
-            f"{unit.mask_accuracy or 0:.1%}",
-        )
-    console.print(units)
-    with replacing(path) as temporary:
-        temporary.write_text(console.export_html(inline_styles=True), encoding="utf-8")

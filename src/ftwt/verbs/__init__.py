@@ -3,6 +3,7 @@
 from typing import Any
 
 from .engine import BenchCommand, CompileCommand, RunCommand
+from .report import ReportCommand
 from .training import (
     DemoCommand,
     EstimateCommand,
@@ -20,6 +21,7 @@ VERBS: dict[str, Any] = {
     "compile": CompileCommand,
     "run": RunCommand,
     "bench": BenchCommand,
+    "report": ReportCommand,
     "models": ModelsCommand,
     "recipes": RecipesCommand,
 }

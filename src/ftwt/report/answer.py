@@ -1,0 +1,178 @@
+"""The answer that a report starts with: what it cost, what it costs now, what that took."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .found import Found
+from .groups import Group
+from .records import Demo, Run
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of several runs.
+
+    Args:
+        mean: Their mean.
+        std: Their standard deviation, of a sample; None of one run.
+        count: Runs.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One setting, before and after; accuracies and reductions are shares, as in the files.
+
+    Args:
+        name: The setting.
+        network: The architecture.
+        images: Test images.
+        seeds: Runs of the setting.
+        dense_top1: Accuracy of the dense network; None if no file says it.
+        top1: Accuracy with gates.
+        dense_macs: MACs for an image, dense.
+        executed_macs: Mean MACs for an image with gates, predictors included.
+        asked: Reduction asked for.
+        predicted: Reduction that the estimate gave before any training.
+        achieved: Reduction on test images.
+        over_images: Its standard deviation over images, mean over runs.
+        twin_top1: Accuracy of the static twins; None if there are none.
+        twin_achieved: Their reduction.
+        gain: Accuracy of a run less that of its twin, over the runs that have one.
+        dense_ms: Time of an image on the engine, dense; None if it was not measured.
+        dynamic_ms: The same with gates.
+        timed: Where and how that was measured.
+    """
+
+    name: str
+    network: str
+    images: int
+    seeds: int
+    dense_top1: float | None
+    top1: Spread
+    dense_macs: int
+    executed_macs: Spread
+    asked: float | None
+    predicted: Spread | None
+    achieved: Spread
+    over_images: float
+    twin_top1: Spread | None = None
+    twin_achieved: Spread | None = None
+    gain: Spread | None = None
+    dense_ms: float | None = None
+    dynamic_ms: float | None = None
+    timed: str = ""
+
+    @property
+    def paid(self) -> float | None:
+        """Accuracy that was lost; negative if it was gained."""
+        return None if self.dense_top1 is None else self.dense_top1 - self.top1.mean
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures as JSON values."""
+        return asdict(self) | {"paid": self.paid}
+
+
+def answers(found: Found) -> tuple[Answer, ...]:
+    """The answer for each setting, the one to begin with first.
+
+    That is the one with the most runs; among equals one with a twin, then the cheapest to describe:
+    the usual gates, the least reduction.
+    """
+    groups = [part for part in found.groups if part.kind == "dynamic"]
+    told = [_of_group(part, found) for part in groups]
+    told.sort(key=lambda answer: (-answer.seeds, answer.gain is None))  # stable: groups have order
+    return (*told, *(_of_demo(demo) for demo in found.demos))
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and standard deviation of one value or more."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(math.fsum(values) / len(values), std, len(values))
+
+
+def twin_of(run: Run, found: Found) -> Run | None:
+    """The static twin that was made of a run; None if it is not among the files."""
+    for other in found.runs:
+        if other.kind == "twin" and Path(str(other.config["twin_of"])).name in run.aliases:
+            return other
+    return None
+
+
+def _of_group(part: Group, found: Found) -> Answer:
+    runs, before = part.runs, found.dense(part)
+    pairs = [(run, twin) for run in runs if (twin := twin_of(run, found)) is not None]
+    twins = [twin.test for _, twin in pairs]
+    predicted = [run.predicted for run in runs if run.predicted is not None]
+    dense_ms, dynamic_ms, timed = _times(runs, found)
+    return Answer(
+        name=", ".join(word for word in (part.method.label, part.label) if word),
+        network=part.network,
+        images=runs[0].test.images,
+        seeds=len(runs),
+        dense_top1=None if before is None else before.result.top1,
+        top1=spread([run.test.top1 for run in runs]),
+        dense_macs=runs[0].test.dense_macs,
+        executed_macs=spread([run.test.executed_macs for run in runs]),
+        asked=runs[0].asked,
+        predicted=spread(predicted) if predicted else None,
+        achieved=spread([run.test.reduction for run in runs]),
+        over_images=spread([run.test.reduction_std for run in runs]).mean,
+        twin_top1=spread([twin.top1 for twin in twins]) if twins else None,
+        twin_achieved=spread([twin.reduction for twin in twins]) if twins else None,
+        gain=spread([run.test.top1 - twin.test.top1 for run, twin in pairs]) if pairs else None,
+        dense_ms=dense_ms,
+        dynamic_ms=dynamic_ms,
+        timed=timed,
+    )
+
+
+def _times(runs: Sequence[Run], found: Found) -> tuple[float | None, float | None, str]:
+    """Latencies of our engine, dense and gated, of the first run that a benchmark timed."""
+    for timing in found.benchmarks:
+        run = found.run(timing.network)
+        if run not in runs or timing.batch != 1 or timing.threads != 1:
+            continue
+        took = {one.name: one.latency_ms for one in timing.contestants}
+        dense, gated = took.pop("ftwt dense", None), took.pop("ftwt gated", None)
+        if dense is None or gated is None:
+            continue
+        cpu = (timing.provenance.get("hardware") or {}).get("cpu") or "CPU"
+        how = f"our engine, one thread, {cpu}"
+        if took:
+            rival = min(took, key=lambda name: took[name])
+            how += f"; the fastest dense rival, {rival}: {took[rival]:.2f} ms"
+        return dense, gated, how
+    return None, None, ""
+
+
+def _of_demo(demo: Demo) -> Answer:
+    after = demo.dynamic
+    timed = "our engine, one thread" if demo.dynamic_image_ms else ""
+    return Answer(
+        name="dynamic",
+        network=demo.network,
+        images=after.images,
+        seeds=1,
+        dense_top1=demo.dense.top1,
+        top1=spread([after.top1]),
+        dense_macs=after.dense_macs,
+        executed_macs=spread([after.executed_macs]),
+        asked=demo.asked,
+        predicted=spread([demo.predicted]),
+        achieved=spread([after.reduction]),
+        over_images=after.reduction_std,
+        dense_ms=demo.dense_image_ms,
+        dynamic_ms=demo.dynamic_image_ms,
+        timed=timed,
+    )

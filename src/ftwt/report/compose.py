@@ -1,0 +1,181 @@
+"""What goes on the page: all that was found, in the order in which a reader asks for it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..recording import Recording
+from .answer import Answer, answers
+from .found import Found
+from .page import Figure, Gap, Page, Strip, StripItem, Table
+from .page_explorer import LOSSLESS, data_address, explorer
+from .page_of_run import figures_of_run
+from .page_of_runs import figures_of_runs
+from .page_tables import settings_table, tables
+from .page_words import in_words, macs, percent
+from .plots import subjects
+from .records import Demo, Run
+
+MOST_SUBJECTS = 3  # networks with figures of their own
+ENDS = 8  # pictures in a strip
+ROOM = 2_500_000  # bytes of explorers in the page, before they are packed
+EXPLORER_TEXT = (
+    "Each row is a layer, each cell one of its filters. Choose an image and see which filters its "
+    "own predictors let compute; choose a second one to compare the two routes. Only the images "
+    "shown here are in the page; how often a filter fires is told over all recorded images."
+)
+
+
+def compose(found: Found) -> Page:
+    """Everything that the page shows, from what was found."""
+    told = answers(found)
+    networks = tuple(dict.fromkeys(answer.network for answer in told)) or found.networks
+    recorded, left = _explorers(found)
+    one = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
+    heading = f"{one}: only the filters that an image needs" if networks else "Results of ftwt"
+    return Page(
+        title=f"{', '.join(networks[:3]) or 'results'} - ftwt report",
+        heading=heading,
+        subheading=_subheading(told, found),
+        answer=in_words(told[0]) if told else None,
+        settings=settings_table(told) if len(told) > 1 else None,
+        figures=_figures(found),
+        explorers=tuple(values for values, _ in recorded),
+        explorer_text=EXPLORER_TEXT,
+        explorer_made_by=tuple(
+            dict.fromkeys(str(r.provenance.get("command", "")) for _, r in recorded)
+        ),
+        strips=_strips(recorded[0][1]) if recorded else (),
+        tables=tables(found),
+        missing=(*_gaps(found), *left),
+        files=_files(found),
+        footer=f"Made by ftwt {version('ftwt')} from result files alone; nothing is fetched, "
+        "nothing is sent.",
+    )
+
+
+def _figures(found: Found) -> tuple[Figure, ...]:
+    """Figures over all runs, and those about some: the recorded first, there is more to show."""
+    known = sorted(subjects(found), key=lambda one: getattr(one, "recording_path", "") is None)
+    drawn = [*figures_of_runs(found)]
+    for subject in known[:MOST_SUBJECTS]:
+        drawn += figures_of_run(subject)
+    return tuple(drawn)
+
+
+def _subheading(told: tuple[Answer, ...], found: Found) -> str:
+    if not told:
+        return "No network with gates is among the files."
+    first = told[0]
+    runs = "1 run" if first.seeds == 1 else f"mean of {first.seeds} runs"
+    more = f"; {len(told) - 1} more below" if len(told) > 1 else ""
+    return f"{first.name}: {runs}, {first.images:,} test images{more}"
+
+
+def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], list[Gap]]:
+    """The recordings that the page has room for, the first answer's first; and those left out."""
+    kept: list[tuple[dict[str, Any], Recording]] = []
+    left: list[Gap] = []
+    room = ROOM
+    for name, path, source in _recordings(found):
+        if room <= 0:
+            left.append(
+                Gap(
+                    f"the explorer of {name}: the page has no room for more than {len(kept)}",
+                    f"ftwt report {path} -o {name}.html",
+                )
+            )
+            continue
+        recording = source.recording()
+        if recording is None or not recording.units or not len(recording.shown):
+            left.append(Gap(f"routes of {name}: the recording holds no gates or no pictures"))
+            continue
+        values = explorer(recording, name)
+        room -= sum(map(len, (*values["pictures"], values["masks"], values["heatmaps"]["values"])))
+        kept.append((values, recording))
+    return kept, left
+
+
+def _recordings(found: Found) -> list[tuple[str, str, Any]]:
+    sources: list[Demo | Run] = [
+        *(run for part in found.groups if part.kind == "dynamic" for run in part.runs),
+        *found.demos,
+        *(run for run in found.runs if run.kind != "dynamic"),
+    ]
+    listed = [
+        (source.name, str(source.path), source)
+        for source in sources
+        if source.recording_path is not None
+    ]
+    return [*listed, *((lone.name, str(lone.path), lone) for lone in found.recordings)]
+
+
+def _strips(recording: Recording) -> tuple[Strip, ...]:
+    order = np.argsort(recording.executed_macs[recording.shown], kind="stable")
+    few = min(ENDS, len(order) // 2)
+    if not few:
+        return ()
+    sharp = "pixels" if max(recording.pictures.shape[1:3]) <= LOSSLESS else ""
+
+    def item(place: int) -> StripItem:
+        image = recording.shown[place]
+        wrong = "" if recording.correct[image] else ", guessed wrong"
+        work = float(recording.executed_macs[image])
+        saved = percent(1 - work / recording.dense_macs)
+        label = recording.classes[recording.labels[image]]
+        return StripItem(
+            data_address(recording.pictures[place]), label, f"{macs(work)}, {saved} saved{wrong}"
+        )
+
+    ends = (("Cheapest", order[:few]), ("Dearest", order[::-1][:few]))
+    return tuple(Strip(title, tuple(item(p) for p in places), sharp) for title, places in ends)
+
+
+def _gaps(found: Found) -> list[Gap]:
+    gaps = []
+    for gap in found.missing:
+        of = ", ".join(gap.of[:3]) + (f" and {len(gap.of) - 3} more" if len(gap.of) > 3 else "")
+        gaps.append(Gap(f"{gap.what} ({of})" if of else gap.what, gap.command))
+    return gaps
+
+
+def _files(found: Found) -> Table:
+    rows = []
+    kinds = (
+        ("demo", found.demos),
+        ("evaluation", found.evaluations),
+        ("benchmark", found.benchmarks),
+        ("estimate", found.curves),
+        ("corruptions", found.corruptions),
+    )
+    for run in found.runs:
+        rows.append(_file(run, f"{run.kind} run"))
+    for kind, files in kinds:
+        rows += [_file(file, kind) for file in files]
+    rows += [
+        (f"{lone.path.parent.name}/{lone.path.name}", "recording", "", "")
+        for lone in found.recordings
+    ]
+    rows += [(f"{log.path.parent.name}/{log.path.name}", "metrics", "", "") for log in found.logs]
+    others = [(lone.path, "recording") for lone in found.recordings]
+    others += [(log.path, "metrics of a training that is not finished") for log in found.logs]
+    others += [(path, f"not shown: {why}") for path, why in found.left_out]
+    rows += [(_short(path), kind, "", "") for path, kind in others]
+    columns = ("file", "kind", "command", "date")
+    return Table("files-table", "What this page was made from", columns, tuple(rows))
+
+
+def _file(source: Any, kind: str) -> tuple[str, str, str, str]:
+    made = source.provenance
+    commit = (made.get("git") or {}).get("commit")
+    command = str(made.get("command", "")) + (f" (at {commit[:7]})" if commit else "")
+    return _short(source.path), kind, command, str(made.get("date", ""))[:10]
+
+
+def _short(path: Path) -> str:
+    """A file's name and its folder's: enough to find it, and nothing of the machine."""
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name

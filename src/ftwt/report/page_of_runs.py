@@ -1,0 +1,250 @@
+"""The page's figures over runs: accuracy, curve, latency, corruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import palette
+from .found import Found
+from .page import Figure
+from .page_style import SHARE, Looks, axis, bars, commands, figure, marker, plain, scatter
+from .rows import (
+    PUBLISHED,
+    Row,
+    accuracy_rows,
+    corruption_rows,
+    curve_rows,
+    latency_rows,
+    mean_std,
+)
+
+RIVALS = "s^v<>*"  # markers of the other contestants, all of one colour
+MOST_TIMED = 4  # networks whose latencies are drawn
+
+
+def figures_of_runs(found: Found) -> Iterator[Figure]:
+    """All figures over runs that the files allow."""
+    looks = Looks(found)
+    for network in found.networks:
+        yield from _accuracy(found, network, looks)
+        yield from _curve(found, network, looks)
+    yield from _latency(found, looks)
+    for network in found.networks:
+        yield from _corruptions(found, network, looks)
+
+
+def _split(rows: list[Row], name: str) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(str(row[name]), []).append(row)
+    return parts
+
+
+def _accuracy(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
+    rows = accuracy_rows(found, network)
+    if all(row["counted"] == PUBLISHED for row in rows):
+        return
+    traces = []
+    parts = sorted(_split(rows, "method").items(), key=lambda item: item[0].startswith("dynamic"))
+    for method, part in parts:  # ours last, so that they lie on top
+        published = part[0]["counted"] == PUBLISHED
+        told = [
+            f"{row['setting'] or method}, {row['runs']} run{'s' if row['runs'] > 1 else ''}"
+            if not published
+            else f"{row['setting']}: {row['source']}"
+            for row in part
+        ]
+        traces.append(
+            scatter(
+                method,
+                [row["reduction"] for row in part],
+                [row["top1"] for row in part],
+                mode="markers+text" if published else "markers",
+                text=[plain(row["setting"] if published else "") for row in part],
+                textposition="top center",
+                textfont={"size": 10, "color": "@soft"},
+                marker=looks.marker(method, hollow=published),
+                error_x=bars([row["reduction_std"] for row in part]),
+                error_y=bars([row["top1_std"] for row in part]),
+                customdata=list(map(plain, told)),
+                hovertemplate="%{customdata}<br>%{y:.2%} at %{x:.1%} fewer<extra></extra>",
+            )
+        )
+    dense = next((row["top1"] for row in rows if row["method"] == "dense"), None)
+    line = {"color": "@soft", "width": 1, "dash": "dot"}
+    across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense}
+    note = (
+        " Hollow markers are published rows, whose reduction is counted as their papers count, "
+        "which flatters."
+        if any(row["counted"] == PUBLISHED for row in rows)
+        else ""
+    )
+    yield figure(
+        f"accuracy {network}",
+        f"Accuracy against work saved: {network}",
+        "Each point is a setting, the mean of its runs, bars one standard deviation over seeds; "
+        "the dotted line is the dense network. Reductions are of executed multiply-accumulates, "
+        f"predictors included.{note}",
+        rows=rows,
+        traces=traces,
+        layout={
+            "xaxis": axis("reduction of executed MACs", rangemode="tozero", **SHARE),
+            "yaxis": axis("top-1 accuracy, test images", **(SHARE | {"tickformat": ".1%"})),
+            "shapes": [] if dense is None else [across | {"line": line, "layer": "below"}],
+            "hovermode": "closest",
+            "height": 430,
+        },
+        made_by=commands(found, network),
+        wide=True,
+    )
+
+
+def _curve(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
+    rows = curve_rows(found, network)
+    if not rows:
+        return
+    traces = []
+    lines = _split([row for row in rows if row["kind"] == "curve"], "setting")
+    for name, part in lines.items():
+        traces.append(
+            scatter(
+                "estimate" if len(lines) == 1 else f"estimate {name}",
+                [row["r"] for row in part],
+                [row["reduction"] for row in part],
+                mode="lines",
+                line={"color": "@soft", "width": 2},
+            )
+        )
+    for method, part in _split([row for row in rows if row["kind"] != "curve"], "method").items():
+        for kind, points in _split(part, "kind").items():
+            traces.append(
+                scatter(
+                    f"{method}, {kind}",
+                    [row["r"] for row in points],
+                    [row["reduction"] for row in points],
+                    mode="markers",
+                    marker=looks.marker(method, hollow=kind == "predicted"),
+                    error_y=bars([row["reduction_std"] for row in points]),
+                    customdata=[plain(row["setting"]) for row in points],
+                    hovertemplate=f"%{{customdata}}: {kind} %{{y:.1%}}<br>r = %{{x:.3f}}"
+                    "<extra></extra>",
+                )
+            )
+    made = [str(curve.provenance.get("command", "")) for curve in found.curves]
+    yield figure(
+        f"curve {network}",
+        f"r and what it saves: {network}",
+        "The line is the estimate from one pass before any training; hollow markers are what it "
+        "predicted for a setting, full ones what the trained network achieved on test images."
+        if lines
+        else "Hollow markers are what the estimate predicted for a setting before any training, "
+        "full ones what the trained network achieved on test images.",
+        rows=rows,
+        traces=traces,
+        layout={
+            "xaxis": axis("r, share of heatmap mass to keep"),
+            "yaxis": axis("reduction of executed MACs", rangemode="tozero", **SHARE),
+            "hovermode": "closest",
+        },
+        made_by=[*made, *commands(found, network)],
+    )
+
+
+def _latency(found: Found, looks: Looks) -> Iterator[Figure]:
+    rows = [row for row in latency_rows(found) if row["batch"] == 1]
+    alone = [row for row in rows if row["threads"] == 1] or rows
+    for network, part in list(_split(alone, "network").items())[:MOST_TIMED]:
+        images = [row for row in part if row["kind"] == "image"]
+        others = [row for row in part if row["kind"] == "contestant"]
+        traces = []
+        if images:
+            traces.append(
+                scatter(
+                    "an image, ftwt gated",
+                    [row["macs"] / 1e6 for row in images],
+                    [row["latency_ms"] for row in images],
+                    mode="markers",
+                    marker=marker(palette.DYNAMIC[0], size=5, line={"width": 0}, opacity=0.55),
+                    hovertemplate="%{x:.2f} M MACs<br>%{y:.3f} ms<extra></extra>",
+                )
+            )
+        for number, (name, points) in enumerate(_split(others, "name").items()):
+            ours, gated = name.startswith("ftwt"), name == "ftwt gated"
+            colour = palette.DYNAMIC[0] if gated else palette.DENSE if ours else palette.OTHERS
+            low = [max(row["latency_ms"] - row["low_ms"], 0) for row in points]
+            high = [max(row["high_ms"] - row["latency_ms"], 0) for row in points]
+            traces.append(
+                scatter(
+                    name,
+                    [row["macs"] / 1e6 for row in points],
+                    [row["latency_ms"] for row in points],
+                    mode="markers",
+                    marker=marker(colour, "o" if gated else "D" if ours else RIVALS[number % 6]),
+                    error_y=bars(high, symmetric=False, arrayminus=low),
+                    hovertemplate="%{x:.2f} M MACs<br>%{y:.3f} ms",
+                )
+            )
+        forced = " The gates keep a share that is drawn by lot." if part[0]["forced"] else ""
+        timed = [bench for bench in found.benchmarks if bench.network == network]
+        yield figure(
+            f"latency {network}",
+            f"Latency against work: {network}",
+            "One image at a time. Small points are single images on the gated engine; the others "
+            f"are medians of each contestant, bars their quartiles.{forced}",
+            rows=part,
+            traces=traces,
+            layout={
+                "xaxis": axis("executed MACs, millions", rangemode="tozero"),
+                "yaxis": axis("latency, ms", rangemode="tozero"),
+                "hovermode": "closest",
+            },
+            made_by=[str(bench.provenance.get("command", "")) for bench in timed],
+        )
+
+
+def _corruptions(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
+    rows = corruption_rows(found, network)
+    if not rows:
+        return
+    traces = []
+    for place, value in ((1, "top1"), (2, "reduction")):
+        for row_group in _split(
+            [row | {"who": f"{row['method']}, {row['setting']}".strip(", ")} for row in rows], "who"
+        ).items():
+            who, part = row_group
+            by_severity: dict[int, list[float]] = {}
+            for row in part:
+                by_severity.setdefault(row["severity"], []).append(row[value])
+            severities = sorted(by_severity)
+            means = [mean_std(by_severity[s])[0] for s in severities]
+            traces.append(
+                scatter(
+                    who,
+                    severities,
+                    means,
+                    mode="lines+markers",
+                    marker=looks.marker(part[0]["method"], size=8),
+                    line={"color": looks.colour(part[0]["method"]), "width": 2},
+                    yaxis="y" if place == 1 else "y2",
+                    xaxis="x" if place == 1 else "x2",
+                    legendgroup=plain(who),
+                    showlegend=place == 1,
+                    hovertemplate="severity %{x}: %{y:.2%}<extra>" + plain(who) + "</extra>",
+                )
+            )
+    yield figure(
+        f"corruptions {network}",
+        f"On corrupted images: {network}",
+        "Left, accuracy; right, work saved: means over all corruptions at each severity; 0 is the "
+        "clean test set. The data hold each corruption.",
+        rows=rows,
+        traces=traces,
+        layout={
+            "xaxis": axis("severity", domain=[0, 0.44], dtick=1),
+            "xaxis2": axis("severity", domain=[0.56, 1], dtick=1),
+            "yaxis": axis("top-1 accuracy", **SHARE),
+            "yaxis2": axis("reduction", anchor="x2", **SHARE),
+        },
+        made_by=[str(file.provenance.get("command", "")) for file in found.corruptions],
+        wide=True,
+    )

@@ -1,0 +1,163 @@
+"""The words of the page: the answer in sentences and facts, numbers as people read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .answer import Answer, Spread
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure of the answer: what it was, what it is, and what to know of it."""
+
+    name: str
+    value: str
+    before: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class AnswerWords:
+    """The answer as the page says it."""
+
+    verdict: str
+    facts: tuple[Fact, ...]
+    twin: str
+    has_twin: bool
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in [0, 1] as a percentage, with a true minus sign."""
+    text = f"{100 * share:.{digits}f}%"
+    return text.replace("-", MINUS) if float(text[:-1]) else f"{0:.{digits}f}%"
+
+
+def percent_spread(value: Spread, digits: int = 1) -> str:
+    """A mean share, and its standard deviation if there are several runs."""
+    text = percent(value.mean, digits)
+    return text if value.std is None else f"{text} ± {percent(value.std, digits)}"
+
+
+def accuracy(value: Spread) -> str:
+    """A mean accuracy; of several runs with the spread, which is small, in two digits."""
+    return percent_spread(value, 1 if value.std is None else 2)
+
+
+def points(share: float) -> str:
+    """A difference of accuracies, without a sign, in points of a percent."""
+    text = f"{abs(100 * share):.1f}"
+    return f"{text} point{'' if text == '1.0' else 's'}"
+
+
+def macs(count: float) -> str:
+    """A number of multiply-accumulates with three digits."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.{2 if count < 10 * size else 1}f} {unit}"
+    return f"{count:.0f}"
+
+
+def in_words(answer: Answer) -> AnswerWords:
+    """Say an answer: one paragraph, the facts, and what the static twin reaches."""
+    return AnswerWords(_verdict(answer), _facts(answer), _twin(answer), answer.gain is not None)
+
+
+def fewer(reduction: float) -> str:
+    """Say a reduction: `30.0% fewer`."""
+    return f"{percent(abs(reduction))} {'fewer' if reduction >= 0 else 'more'}"
+
+
+def _verdict(answer: Answer) -> str:
+    cost = (
+        f"An image cost {macs(answer.dense_macs)} multiply-accumulates; it now costs "
+        f"{macs(answer.executed_macs.mean)} on average, {fewer(answer.achieved.mean)}, the gates' "
+        "own predictors included."
+    )
+    if answer.paid is None:
+        paid = (
+            f" {accuracy(answer.top1)} of the test images are classified correctly; what "
+            "the dense network achieved is not among the files."
+        )
+    else:
+        kept = answer.paid <= 0
+        change = f"{points(answer.paid)} {'gained' if kept else 'paid'}"
+        paid = (
+            f" Accuracy went from {percent(answer.dense_top1 or 0)} to "
+            f"{accuracy(answer.top1)}: {change}."
+        )
+    return cost + paid
+
+
+def _facts(answer: Answer) -> tuple[Fact, ...]:
+    over = f"± {percent(answer.over_images)} over images"
+    if answer.achieved.std is not None:
+        over += f", ± {percent(answer.achieved.std)} over {answer.seeds} runs"
+    told = [
+        Fact(
+            "Multiply-accumulates for an image",
+            macs(answer.executed_macs.mean),
+            macs(answer.dense_macs),
+            f"{fewer(answer.achieved.mean)}, measured; {over}",
+        ),
+        Fact(
+            "Top-1 accuracy",
+            percent(answer.top1.mean),
+            "" if answer.dense_top1 is None else percent(answer.dense_top1),
+            f"{answer.images:,} test images, "
+            + (
+                "1 run"
+                if answer.top1.std is None
+                else f"± {percent(answer.top1.std, 2)} over {answer.seeds} runs"
+            ),
+        ),
+        Fact(
+            "Reduction: asked, predicted, achieved",
+            " · ".join(
+                [
+                    "none" if answer.asked is None else percent(answer.asked),
+                    "none" if answer.predicted is None else percent(answer.predicted.mean),
+                    percent(answer.achieved.mean),
+                ]
+            ),
+            note="no budget was asked for; r was given"
+            if answer.asked is None
+            else "predicted before any training, achieved on test images",
+        ),
+    ]
+    if answer.dynamic_ms and answer.dense_ms:
+        told.append(
+            Fact(
+                "Time of an image",
+                f"{answer.dynamic_ms:.2f} ms",
+                f"{answer.dense_ms:.2f} ms",
+                f"{answer.dense_ms / answer.dynamic_ms:.2f} times as fast; {answer.timed}",
+            )
+        )
+    return tuple(told)
+
+
+def _twin(answer: Answer) -> str:
+    if answer.gain is None or answer.twin_top1 is None or answer.twin_achieved is None:
+        return (
+            "Not among the files: the static twin, the same network with one fixed mask of the "
+            "same cost, trained as long. Without it nobody can say what deciding for each image "
+            "is worth."
+        )
+    text = (
+        "The static twin, the same network with one fixed mask, trained as long, reaches "
+        f"{accuracy(answer.twin_top1)} at {fewer(answer.twin_achieved.mean)} "
+        "multiply-accumulates"
+    )
+    gain, noise = answer.gain.mean, answer.gain.std
+    if noise is not None:
+        text += f" ({answer.gain.count} pairs)"
+    if abs(gain) < 0.0005 or (noise is not None and abs(gain) <= noise):
+        return f"{text}: no clear difference. Deciding for each image gained nothing here."
+    if gain < 0:
+        return (
+            f"{text}: {points(gain)} more than the gates. Deciding for each image did not pay here."
+        )
+    return f"{text}: the gates are {points(gain)} better. That is what deciding for each image won."
