@@ -1,0 +1,269 @@
+"""Networks with filters taken out for good, by Torch-Pruning: the static rival of our gates.
+
+Torch-Pruning finds the layers whose channels belong together (everything that a residual stream
+passes, say), ranks such groups of channels over the whole network, and takes the least important
+out. As in the library's own benchmarks that is done in many small steps, until the MACs are met.
+What was taken out is a `History`, which makes the same network again from the dense one.
+
+Source: Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+import torch_pruning
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ftwt.models.resnet import Subsample
+
+Importance = Literal["magnitude", "taylor"]
+History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs went, which of them
+
+STEPS = 400  # of a whole path, as in the library's benchmarks
+REFRESH = 20  # steps for which gradients are good
+CHUNK = 125  # images of a backward pass
+
+
+class Shortcut(nn.Module):
+    """A parameter-free shortcut whose inputs and outputs can be taken out.
+
+    ResNet's `Subsample` appends a fixed number of zero channels, so neither side could lose one.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Zero channels to append.
+        stride: Step between the pixels kept.
+    """
+
+    sources: Tensor
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.in_channels, self.stride = in_channels, stride
+        sources = torch.arange(in_channels + channels).clamp(max=in_channels)
+        self.register_buffer("sources", sources)  # (outputs,): an input, or the zeros after them
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, outputs, ceil(H / stride), ceil(W / stride))."""
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, 1))[:, self.sources]
+
+
+class _ShortcutPruner(torch_pruning.BasePruningFunc):
+    """What the library must know of a `Shortcut`: its two sides lose channels independently."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        kept = torch.ones_like(layer.sources, dtype=torch.bool)
+        kept[idxs] = False
+        layer.sources = layer.sources[kept]
+        return layer
+
+    def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+        kept = torch.ones(layer.in_channels + 1, dtype=torch.bool, device=layer.sources.device)
+        kept[idxs] = False
+        layer.in_channels -= len(idxs)
+        places = (kept.cumsum(0) - 1).where(kept, layer.in_channels)
+        layer.sources = places[layer.sources]
+        return layer
+
+    def get_out_channels(self, layer: nn.Module) -> int:
+        return len(layer.sources)
+
+    def get_in_channels(self, layer: nn.Module) -> int:
+        return layer.in_channels
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be pruned, and how channels are ranked.
+
+    Args:
+        dense: The network; only copies of it are changed.
+        example: An input, (1, C, H, W), on the network's device.
+        importance: `magnitude`: squared weights; `taylor`: what the loss would lose to first order.
+            Both are summed up over the layers of a group and divided by the group's mean.
+        batches: Training images for the gradients of `taylor`.
+    """
+
+    dense: nn.Module
+    example: Tensor
+    importance: Importance = "magnitude"
+    batches: Iterable[tuple[Tensor, Tensor]] = ()
+
+    def __post_init__(self) -> None:
+        if self.importance not in get_args(Importance):
+            options = ", ".join(map(repr, get_args(Importance)))
+            raise ValueError(f"importance={self.importance!r}: choose one of {options}")
+
+
+def prune_to(task: Task, reduction: float, *, tolerance: float = 0.003) -> History:
+    """Take channels out until a share of the MACs is gone.
+
+    The last steps are of single channels; groups one channel of which is too much are left alone.
+
+    Args:
+        task: What to prune.
+        reduction: Share of the MACs, in (0, 1).
+        tolerance: How far beside it will do, as a share of the MACs.
+
+    Returns:
+        What to take out. Where no choice is within the tolerance, the nearest that was found.
+
+    Raises:
+        ValueError: The reduction is outside (0, 1) or out of reach.
+    """
+    if not 0 < reduction < 1:
+        raise ValueError(f"reduction={reduction} is outside (0, 1): there is nothing to match")
+    reached: History = []
+    nearest: tuple[float, History] = (reduction, [])
+    most, fixed, single = 0.0, frozenset[str](), False
+    while True:
+        over: History = []
+        for history, got in walk(task, begin=reached, fixed=fixed, single=single):
+            most = max(most, got)
+            nearest = min(nearest, (abs(got - reduction), history), key=lambda found: found[0])
+            if nearest[0] <= tolerance:
+                return nearest[1]
+            if got > reduction:
+                over = history[len(reached) :]
+                break
+            reached = history
+        if not over:
+            break
+        if single:
+            fixed |= {layer for layer, _, _ in over}
+        single = True
+    if most < reduction:
+        raise ValueError(
+            f"reduction={reduction:.1%} is out of reach: {most:.1%} is the most that "
+            f"Torch-Pruning takes from {type(task.dense).__name__}; match a run that saves less"
+        )
+    return nearest[1]
+
+
+def walk(
+    task: Task,
+    *,
+    begin: History | None = None,
+    fixed: frozenset[str] = frozenset(),
+    single: bool = False,
+) -> Iterator[tuple[History, float]]:
+    """Take channels out, step by step, the least important first, until hardly any are left.
+
+    Args:
+        task: What to prune.
+        begin: What is out already.
+        fixed: Layers whose groups keep all their channels.
+        single: One channel a step.
+
+    Yields:
+        All that is out after a step, and the share of the dense network's MACs that went with it.
+
+    Raises:
+        ValueError: Torch-Pruning cannot handle the network.
+    """
+    network = replay(task, begin or [])
+    outputs = count_macs(task.dense, task.example)
+    steps = sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    criterion = {
+        "magnitude": torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        "taylor": torch_pruning.importance.GroupTaylorImportance(),
+    }[task.importance]
+    try:
+        pruner = torch_pruning.pruner.BasePruner(
+            network,
+            task.example,
+            importance=criterion,
+            global_pruning=True,
+            pruning_ratio=1.0,
+            iterative_steps=steps if single else STEPS,
+            ignored_layers=[classifier(network), *map(network.get_submodule, fixed)],
+            customized_pruners={Shortcut: _ShortcutPruner()},
+        )
+        before: History = list(begin or [])
+        for step in range(pruner.iterative_steps):
+            if task.importance == "taylor" and step % REFRESH == 0:
+                _gather_gradients(network, task.batches)
+            pruner.step()
+            removed = [(n, bool(out), list(which)) for n, out, which in pruner.pruning_history()]
+            history = (begin or []) + [entry for entry in removed if entry[2]]
+            if len(history) > len(before):
+                before = history
+                yield history, 1 - count_macs(network, task.example) / outputs
+    except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"Torch-Pruning cannot prune {type(task.dense).__name__}: {error}"
+        ) from error
+
+
+def replay(task: Task, history: History) -> nn.Module:
+    """Return a copy of the dense network, in eval mode, without what a history took out."""
+    network = _with_open_shortcuts(copy.deepcopy(task.dense).eval(), task.example)
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        network, task.example, customized_pruners={Shortcut: _ShortcutPruner()}
+    )
+    graph.load_pruning_history(list(history))
+    return network
+
+
+def count_macs(network: nn.Module, example: Tensor, *, convolutions: bool = False) -> int:
+    """Count multiply-accumulates as `ftwt.evaluate` does of a plain network.
+
+    Args:
+        network: In eval mode.
+        example: One input, (1, C, H, W).
+        convolutions: Count these alone.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(example)
+    found = counter.get_flop_counts()["Global"]
+    kinds = [torch.ops.aten.convolution] if convolutions else list(found)
+    return sum(found.get(kind, 0) for kind in kinds) // 2
+
+
+def classifier(network: nn.Module) -> nn.Module:
+    """Return the layer whose outputs are the network's: the last linear one, or convolution.
+
+    Raises:
+        ValueError: There is none.
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear = [m for m in layers if isinstance(m, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no convolution to prune")
+    return (linear or layers)[-1]
+
+
+def _gather_gradients(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    network.zero_grad()
+    for images, labels in batches:
+        for part, right in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+            F.cross_entropy(network(part), right).backward()
+
+
+def _with_open_shortcuts(network: nn.Module, example: Tensor) -> nn.Module:
+    """Put a `Shortcut` in the place of each `Subsample`; the outputs stay what they are."""
+    channels: dict[str, int] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, given, name=name: channels.update({name: given[0].shape[1]})
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, Subsample)
+    ]
+    with torch.no_grad():
+        network(example)
+    for hook in hooks:
+        hook.remove()
+    for name, inputs in channels.items():
+        old = network.get_submodule(name)
+        shortcut = Shortcut(inputs, old.channels, old.stride).to(example.device)
+        network.set_submodule(name, shortcut)
+    return network
