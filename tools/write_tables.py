@@ -21,6 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/engine.md", "docs/models.md", "docs/results.md")
 SHIPPED = "src/ftwt/shipped/networks"  # the networks that come with the package
+EACH = "corrupted"  # key of a corruptions file: figures by corruption and severity
+NO_CORRUPTIONS = "No results yet: `ftwt robustness MODEL ... --output results/corruptions`.\n"
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -266,6 +268,41 @@ def rivals() -> str:
     return table(("network", "threads", *names), rows) + origins()
 
 
+def corruptions() -> str:
+    """What severity does to accuracy, reduction and keep ratio, networks side by side."""
+    files = corrupted()
+    if not files:
+        return NO_CORRUPTIONS
+    severities = sorted({entry["severity"] for result in files.values() for entry in result[EACH]})
+    rows = []
+    for key, figure in (("top1", "top-1"), ("reduction", "reduction"), ("keep", "filters kept")):
+        for name, result in files.items():
+            levels = [
+                [entry[key] for entry in result[EACH] if entry["severity"] == severity]
+                for severity in severities
+            ]
+            shares = [result["clean"][key], *map(mean, levels), result["mean"][key]]
+            rows.append((f"{figure}, {name}", *(percent(share, 2) for share in shares)))
+    head = ("", "clean", *(f"severity {n}" for n in severities), "mean of corrupted")
+    return table(head, rows) + origin_of_corruptions(files)
+
+
+def corruption_kinds() -> str:
+    """Top-1 by corruption, over all severities, networks side by side."""
+    files = corrupted()
+    if not files:
+        return NO_CORRUPTIONS
+    kinds = dict.fromkeys(e["corruption"] for result in files.values() for e in result[EACH])
+    rows = []
+    for kind in kinds:
+        found = [
+            [entry["top1"] for entry in result[EACH] if entry["corruption"] == kind]
+            for result in files.values()
+        ]
+        rows.append((kind.replace("_", " "), *(percent(mean(shares), 2) for shares in found)))
+    return table(("corruption", *files), rows) + origin_of_corruptions(files)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -279,6 +316,8 @@ TABLES: dict[str, Callable[[], str]] = {
         speed,
         traffic,
         rivals,
+        corruptions,
+        corruption_kinds,
     )
 }
 
@@ -324,6 +363,31 @@ def measured() -> Iterable[tuple[str, dict[str, Any]]]:
     files = [(path, read(path)) for path in paths]
     return sorted(
         files, key=lambda f: (f[1]["input_shape"], f[1]["dense_macs"], f[0], f[1]["threads"])
+    )
+
+
+def corrupted() -> dict[str, dict[str, Any]]:
+    """Result files of `ftwt robustness` by file name, dense networks first."""
+    paths = sorted((ROOT / "results/corruptions").glob("*.json"))
+    files = {path.stem: read(str(path.relative_to(ROOT))) for path in paths}
+    seen = {(result["images"], result["source"], len(result[EACH])) for result in files.values()}
+    if len(seen) > 1:
+        raise SystemExit(
+            f"results/corruptions: made of different images, {seen}; make them at once"
+        )
+    return dict(sorted(files.items(), key=lambda f: (f[1]["clean"]["reduction"] > 0, f[0])))
+
+
+def origin_of_corruptions(files: dict[str, dict[str, Any]]) -> str:
+    """Say on which images and by which commands a table of corruptions was made."""
+    result = next(iter(files.values()))
+    images = {"ftwt": "corrupted by ftwt", "cifar-10-c": "and the published files of CIFAR-10-C"}
+    made = [each["provenance"] for each in files.values()]
+    commands = ", ".join(f"`{command}`" for command in sorted({p["command"] for p in made}))
+    commits = ", ".join(sorted({(p.get("git") or {}).get("commit", "")[:7] for p in made}))
+    return (
+        f"\n{result['images']:,} test images, {images[result['source']]}. {commands} at {commits}: "
+        f"[results/corruptions](results/corruptions).\n"
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .engine import BenchCommand, CompileCommand, RunCommand
+from .robustness import RobustnessCommand
 from .report import ReportCommand
 from .training import (
     DemoCommand,
@@ -18,6 +19,7 @@ VERBS: dict[str, Any] = {
     "estimate": EstimateCommand,
     "train": TrainCommand,
     "evaluate": EvaluateCommand,
+    "robustness": RobustnessCommand,
     "compile": CompileCommand,
     "run": RunCommand,
     "bench": BenchCommand,
