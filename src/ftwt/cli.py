@@ -109,7 +109,9 @@ def _show(result: Any) -> None:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<10} {kind.__doc__.splitlines()[0]}" for verb, kind in VERBS.items())
+    verbs = "\n".join(
+        f"  {verb:<10} {kind.__doc__.splitlines()[0]}" for verb, kind in VERBS.items()
+    )
     return (
         "usage: ftwt VERB ...\n\nPer-input pruning for convolutional networks.\n\n"
         f"{verbs}\n\n`ftwt VERB --help` lists a verb's options. Examples:\n\n"
