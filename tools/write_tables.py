@@ -303,6 +303,72 @@ def corruption_kinds() -> str:
     return table(("corruption", *files), rows) + origin_of_corruptions(files)
 
 
+def static() -> str:
+    """Static pruning beside the dynamic runs that it was matched to, and their twins."""
+    made = [result for _, runs in grouped("results/static") for result in runs]
+    if not made:
+        return "No results yet: `python benchmarks/static_pruning.py runs/NAME`.\n"
+    runs = [read(str(path.relative_to(ROOT))) for path in sorted(ROOT.glob("results/*/*.json"))]
+    twins = [run for run in runs if (run.get("config") or {}).get("twin_of")]
+    rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}  # run, method, epochs -> figures
+    for result in made:
+        name = result["matched"]["to"]
+        run = re.sub(r"-seed\d+$", "", name)
+        on = {"macs": "MACs"}.get(result["matched"]["on"], result["matched"]["on"])
+        method = f"Torch-Pruning, {result['importance']}, equal {on}"
+        found = [("dynamic", result["dynamic"])]
+        found += [
+            ("static twin", outcome(twin))
+            for twin in twins
+            if Path(twin["config"]["twin_of"]).name == name
+        ]
+        for kind, figures in (*found, (method, outcome(result))):
+            same = rows.setdefault((run, kind, figures["epochs"]), [])
+            if figures not in same:  # one dynamic run, pruned several ways
+                same.append(figures)
+    order = {"dynamic": 0, "static twin": 1}
+    lines = [
+        (
+            run,
+            method,
+            over(figures["top1"] for figures in seeds),
+            over(figures["reduction"] for figures in seeds),
+            ratio(seeds),
+            str(epochs),
+            str(len(seeds)),
+        )
+        for (run, method, epochs), seeds in sorted(
+            rows.items(), key=lambda row: (row[0][0], order.get(row[0][1], 2), row[0][1:])
+        )
+    ]
+    head = ("run", "method", "top-1", "executed", "latency / dynamic", "epochs", "seeds")
+    version = ", ".join(sorted({result["library"]["version"] for result in made}))
+    commits = {(result["provenance"]["git"] or {}).get("commit", "")[:7] for result in made}
+    return table(head, lines) + (
+        f"\nTorch-Pruning {version}, `benchmarks/static_pruning.py` at "
+        f"{', '.join(sorted(commits))}, {made[0]['provenance']['hardware']['cpu']}: "
+        "[results/static](results/static).\n"
+    )
+
+
+def outcome(result: dict[str, Any]) -> dict[str, Any]:
+    """What a run achieved, as a static-pruning file tells of the dynamic one."""
+    train = result["config"]["train"]
+    return {
+        "top1": result["test"]["top1"],
+        "reduction": result["test"]["reduction"],
+        "epochs": train["epochs"],
+        "seed": train["seed"],
+        **({"latency": result["latency"]["ratio"]} if "latency" in result else {}),
+    }
+
+
+def ratio(seeds: list[dict[str, Any]]) -> str:
+    """Mean latency beside the dynamic network's, where it was measured."""
+    latencies = [figures["latency"] for figures in seeds if "latency" in figures]
+    return f"{mean(latencies):.2f}" if latencies else ""
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -310,6 +376,7 @@ TABLES: dict[str, Callable[[], str]] = {
         baseline,
         networks,
         study,
+        static,
         budget,
         overhead,
         engine,
