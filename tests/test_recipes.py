@@ -1,6 +1,6 @@
 """Recipes: the published rows and schedules, on networks that exist."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -39,9 +39,18 @@ BASELINES = {
     "cifar10-mobilenet-v2-baseline": "",
 }
 
+OURS = ("cifar10-resnet20-short", "cifar10-resnet20-dynamic-40", "cifar10-resnet20-dense-30")
+
 
 def test_the_recipes_are_the_baselines_the_study_and_the_published_rows() -> None:
-    assert recipes.names() == [*BASELINES, "cifar10-resnet20-short", *ROWS]
+    assert recipes.names() == [*BASELINES, *OURS, *ROWS]
+
+
+def test_a_dense_network_is_trained_as_long_as_the_pruned_one() -> None:
+    pruned, dense = (recipes.get(f"cifar10-resnet20-{kind}") for kind in ("dynamic-40", "dense-30"))
+    assert dense.prune is None and pruned.prune is not None and dense.weights == pruned.weights
+    gates = {"target_reduction": None, "predictor_warmup_steps": 0}
+    assert dense.train == replace(pruned.train, **gates)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -52,7 +61,8 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert config.model in models.names()
     assert name.startswith(config.model.replace("-x0.5", "-half"))
     assert config.data.dataset == "cifar10" and config.data.validation == 5000
-    assert (config.prune is None) == (config.weights is None) == (name in BASELINES)
+    assert (config.weights is None) == (name in BASELINES)
+    assert (config.prune is None) == (name in BASELINES or "-dense-" in name)
     assert BASELINES.get(name, "") in told
     if name in ROWS:
         assert f"--weights runs/{config.model}-baseline" in told

@@ -176,6 +176,31 @@ def cifar10_resnet20_short() -> RunConfig:
     )
 
 
+@_recipe
+def cifar10_resnet20_dynamic_40() -> RunConfig:
+    """Prune ResNet-20 to 40% fewer MACs in 30 epochs, taught by the dense network.
+
+        ftwt train cifar10-resnet20-dynamic-40
+
+    Its static twin: the same with `--twin-of runs/cifar10-resnet20-dynamic-40 --target-reduction
+    None --output runs/twin`. docs/results.md has what came of both.
+    """
+    config = cifar10_resnet20_short()
+    train = replace(config.train, epochs=30, lr=0.05, target_reduction=0.4, distillation=1.0)
+    return replace(config, train=train)
+
+
+@_recipe
+def cifar10_resnet20_dense_30() -> RunConfig:
+    """Train the dense ResNet-20 for the same 30 epochs more: what a pruned one is to be held to.
+
+    ftwt train cifar10-resnet20-dense-30
+    """
+    config = cifar10_resnet20_dynamic_40()
+    train = replace(config.train, target_reduction=None, predictor_warmup_steps=0)
+    return replace(config, prune=None, train=train)
+
+
 @dataclass(frozen=True)
 class _Row:
     """A published row: what the paper did, and what it says came of it."""
