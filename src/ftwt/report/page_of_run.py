@@ -52,7 +52,7 @@ def _keep(name: str, rows: list[Row], made: list[str]) -> Figure:
     shares = rows[0]["macs_share"] is not None
     traces = [
         scatter(
-            "computed, mean ± std over images",
+            "filters computed",
             names,
             [row["keep"] for row in rows],
             mode="markers",
@@ -69,12 +69,12 @@ def _keep(name: str, rows: list[Row], made: list[str]) -> Figure:
     if shares:
         about = "%{x}: %{y:.1%} of the dense MACs<extra>"
         for what, key, colour in (
-            ("the layer's convolution", "macs_share", palette.OTHERS),
-            ("its predictor", "predictor_share", palette.OKABE_ITO["vermillion"]),
+            ("convolution", "macs_share", palette.OTHERS),
+            ("predictor", "predictor_share", palette.OKABE_ITO["vermillion"]),
         ):
             traces.append(
                 _bar(
-                    f"{what}, share of the dense MACs",
+                    f"{what}, share of MACs",
                     names,
                     [row[key] for row in rows],
                     colour,

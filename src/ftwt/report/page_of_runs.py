@@ -19,6 +19,7 @@ from .rows import (
 )
 
 RIVALS = "s^v<>*"  # markers of the other contestants, all of one colour
+FEW = 8  # settings up to which half of the page's width is enough
 MOST_TIMED = 4  # networks whose latencies are drawn
 
 
@@ -60,9 +61,10 @@ def _accuracy(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
                 [row["reduction"] for row in part],
                 [row["top1"] for row in part],
                 mode="markers+text" if published else "markers",
-                text=[plain(row["setting"] if published else "") for row in part],
-                textposition="top center",
-                textfont={"size": 10, "color": "@soft"},
+                text=[plain(row["setting"]) for row in part] if published else None,
+                textposition="top center" if published else None,
+                textfont={"size": 10, "color": "@soft"} if published else None,
+                cliponaxis=False,
                 marker=looks.marker(method, hollow=published),
                 error_x=bars([row["reduction_std"] for row in part]),
                 error_y=bars([row["top1_std"] for row in part]),
@@ -92,10 +94,10 @@ def _accuracy(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
             "yaxis": axis("top-1 accuracy, test images", **(SHARE | {"tickformat": ".1%"})),
             "shapes": [] if dense is None else [across | {"line": line, "layer": "below"}],
             "hovermode": "closest",
-            "height": 430,
+            "height": 430 if len(rows) > FEW else 380,
         },
         made_by=commands(found, network),
-        wide=True,
+        wide=len(rows) > FEW,
     )
 
 

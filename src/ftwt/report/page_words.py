@@ -11,12 +11,13 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure of the answer: what it was, what it is, and what to know of it."""
+    """A figure of the answer: what it was, what it is, and what to know of it; or several."""
 
     name: str
-    value: str
+    value: str = ""
     before: str = ""
     note: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,14 @@ def _facts(answer: Answer) -> tuple[Fact, ...]:
             ),
         ),
         Fact(
-            "Reduction: asked, predicted, achieved",
-            " · ".join(
-                [
-                    "none" if answer.asked is None else percent(answer.asked),
+            "Reduction of multiply-accumulates",
+            parts=(
+                ("asked", "none" if answer.asked is None else percent(answer.asked)),
+                (
+                    "predicted",
                     "none" if answer.predicted is None else percent(answer.predicted.mean),
-                    percent(answer.achieved.mean),
-                ]
+                ),
+                ("achieved", percent(answer.achieved.mean)),
             ),
             note="no budget was asked for; r was given"
             if answer.asked is None

@@ -3,8 +3,8 @@
 from typing import Any
 
 from .engine import BenchCommand, CompileCommand, RunCommand
-from .robustness import RobustnessCommand
 from .report import ReportCommand
+from .robustness import RobustnessCommand
 from .training import (
     DemoCommand,
     EstimateCommand,

@@ -99,7 +99,7 @@ function layoutOf(figure) {
       orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: soft }, ...layout.legend,
     } }),
     dragmode: window.matchMedia("(pointer: coarse)").matches ? false : "zoom",
-    height: narrow ? Math.min(layout.height, 420) : layout.height,
+    height: layout.height + (narrow ? 16 * Math.min(figure.traces.length - 1, 6) : 0), // for the legend
     autosize: true,
   };
 }
