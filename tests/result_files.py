@@ -129,7 +129,7 @@ def static(top1: float, reduction: float, **changes: Any) -> dict[str, Any]:
     """The network of another pruning library, matched to a run of ours."""
     told = {
         "kind": "static",
-        "library": {"name": "Torch-Pruning", "version": "1.6"},
+        "library": {"name": "torch-pruning", "version": "1.6"},
         "importance": "group magnitude",
         "matched": {"to": "r90", "on": "macs", "asked": reduction, "got": reduction},
     }
@@ -191,9 +191,12 @@ def benchmark(network: str = "cifar10-resnet56", threads: int = 1) -> dict[str, 
     }
 
 
-def corruptions(run: str | None, top1: float, network: str = "cifar10-resnet56") -> dict[str, Any]:
+def corruptions(
+    run: str | None, top1: float, network: str = "cifar10-resnet56", *, reduction: float = 0.3
+) -> dict[str, Any]:
     def one(drop: float, **told: Any) -> dict[str, Any]:
-        return told | {"top1": top1 - drop, "reduction": 0.3 + drop / 4, "keep": 0.7}
+        saved = reduction and reduction + drop / 4
+        return told | {"top1": top1 - drop, "reduction": saved, "keep": 0.7}
 
     return {
         "kind": "corruptions",

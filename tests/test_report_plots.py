@@ -52,7 +52,7 @@ def folder(tmp_path_factory, recording) -> Path:
     files.write(folder / "bench.json", files.benchmark())
     files.write(folder / "bench2.json", files.benchmark(threads=2))
     files.write(folder / "corrupted.json", files.corruptions("runs/r90-s0", 0.93))
-    files.write(folder / "corrupted-dense.json", files.corruptions(None, 0.9366))
+    files.write(folder / "corrupted-dense.json", files.corruptions(None, 0.9366, reduction=0.0))
     return folder
 
 

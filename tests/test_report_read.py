@@ -134,6 +134,7 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(study):
         "what the dense network achieved",
         "the curve r -> reduction",
         "latencies",
+        "accuracy under corruption",
     }
 
 

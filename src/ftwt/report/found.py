@@ -179,6 +179,12 @@ def _missing(found: Found) -> Iterator[Missing]:
         [name for name in networks if not known & {name, None}],
         lambda name: f"ftwt estimate {name} --output estimate.json",
     )
+    if not found.corruptions:
+        yield from lacks(
+            "accuracy under corruption",
+            dynamic,
+            lambda run: f"ftwt robustness {run.folder} --output corrupted",
+        )
     if not found.benchmarks:
         yield from lacks(
             "latencies",

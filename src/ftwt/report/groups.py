@@ -148,7 +148,8 @@ def _variant(gates: dict[str, Any], usual: dict[str, Any]) -> str:
 
 def _rival(run: Run) -> str:
     how = f" ({run.importance})" if run.importance else ""
-    return f"{run.library}{how}"
+    name = "-".join(word.capitalize() for word in str(run.library).split("-"))
+    return f"{name}{how}"
 
 
 def _gates(run: Run) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def corruption_rows(found: Found, network: str) -> list[Row]:
         if file.network != network:
             continue
         run = found.run(file.run)
-        method = found.method(run).label if run else "dense" if file.run is None else "dynamic"
+        saved = abs(file.clean.reduction) > 1e-9
+        method = found.method(run).label if run else "dynamic" if saved else "dense"
         label = next((part.label for part in found.groups if run in part.runs), "")
         for one in (file.clean, *file.corrupted):
             told: Row = {"method": method, "setting": label or (file.run or "")}
