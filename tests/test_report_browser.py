@@ -37,8 +37,9 @@ return window.ftwt.data.figures.map((figure) => {
     return box.width + box.height > 0 && look.opacity !== '0' && look.visibility !== 'hidden';
   });
   const { legend, ...layout } = plot.layout;  // validate stumbles over a legend that is not shown
-  const faults = (Plotly.validate(plot.data, layout) || []).filter((fault) => fault.code !== 'unused');
-  return [figure.id, seen.length, faults.map((fault) => fault.msg)];
+  const faults = Plotly.validate(plot.data, layout) || [];
+  const told = faults.filter((fault) => fault.code !== 'unused').map((fault) => fault.msg);
+  return [figure.id, seen.length, told];
 });
 """
 

@@ -326,6 +326,7 @@ def test_heatmaps_have_one_scale_for_dense_and_dynamic(home: Path, page: Parsed)
                 got = values[start + which * size : start + (which + 1) * size]
                 scale = max(pair[0].max(), pair[1].max())
                 assert got.reshape(wanted.shape) == pytest.approx(255 * wanted / scale, abs=0.51)
+                assert unit["highest"][place] == pytest.approx(scale, rel=1e-3)
 
 
 def test_large_pictures_and_heatmaps_are_made_smaller(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def _subheading(told: tuple[Answer, ...], found: Found) -> str:
     first = told[0]
     runs = "1 run" if first.seeds == 1 else f"mean of {first.seeds} runs"
     more = f"; {len(told) - 1} more below" if len(told) > 1 else ""
-    return f"{first.name}: {runs}, {first.images:,} test images{more}"
+    of = "" if len({answer.network for answer in told}) == 1 else f"{first.network}, "
+    return f"{of}{first.name}: {runs}, {first.images:,} test images{more}"
 
 
 def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], list[Gap]]:

@@ -84,14 +84,25 @@ def data_address(picture: np.ndarray) -> str:
 
 
 def _heatmaps(dense: Mapping[str, np.ndarray], dynamic: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Pairs of heatmaps as bytes, each pair with one scale: (unit, image, dense or dynamic)."""
+    """Pairs of heatmaps as bytes, each pair with one scale: (unit, image, dense or dynamic).
+
+    A byte of 255 is the pair's `highest` value.
+    """
     units, parts, start = [], [], 0
     for name in dense:
         pair = np.stack([dense[name], dynamic[name]], axis=1).astype(np.float32)  # (K, 2, h, w)
         pair = _smaller(pair)
         highest = pair.max(axis=(1, 2, 3), keepdims=True)
         scaled = np.rint(255 * pair / np.where(highest > 0, highest, 1)).astype(np.uint8)
-        units.append({"name": name, "high": pair.shape[2], "wide": pair.shape[3], "from": start})
+        units.append(
+            {
+                "name": name,
+                "high": pair.shape[2],
+                "wide": pair.shape[3],
+                "from": start,
+                "highest": [float(f"{value:.4g}") for value in highest.ravel()],
+            }
+        )
         parts.append(scaled.ravel())
         start += scaled.size
     values = np.concatenate(parts) if parts else np.zeros(0, np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from . import palette
 from .found import Found
@@ -18,6 +19,7 @@ from .rows import (
     mean_std,
 )
 
+DASHES = ("solid", "dot", "dash", "dashdot")
 RIVALS = "s^v<>*"  # markers of the other contestants, all of one colour
 FEW = 8  # settings up to which half of the page's width is enough
 MOST_TIMED = 4  # networks whose latencies are drawn
@@ -43,50 +45,42 @@ def _split(rows: list[Row], name: str) -> dict[str, list[Row]]:
 
 def _accuracy(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
     rows = accuracy_rows(found, network)
-    if all(row["counted"] == PUBLISHED for row in rows):
+    ours = [row for row in rows if row["counted"] != PUBLISHED]
+    published = [row for row in rows if row["counted"] == PUBLISHED]
+    if not ours:
         return
-    traces = []
-    parts = sorted(_split(rows, "method").items(), key=lambda item: item[0].startswith("dynamic"))
+    parts = sorted(_split(ours, "method").items(), key=lambda item: item[0].startswith("dynamic"))
+    traces = [*_published(published, looks)]
     for method, part in parts:  # ours last, so that they lie on top
-        published = part[0]["counted"] == PUBLISHED
-        told = [
-            f"{row['setting'] or method}, {row['runs']} run{'s' if row['runs'] > 1 else ''}"
-            if not published
-            else f"{row['setting']}: {row['source']}"
-            for row in part
-        ]
+        runs = [f"{row['runs']} run{'s' if row['runs'] > 1 else ''}" for row in part]
+        told = [f"{row['setting'] or method}, {n}" for row, n in zip(part, runs, strict=True)]
         traces.append(
             scatter(
                 method,
                 [row["reduction"] for row in part],
                 [row["top1"] for row in part],
-                mode="markers+text" if published else "markers",
-                text=[plain(row["setting"]) for row in part] if published else None,
-                textposition="top center" if published else None,
-                textfont={"size": 10, "color": "@soft"} if published else None,
+                mode="markers",
                 cliponaxis=False,
-                marker=looks.marker(method, hollow=published),
+                marker=looks.marker(method),
                 error_x=bars([row["reduction_std"] for row in part]),
                 error_y=bars([row["top1_std"] for row in part]),
                 customdata=list(map(plain, told)),
                 hovertemplate="%{customdata}<br>%{y:.2%} at %{x:.1%} fewer<extra></extra>",
             )
         )
-    dense = next((row["top1"] for row in rows if row["method"] == "dense"), None)
+    dense = next((row["top1"] for row in ours if row["method"] == "dense"), None)
     line = {"color": "@soft", "width": 1, "dash": "dot"}
     across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense}
-    note = (
-        " Hollow markers are published rows, whose reduction is counted as their papers count, "
-        "which flatters."
-        if any(row["counted"] == PUBLISHED for row in rows)
-        else ""
-    )
+    caption = ["Each point is a setting, the mean of its runs, bars one standard deviation."]
+    if dense is not None:
+        caption.append("The dotted line is the dense network.")
+    caption.append("Reductions are of executed multiply-accumulates, predictors included.")
+    if published:
+        caption.append("Hollow: published, counted as each paper counts, which flatters.")
     yield figure(
         f"accuracy {network}",
         f"Accuracy against work saved: {network}",
-        "Each point is a setting, the mean of its runs, bars one standard deviation over seeds; "
-        "the dotted line is the dense network. Reductions are of executed multiply-accumulates, "
-        f"predictors included.{note}",
+        " ".join(caption),
         rows=rows,
         traces=traces,
         layout={
@@ -99,6 +93,32 @@ def _accuracy(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
         made_by=commands(found, network),
         wide=len(rows) > FEW,
     )
+
+
+def _published(rows: list[Row], looks: Looks) -> Iterator[dict[str, Any]]:
+    """Published rows: the paper's own, and those of others, each with its name beside it."""
+    rows = sorted(rows, key=lambda row: row["reduction"])
+    above = {id(row): place % 2 == 0 for place, row in enumerate(rows)}  # names out of the way
+    own = [row for row in rows if row["method"].startswith("FTWT")]
+    others = [row for row in rows if not row["method"].startswith("FTWT")]
+    for name, part in (("the paper", own), ("other methods, published", others)):
+        if part:
+            yield scatter(
+                name,
+                [row["reduction"] for row in part],
+                [row["top1"] for row in part],
+                mode="markers+text",
+                text=[plain(row["setting"]) for row in part],
+                textposition=[f"{'top' if above[id(row)] else 'bottom'} center" for row in part],
+                textfont={"size": 10, "color": "@soft"},
+                cliponaxis=False,
+                marker=looks.marker(part[0]["method"], hollow=True),
+                error_x=bars([row["reduction_std"] for row in part]),
+                error_y=bars([row["top1_std"] for row in part]),
+                customdata=[plain(row["source"]) for row in part],
+                hovertemplate="%{text}<br>%{y:.2%} at %{x:.1%} fewer<br>%{customdata}"
+                "<extra></extra>",
+            )
 
 
 def _curve(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
@@ -133,6 +153,7 @@ def _curve(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
                 )
             )
     made = [str(curve.provenance.get("command", "")) for curve in found.curves]
+    low = max(0.0, min(row["r"] for row in rows) - 0.05)
     yield figure(
         f"curve {network}",
         f"r and what it saves: {network}",
@@ -144,7 +165,7 @@ def _curve(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
         rows=rows,
         traces=traces,
         layout={
-            "xaxis": axis("r, share of heatmap mass to keep"),
+            "xaxis": axis("r, share of heatmap mass to keep", range=[low, 1.01]),
             "yaxis": axis("reduction of executed MACs", rangemode="tozero", **SHARE),
             "hovermode": "closest",
         },
@@ -208,12 +229,10 @@ def _corruptions(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
     rows = corruption_rows(found, network)
     if not rows:
         return
+    named = [row | {"who": f"{row['method']}, {row['setting']}".strip(", ")} for row in rows]
     traces = []
     for place, value in ((1, "top1"), (2, "reduction")):
-        for row_group in _split(
-            [row | {"who": f"{row['method']}, {row['setting']}".strip(", ")} for row in rows], "who"
-        ).items():
-            who, part = row_group
+        for number, (who, part) in enumerate(_split(named, "who").items()):
             by_severity: dict[int, list[float]] = {}
             for row in part:
                 by_severity.setdefault(row["severity"], []).append(row[value])
@@ -226,7 +245,11 @@ def _corruptions(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
                     means,
                     mode="lines+markers",
                     marker=looks.marker(part[0]["method"], size=8),
-                    line={"color": looks.colour(part[0]["method"]), "width": 2},
+                    line={
+                        "color": looks.colour(part[0]["method"]),
+                        "width": 2,
+                        "dash": DASHES[number % len(DASHES)],
+                    },
                     yaxis="y" if place == 1 else "y2",
                     xaxis="x" if place == 1 else "x2",
                     legendgroup=plain(who),

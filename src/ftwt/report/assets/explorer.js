@@ -48,7 +48,9 @@ ftwt.explore = (recordings) => {
   function keep() {
     const parts = [`run=${state.run}`, `a=${seen.shown[state.a].index}`];
     if (state.b !== null) parts.push(`b=${seen.shown[state.b].index}`);
-    history.replaceState(null, "", "#explorer&" + parts.join("&"));
+    try {
+      history.replaceState(null, "", "#explorer&" + parts.join("&"));
+    } catch { /* some browsers leave the address of a file alone */ }
   }
 
   function recall() {
@@ -421,6 +423,18 @@ ftwt.explore = (recordings) => {
     return { columns, rows: found };
   }
 
+  function heatmapData() {
+    const image = seen.shown[state.a].index, found = [];
+    for (const { name, high, wide, from, highest } of seen.heatmaps.units) {
+      const size = high * wide, start = from + 2 * state.a * size, scale = highest[state.a] / 255;
+      for (let cell = 0; cell < size; cell++) {
+        const at = (which) => Number((seen.heat[start + which * size + cell] * scale).toPrecision(4));
+        found.push([name, image, Math.floor(cell / wide), cell % wide, at(0), at(1)]);
+      }
+    }
+    return { columns: ["unit", "image", "row", "column", "dense", "dynamic"], rows: found };
+  }
+
   byId("run").replaceChildren(...recordings.map((recording, number) =>
     make("option", { value: String(number) }, recording.name)));
   byId("run").addEventListener("change", (event) => {
@@ -470,6 +484,7 @@ ftwt.explore = (recordings) => {
   });
   for (const kind of ["csv", "json"]) {
     byId("route-" + kind).addEventListener("click", () => ftwt.download("route", kind, data()));
+    byId("maps-" + kind).addEventListener("click", () => ftwt.download("heatmaps", kind, heatmapData()));
   }
   window.addEventListener("hashchange", () => { if (recall()) open(); });
   new ResizeObserver(() => paintRows()).observe(byId("routes"));
