@@ -171,8 +171,8 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
         raise FileNotFoundError(f"{path} holds no {CONFIG}; give a folder of save_pretrained")
     if "/" not in source:
         raise FileNotFoundError(
-            f"{source} holds no {CONFIG} of save_pretrained, and no network of that name comes with "
-            f"ftwt; {nearest(source, shipped.names())}"
+            f"{source} holds no {CONFIG} of save_pretrained, and no network of that name comes "
+            f"with ftwt; {nearest(source, shipped.names())}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
