@@ -1,4 +1,4 @@
-"""Corruptions by blur; see `corrupt` for what the arguments are."""
+"""Corruptions by blur; see `apply.py` for what the arguments are."""
 
 import numpy as np
 
@@ -42,10 +42,12 @@ def motion_blur(images: np.ndarray, motion: tuple[int, float], lots: Lots) -> np
     return filters.motion_blur(images, radius=radius, sigma=sigma, angles=angles)
 
 
-def zoom_blur(images: np.ndarray, count: int, lots: Lots) -> np.ndarray:
-    """Average the image with itself enlarged by 1, 1.01, 1.02, ...: `count` of them."""
+def zoom_blur(images: np.ndarray, end: float, lots: Lots) -> np.ndarray:
+    """Average the image with itself enlarged by 1, 1.01, 1.02, ..., up to but without `end`."""
+    # numpy's steps, as published: 1.25 comes out a bit larger, and 32.5 pixels then round up.
+    factors = np.arange(1, end, 0.01)
     total = images.copy()
-    for step in range(count):
-        matrix = filters.zoom_matrix(images.shape[-1], 1 + step / 100)
+    for factor in factors:
+        matrix = filters.zoom_matrix(images.shape[-1], float(factor))
         total += filters.both_ways(images, matrix)
-    return total / (count + 1)
+    return total / (len(factors) + 1)

@@ -1,4 +1,4 @@
-"""Corruptions by processing; see `corrupt` for what the arguments are."""
+"""Corruptions by processing; see `apply.py` for what the arguments are."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Corruptions by noise; see `corrupt` for what the arguments are."""
+"""Corruptions by noise; see `apply.py` for what the arguments are."""
 
 import numpy as np
 

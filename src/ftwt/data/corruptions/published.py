@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .corrupt import SEVERITIES, SIDE, check_corruption
+from .apply import SEVERITIES, SIDE, check_corruption
 
 LABELS = "labels.npy"
 

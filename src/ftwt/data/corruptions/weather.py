@@ -1,4 +1,4 @@
-"""Corruptions by weather; see `corrupt` for what the arguments are."""
+"""Corruptions by weather; see `apply.py` for what the arguments are."""
 
 import numpy as np
 

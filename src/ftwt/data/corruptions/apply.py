@@ -42,7 +42,7 @@ CORRUPTIONS = {
     "motion_blur": _Corruption(
         blur.motion_blur, ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))
     ),
-    "zoom_blur": _Corruption(blur.zoom_blur, (7, 12, 16, 21, 26)),
+    "zoom_blur": _Corruption(blur.zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
     "snow": _Corruption(
         weather.snow,
         (
