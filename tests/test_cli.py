@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import tiny
-from ftwt import cli, models, recipes, shipped
+from ftwt import cli, demo, models, recipes, shipped
 from ftwt.checkpoint import from_pretrained, load_tensors, save_pretrained
 from ftwt.config import PruneConfig, RunConfig
 from ftwt.results import read_json
+from ftwt.shipped import catalogue
 from ftwt.verbs import training
 from toys import run_python, untimed
 
@@ -131,6 +133,37 @@ def test_every_verb_is_documented() -> None:
 
 
 # --- What the verbs do --------------------------------------------------------------------------
+
+SLOW_ENGINE = ("--engine", "reference")
+JSON = {  # of each verb, a command that is quick; RUN is the folder of a run
+    "demo": ["--epochs", "1", "--output", "demo"],
+    "estimate": [tiny.NAME, *tiny.DATA, "--images", "100"],
+    "train": [*TRAIN[1:], "--output", "another"],
+    "evaluate": ["RUN", *tiny.DATA],
+    "robustness": ["RUN", *tiny.DATA[:2], "--corruptions", "fog", "--severities", "1"],
+    "compile": ["RUN", "-o", "net.ftwt", *SLOW_ENGINE],
+    "run": ["net.ftwt", "picture.png", *SLOW_ENGINE],
+    "bench": [tiny.NAME, *SLOW_ENGINE, "--rounds", "1", "--singles", "1", "--rivals", "torch"],
+    "report": ["RUN", "-o", "report.html", "--figures", "figures"],
+    "models": [],
+    "recipes": [],
+}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_prints_json_and_nothing_else(
+    verb: str, folder: Path, tiny_home: Path, ftwt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "MODEL", tiny.NAME)
+    if verb == "models":  # those that really come with ftwt
+        monkeypatch.setattr(catalogue, "FOLDER", Path(catalogue.__file__).parent / "networks")
+    if verb == "run":
+        assert ftwt("compile", str(folder), "-o", "net.ftwt", *SLOW_ENGINE).status == 0
+        Image.new("RGB", (32, 32), "teal").save("picture.png")
+    arguments = [str(folder) if word == "RUN" else word for word in JSON[verb]]
+    told = ftwt(verb, *arguments, "--json")
+    assert told.status == 0, told.err
+    assert isinstance(json.loads(told.out), dict)
 
 
 def test_a_run_from_training_to_figures(ftwt: Any, tiny_home: Path) -> None:

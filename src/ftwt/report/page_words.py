@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .answer import Answer, Spread
 
 MINUS = "\N{MINUS SIGN}"
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def percent(share: float, digits: int = 1) -> str:
 def percent_spread(value: Spread, digits: int = 1) -> str:
     """A mean share, and its standard deviation if there are several runs."""
     text = percent(value.mean, digits)
-    return text if value.std is None else f"{text} ± {percent(value.std, digits)}"
+    return text if value.std is None else f"{text} ±{NBSP}{percent(value.std, digits)}"
 
 
 def accuracy(value: Spread) -> str:
@@ -93,9 +94,9 @@ def _verdict(answer: Answer) -> str:
 
 
 def _facts(answer: Answer) -> tuple[Fact, ...]:
-    over = f"± {percent(answer.over_images)} over images"
+    over = f"±{NBSP}{percent(answer.over_images)} over images"
     if answer.achieved.std is not None:
-        over += f", ± {percent(answer.achieved.std)} over {answer.seeds} runs"
+        over += f", ±{NBSP}{percent(answer.achieved.std)} over {answer.seeds} runs"
     told = [
         Fact(
             "Multiply-accumulates for an image",

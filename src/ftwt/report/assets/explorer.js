@@ -135,7 +135,7 @@ ftwt.explore = (recordings) => {
     const facts = [
       ["label", labelOf(image)], ["guess", guess], ["MACs", macs(image.macs)],
       ["saved", percent(1 - image.macs / seen.dense_macs)],
-      ["cost", `above ${percent(image.above, 0)} of the images`],
+      ["rank", `dearer than ${percent(image.above)} of the images`],
     ];
     const list = make("dl");
     for (const [name, value] of facts) list.append(make("dt", {}, name), make("dd", {}, value));
