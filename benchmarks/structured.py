@@ -29,6 +29,7 @@ History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs went, 
 STEPS = 400  # of a whole path, as in the library's benchmarks
 REFRESH = 20  # steps for which gradients are good
 CHUNK = 125  # images of a backward pass
+_LAYERS = (nn.Conv2d, nn.Linear)
 
 
 class Shortcut(nn.Module):
@@ -169,9 +170,10 @@ def walk(
     Raises:
         ValueError: Torch-Pruning cannot handle the network.
     """
+    last = classifier(task.dense)
     network = replay(task, begin or [])
-    outputs = count_macs(task.dense, task.example)
-    steps = sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    dense = count_macs(task.dense, task.example)
+    channels = sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
     criterion = {
         "magnitude": torch_pruning.importance.GroupMagnitudeImportance(p=2),
         "taylor": torch_pruning.importance.GroupTaylorImportance(),
@@ -183,8 +185,8 @@ def walk(
             importance=criterion,
             global_pruning=True,
             pruning_ratio=1.0,
-            iterative_steps=steps if single else STEPS,
-            ignored_layers=[classifier(network), *map(network.get_submodule, fixed)],
+            iterative_steps=channels if single else min(STEPS, channels),
+            ignored_layers=[network.get_submodule(name) for name in (last, *fixed)],
             customized_pruners={Shortcut: _ShortcutPruner()},
         )
         before: History = list(begin or [])
@@ -196,7 +198,7 @@ def walk(
             history = (begin or []) + [entry for entry in removed if entry[2]]
             if len(history) > len(before):
                 before = history
-                yield history, 1 - count_macs(network, task.example) / outputs
+                yield history, 1 - count_macs(network, task.example) / dense
     except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(
             f"Torch-Pruning cannot prune {type(task.dense).__name__}: {error}"
@@ -223,22 +225,22 @@ def count_macs(network: nn.Module, example: Tensor, *, convolutions: bool = Fals
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(example)
-    found = counter.get_flop_counts()["Global"]
+    found = counter.get_flop_counts().get("Global", {})
     kinds = [torch.ops.aten.convolution] if convolutions else list(found)
     return sum(found.get(kind, 0) for kind in kinds) // 2
 
 
-def classifier(network: nn.Module) -> nn.Module:
-    """Return the layer whose outputs are the network's: the last linear one, or convolution.
+def classifier(network: nn.Module) -> str:
+    """Name the layer whose outputs are the network's: the last linear one, or convolution.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no convolution.
     """
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    linear = [m for m in layers if isinstance(m, nn.Linear)]
-    if not layers:
+    layers = {name: m for name, m in network.named_modules() if isinstance(m, _LAYERS)}
+    if not any(isinstance(m, nn.Conv2d) for m in layers.values()):
         raise ValueError(f"{type(network).__name__} has no convolution to prune")
-    return (linear or layers)[-1]
+    linear = [name for name, m in layers.items() if isinstance(m, nn.Linear)]
+    return (linear or list(layers))[-1]
 
 
 def _gather_gradients(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
