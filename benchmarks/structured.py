@@ -171,14 +171,14 @@ def walk(
         ValueError: Torch-Pruning cannot handle the network.
     """
     last = classifier(task.dense)
-    network = replay(task, begin or [])
     dense = count_macs(task.dense, task.example)
-    channels = sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    channels = sum(m.out_channels for m in task.dense.modules() if isinstance(m, nn.Conv2d))
     criterion = {
         "magnitude": torch_pruning.importance.GroupMagnitudeImportance(p=2),
         "taylor": torch_pruning.importance.GroupTaylorImportance(),
     }[task.importance]
     try:
+        network = replay(task, begin or [])
         pruner = torch_pruning.pruner.BasePruner(
             network,
             task.example,
