@@ -329,6 +329,19 @@ def test_heatmaps_have_one_scale_for_dense_and_dynamic(home: Path, page: Parsed)
                 assert unit["highest"][place] == pytest.approx(scale, rel=1e-3)
 
 
+def test_the_cheapest_and_the_dearest_images_are_shown(home: Path, page: Parsed) -> None:
+    recording = Recording.load(home / "net-0" / "recording.safetensors")
+    [held] = page.data()["pictures"]
+    rows = [dict(zip(held["data"]["columns"], row, strict=True)) for row in held["data"]["rows"]]
+    shown = sorted(recording.executed_macs[recording.shown])
+    assert [row["executed_macs"] for row in rows] == [*shown[:6], *shown[::-1][:6]]
+    pictures = [image["src"] for image in page.all("img")]
+    [explorer] = page.data()["explorer"]
+    assert pictures == [explorer["pictures"][row["picture"]] for row in rows]
+    assert [image["alt"] for image in page.all("img")] == [row["label"] for row in rows]
+    assert {b["data-kind"] for b in page.all("button") if b.get("data-figure") == "extremes"}
+
+
 def test_large_pictures_and_heatmaps_are_made_smaller(tmp_path: Path) -> None:
     synthetic.recording(side=224, shown=16, maps=1).save(tmp_path / "recording.safetensors")
     report = write_report(tmp_path, tmp_path / "page.html")
@@ -394,6 +407,16 @@ def test_a_mistake_leaves_the_page_that_was_there(
     assert output.read_text() == "the old page"
     told = capsys.readouterr().err
     assert message in told and "run.json" in told and told.count("\n") == 1
+
+
+def test_writing_the_page_loads_no_torch_and_no_matplotlib(home: Path, tmp_path: Path) -> None:
+    code = "import sys; from ftwt.report.write import write_report; write_report(*sys.argv[1:]);"
+    code += "print(*{name.partition('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code, str(home), str(tmp_path / "page.html")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "jinja2" in loaded and not loaded & {"torch", "matplotlib", "plotly", "torchvision"}
 
 
 # --- Size ---------------------------------------------------------------------------------------

@@ -6,12 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..recording import Recording
 from .answer import Answer, answers
 from .found import Found
-from .page import Figure, Gap, Page, Strip, StripItem, Table
+from .page import Ends, Figure, Gap, Page, Strip, StripItem, Table
 from .page_explorer import LOSSLESS, data_address, explorer
 from .page_of_run import figures_of_run
 from .page_of_runs import figures_of_runs
@@ -19,9 +17,10 @@ from .page_tables import settings_table, tables
 from .page_words import in_words, macs, percent
 from .plots import subjects
 from .records import Demo, Run
+from .rows_of_run import extreme_rows
 
 MOST_SUBJECTS = 3  # networks with figures of their own
-ENDS = 8  # pictures in a strip
+ENDS = 6  # pictures in a strip
 ROOM = 2_500_000  # bytes of explorers in the page, before they are packed
 EXPLORER_TEXT = (
     "Each row is a layer, each cell one of its filters. Choose an image and see which filters its "
@@ -49,7 +48,7 @@ def compose(found: Found) -> Page:
         explorer_made_by=tuple(
             dict.fromkeys(str(r.provenance.get("command", "")) for _, r in recorded)
         ),
-        strips=_strips(recorded[0][1]) if recorded else (),
+        ends=_ends(recorded[0][1], recorded[0][0]["name"]) if recorded else None,
         tables=tables(found),
         missing=(*_gaps(found), *left),
         files=_files(found),
@@ -115,25 +114,27 @@ def _recordings(found: Found) -> list[tuple[str, str, Any]]:
     return [*listed, *((lone.name, str(lone.path), lone) for lone in found.recordings)]
 
 
-def _strips(recording: Recording) -> tuple[Strip, ...]:
-    order = np.argsort(recording.executed_macs[recording.shown], kind="stable")
-    few = min(ENDS, len(order) // 2)
-    if not few:
-        return ()
+def _ends(recording: Recording, name: str) -> Ends | None:
+    """The cheapest and the dearest of the images that are kept as pictures."""
+    rows = extreme_rows(recording, ENDS)
+    if not rows:
+        return None
     sharp = "pixels" if max(recording.pictures.shape[1:3]) <= LOSSLESS else ""
-
-    def item(place: int) -> StripItem:
-        image = recording.shown[place]
-        wrong = "" if recording.correct[image] else ", guessed wrong"
-        work = float(recording.executed_macs[image])
-        saved = percent(1 - work / recording.dense_macs)
-        label = recording.classes[recording.labels[image]]
-        return StripItem(
-            data_address(recording.pictures[place]), label, f"{macs(work)}, {saved} saved{wrong}"
-        )
-
-    ends = (("Cheapest", order[:few]), ("Dearest", order[::-1][:few]))
-    return tuple(Strip(title, tuple(item(p) for p in places), sharp) for title, places in ends)
+    strips = []
+    for end in ("cheapest", "dearest"):
+        items = []
+        for row in (row for row in rows if row["end"] == end):
+            right = "" if row["label"] == row["prediction"] else f", taken for {row['prediction']}"
+            told = f"{macs(row['executed_macs'])}, {percent(row['reduction'])} saved{right}"
+            picture = data_address(recording.pictures[row["picture"]])
+            items.append(StripItem(picture, row["label"], told))
+        strips.append(Strip(end.capitalize(), tuple(items), sharp))
+    made = (str(recording.provenance.get("command", "")),)
+    columns = tuple(rows[0])
+    data = tuple(tuple(row[column] for column in columns) for row in rows)
+    return Ends(
+        f"The cheapest and the dearest images of {name}", tuple(strips), columns, data, made
+    )
 
 
 def _gaps(found: Found) -> list[Gap]:

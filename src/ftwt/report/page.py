@@ -84,6 +84,18 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """The images at both ends: their strips, and their data as a figure has them."""
+
+    title: str
+    strips: tuple[Strip, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    made_by: tuple[str, ...]
+    id: str = "extremes"
+
+
+@dataclass(frozen=True)
 class Gap:
     """Something that the report does not show, and the command that would make it."""
 
@@ -104,7 +116,7 @@ class Page:
     explorers: tuple[dict[str, Any], ...]
     explorer_text: str
     explorer_made_by: tuple[str, ...]
-    strips: tuple[Strip, ...]
+    ends: Ends | None
     tables: tuple[Table, ...]
     missing: tuple[Gap, ...]
     files: Table
@@ -117,7 +129,7 @@ class Page:
             ("answer", "Answer", True),
             ("figures", "Figures", self.figures),
             ("explorer", "Explorer", self.explorers),
-            ("images", "Images", self.strips),
+            ("images", "Images", self.ends),
             ("tables", "Tables", self.tables),
             ("missing", "Not shown", self.missing),
             ("files", "Files", True),
@@ -140,6 +152,10 @@ def render(page: Page) -> str:
                 "data": {"columns": figure.columns, "rows": figure.rows},
             }
             for figure in page.figures
+        ],
+        "pictures": [
+            {"id": ends.id, "data": {"columns": ends.columns, "rows": ends.rows}}
+            for ends in ([page.ends] if page.ends else [])
         ],
         "explorer": page.explorers,
     }

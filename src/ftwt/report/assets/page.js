@@ -181,7 +181,7 @@ async function start() {
   theme();
   const data = JSON.parse(await unpack("data"));
   ftwt.data = data;
-  tools(data.figures);
+  tools([...data.figures, ...data.pictures]);
   if (data.explorer.length) ftwt.explore(data.explorer);
   if (data.figures.length) {
     const library = document.createElement("script");
