@@ -1,7 +1,8 @@
 # Each target makes .venv and installs into it first: again only when what to install changes, or the
 # C++ in native/, of which only what changed is compiled.
 #   make demo     the main job on real images, from a trained network to a table
-#   make test     all that has to pass: lint, format, types, tests
+#   make test     all that has to pass: lint, format, types, tests; with chromium and chromium-driver
+#                 (Debian's packages) also the report in a browser
 #   make sanitize the native engine's fuzz tests, stopping at invalid accesses and undefined behaviour,
 #                 and what its kernels multiply
 #   make clean    remove .venv, caches and build products; data/ and runs/ stay

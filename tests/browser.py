@@ -1,5 +1,6 @@
 """A real browser, headless and without a network, that opens pages from disk."""
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,14 @@ FLAGS = (
     "--disable-sync",
     "--force-color-profile=srgb",
 )
-NEEDED = "install the packages chromium and chromium-driver (Debian: apt-get install)"
+NEEDED = "apt-get install chromium chromium-driver; pip install selenium"
 
 
 def missing() -> str:
     """What is missing to run a browser; nothing if all is there."""
     lacking = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if importlib.util.find_spec("selenium") is None:
+        lacking.append("selenium")
     return f"no {' and no '.join(lacking)}: {NEEDED}" if lacking else ""
 
 

@@ -16,6 +16,7 @@ import pytest
 import synthetic
 from ftwt import cli
 from ftwt.recording import Recording
+from ftwt.report import compose, write
 from ftwt.report.answer import answers
 from ftwt.report.page import ASSETS, MOST_BYTES, unpacked
 from ftwt.report.page_words import in_words
@@ -233,6 +234,26 @@ def test_without_a_pruned_network_there_is_a_page_without_an_answer(tmp_path: Pa
     assert [figure["id"] for figure in page.data()["figures"]] == ["latency-runs-resnet20-r80"]
 
 
+def test_a_recording_alone_has_an_answer(tmp_path: Path) -> None:
+    recording = synthetic.recording(network="somebody's")
+    recording.save(tmp_path / "net.safetensors")
+    [answer] = write_report(tmp_path / "net.safetensors", tmp_path / "page.html").answers
+    assert answer.network == "somebody's" and answer.images == len(recording)
+    assert answer.top1.mean == recording.correct.mean()
+    assert answer.achieved.mean == pytest.approx(recording.reduction.mean())
+    assert answer.executed_macs.mean == pytest.approx(recording.executed_macs.mean())
+    page = Parsed((tmp_path / "page.html").read_text("utf-8"))
+    assert f"{100 * answer.achieved.mean:.1f}% fewer" in page.words
+    assert "what the dense network achieved is not among the files" in page.words
+
+
+def test_an_evaluation_alone_has_an_answer(tmp_path: Path) -> None:
+    values = synthetic.run_values()["test"]
+    (tmp_path / "figures.json").write_text(json.dumps(values), encoding="utf-8")
+    [answer] = write_report(tmp_path / "figures.json", tmp_path / "page.html").answers
+    assert (answer.top1.mean, answer.achieved.mean) == (values["top1"], values["reduction"])
+
+
 # --- What is drawn ------------------------------------------------------------------------------
 
 
@@ -420,6 +441,28 @@ def test_writing_the_page_loads_no_torch_and_no_matplotlib(home: Path, tmp_path:
 
 
 # --- Size ---------------------------------------------------------------------------------------
+
+
+def test_recordings_that_find_no_room_are_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "ROOM", 1)
+    synthetic.recording().save(tmp_path / "second.safetensors")
+    write_report([home, tmp_path / "second.safetensors"], tmp_path / "page.html")
+    page = Parsed((tmp_path / "page.html").read_text("utf-8"))
+    assert [held["name"] for held in page.data()["explorer"]] == ["net-0"]
+    assert "the explorer of second: the page has no room for more than 1" in page.words
+    assert f"ftwt report {tmp_path / 'second.safetensors'} -o second.html" in page.words
+
+
+def test_a_page_that_would_be_too_large_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "MOST_BYTES", 300_000)
+    with pytest.raises(ValueError, match=r"would have 0\.\d MB; at most 0 MB .* name fewer files"):
+        write_report(home, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
 
 MEASURED = """
 import json, resource, sys, time

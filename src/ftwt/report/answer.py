@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..recording import Recording
 from .found import Found
 from .groups import Group
-from .records import Demo, Run
+from .records import Demo, Evaluated, Run
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def answers(found: Found) -> tuple[Answer, ...]:
     groups = [part for part in found.groups if part.kind == "dynamic"]
     told = [_of_group(part, found) for part in groups]
     told.sort(key=lambda answer: (-answer.seeds, answer.gain is None))  # stable: groups have order
-    return (*told, *(_of_demo(demo) for demo in found.demos))
+    told += [_of_demo(demo) for demo in found.demos]
+    told += [_of_evaluation(one) for one in found.evaluations if one.result.units]
+    lone = [(one.name, one.recording()) for one in found.recordings]
+    return (*told, *(_of_recording(name, held) for name, held in lone if held.units))
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -154,6 +158,41 @@ def _times(runs: Sequence[Run], found: Found) -> tuple[float | None, float | Non
             how += f"; the fastest dense rival, {rival}: {took[rival]:.2f} ms"
         return dense, gated, how
     return None, None, ""
+
+
+def _of_evaluation(file: Evaluated) -> Answer:
+    result = file.result
+    return Answer(
+        name="evaluated by itself",
+        network=file.network,
+        images=result.images,
+        seeds=1,
+        dense_top1=None,
+        top1=spread([result.top1]),
+        dense_macs=result.dense_macs,
+        executed_macs=spread([result.executed_macs]),
+        asked=None,
+        predicted=None,
+        achieved=spread([result.reduction]),
+        over_images=result.reduction_std,
+    )
+
+
+def _of_recording(name: str, recording: Recording) -> Answer:
+    return Answer(
+        name=f"recording {name}",
+        network=recording.network,
+        images=len(recording),
+        seeds=1,
+        dense_top1=None,
+        top1=spread([float(recording.correct.mean())]),
+        dense_macs=recording.dense_macs,
+        executed_macs=spread([float(recording.executed_macs.mean(dtype="float64"))]),
+        asked=None,
+        predicted=None,
+        achieved=spread([float(recording.reduction.mean())]),
+        over_images=float(recording.reduction.std()),
+    )
 
 
 def _of_demo(demo: Demo) -> Answer:

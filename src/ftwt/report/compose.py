@@ -163,7 +163,9 @@ def _files(found: Found) -> Table:
         for lone in found.recordings
     ]
     rows += [(f"{log.path.parent.name}/{log.path.name}", "metrics", "", "") for log in found.logs]
-    others = [(lone.path, "recording") for lone in found.recordings]
+    made: list[Run | Demo] = [*found.runs, *found.demos]
+    beside = [one.recording_path for one in made if one.recording_path is not None]
+    others = [(path, "recording") for path in (*beside, *(one.path for one in found.recordings))]
     others += [(log.path, "metrics of a training that is not finished") for log in found.logs]
     others += [(path, f"not shown: {why}") for path, why in found.left_out]
     rows += [(_short(path), kind, "", "") for path, kind in others]

@@ -125,9 +125,9 @@ def _facts(answer: Answer) -> tuple[Fact, ...]:
                 ),
                 ("achieved", percent(answer.achieved.mean)),
             ),
-            note="no budget was asked for; r was given"
-            if answer.asked is None
-            else "predicted before any training, achieved on test images",
+            note="predicted before any training, achieved on test images"
+            if answer.predicted is not None
+            else "achieved on test images; the files hold no prediction",
         ),
     ]
     if answer.dynamic_ms and answer.dense_ms:
