@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -277,6 +278,7 @@ def main() -> int:
             help=f"store weights as {precision}, not f16",
         )
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half made is removed
     try:
         folder = ship(given.run, given.name, twin=given.twin, precision=given.precision)
     except (ValueError, OSError) as error:
