@@ -14,11 +14,13 @@ from safetensors.numpy import save_file
 import result_files as files
 import tiny
 import toys
-from ftwt import config, record
+from ftwt import bench, config, estimate, evaluate, record
 from ftwt.data import Batches
 from ftwt.report import read
 from ftwt.report.groups import USUAL
 from ftwt.report.palette import DYNAMIC, TWIN
+from ftwt.results import write_json
+from ftwt.robustness import Corrupted, Figures, NetworkRobustness
 
 ROOT = Path(__file__).parents[1]
 
@@ -306,6 +308,29 @@ def test_what_a_run_writes_is_read(tiny_home):
     assert not any("twin" in gap.what for gap in found.missing)
     with pytest.raises(ValueError, match="model.safetensors is not a recording"):
         read("runs/one/model/model.safetensors")
+
+
+def test_what_other_commands_write_is_read(tmp_path):
+    images = toys.images(20)
+    dense, dynamic = toys.Toy(dropout=0.0), toys.dynamic(dropout=0.0)
+    batches = Batches(images, batch_size=20)
+    result = evaluate(dense, batches, provenance=files.provenance(config={"model": "toy"}))
+    write_json(tmp_path / "dense.json", result.to_json())
+    estimate(dynamic, batches).save(tmp_path / "curve.json")
+    bench(dynamic, rivals=(), rounds=1, singles=3, engine="reference").save(tmp_path / "bench.json")
+    figures = Figures(top1=0.5, reduction=0.25, keep=0.75)
+    worse = [Corrupted("fog", 2, replace(figures, top1=0.4))]
+    told = NetworkRobustness("toy", 20, figures, tuple(worse), "ftwt", run="runs/one")
+    write_json(tmp_path / "fog.json", told.to_json())
+    found = read(tmp_path)
+    assert found.evaluations[0].network == "toy"
+    assert found.evaluations[0].result.top1 == result.top1
+    assert found.curves[0].r[-1] == 1 and len(found.curves[0].unit_macs) == 3
+    assert [one.name for one in found.benchmarks[0].contestants] == ["ftwt dense", "ftwt gated"]
+    assert len(found.benchmarks[0].images) == 3
+    (file,) = found.corruptions
+    assert (file.run, file.clean.top1, file.clean.keep) == ("runs/one", 0.5, 0.75)
+    assert [(c.corruption, c.severity, c.top1) for c in file.corrupted] == [("fog", 2, 0.4)]
 
 
 def test_reading_needs_no_torch(tmp_path):

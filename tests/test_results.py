@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from ftwt.results import command_line, provenance, read_json, replacing, write_json
+from ftwt.results import Shown, command_line, provenance, read_json, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,41 @@ def test_a_file_that_is_not_json_is_a_clear_error(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
+
+
+def test_notebooks_show_a_result_as_html_tables() -> None:
+    class Part(Shown):
+        def __rich_console__(self, console, options):
+            table = Table("", title="[bold]a & b[/bold]", show_header=False)
+            table.add_column(justify="right")
+            table.add_row("x < y", "3")
+            yield table
+
+    class Whole(Shown):
+        def __rich_console__(self, console, options):
+            yield Part()
+            table = Table("unit")
+            table.add_column("filters", justify="right")
+            table.add_row("[i]conv[/i]", "16")
+            yield table
+            yield "reduction: 30%"
+
+    left, right = '<td style="text-align: left">', '<td style="text-align: right">'
+    head = '<th style="text-align: left">unit</th><th style="text-align: right">filters</th>'
+    assert Whole()._repr_html_().split("\n") == [
+        "<table><caption>a &amp; b</caption>",
+        f"<tbody><tr>{left}x &lt; y</td>{right}3</td></tr></tbody></table>",
+        "<table>",
+        f"<thead><tr>{head}</tr></thead>",
+        f"<tbody><tr>{left}conv</td>{right}16</td></tr></tbody></table>",
+        "<p>reduction: 30%</p>",
+    ]
+
+
+def test_all_results_show_themselves_so() -> None:
+    from ftwt import Benchmark, Estimate, Evaluation, Recording
+    from ftwt.run import RunResult
+
+    for kind in (Benchmark, Estimate, Evaluation, Recording, RunResult):
+        assert issubclass(kind, Shown) and "_repr_html_" not in vars(kind)
+        assert "__rich_console__" in vars(kind)

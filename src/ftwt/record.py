@@ -42,8 +42,8 @@ def record(
     """Record a plain or dynamic network's guesses, masks and work for each image.
 
     The batches are gone through twice: once for all images, and once to fetch those that are shown,
-    of which alone there are pictures and heatmaps. So the memory needed is a few hundred bytes an
-    image, whatever the size of the network.
+    of which alone there are pictures and heatmaps. So what is held is a few hundred bytes an image,
+    besides what the network needs for a batch.
 
     Args:
         model: Images (B, C, H, W) to logits (B, classes); it is not changed.

@@ -64,8 +64,9 @@ def keep_ratios(subject: Source) -> Figure:
     else:
         own = [100 * row["macs_share"] for row in rows]
         cost = [100 * row["predictor_share"] for row in rows]
-        right.barh(places, own, height=0.62, color=palette.FAINT, label="convolution")
-        right.barh(places, cost, left=own, height=0.62, color=palette.TWIN, label="its predictor")
+        grey, blue = palette.FAINT, palette.DYNAMIC[0]
+        right.barh(places, own, height=0.62, color=grey, label="convolution")
+        right.barh(places, cost, left=own, height=0.62, color=blue, label="its predictor")
         right.set_xlabel("share of the dense MACs")
         right.tick_params(axis="y", length=0)
         right.spines["left"].set_visible(True)
