@@ -197,6 +197,8 @@ def test_it_starts_with_the_answer(home: Path, page: Parsed) -> None:
         ((-0.01, -0.012), "1.1 points more than the gates. Deciding for each image did not pay"),
         ((0.02, 0.03), "the gates are 2.5 points better. That is what deciding for each image won"),
         ((-0.01, 0.012), "no clear difference. Deciding for each image gained nothing here"),
+        ((-0.003,), "0.3 points more than the gates, no clear difference"),  # chance: 0.4 points
+        ((0.009,), "the gates are 0.9 points better"),
         ((), "Not among the files: the static twin"),
     ],
 )

@@ -79,9 +79,21 @@ class Answer:
         """Accuracy that was lost; negative if it was gained."""
         return None if self.dense_top1 is None else self.dense_top1 - self.top1.mean
 
+    @property
+    def noise(self) -> float:
+        """How large a difference to the twins must be to say anything.
+
+        It is the larger of its standard deviation over pairs of runs and of what chance alone does
+        on so many test images, were the two networks' errors independent.
+        """
+        if self.gain is None:
+            return 0.0
+        chance = math.sqrt(2 * self.top1.mean * (1 - self.top1.mean) / self.images)
+        return max(self.gain.std or 0.0, chance / math.sqrt(self.gain.count))
+
     def to_json(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
-        return asdict(self) | {"paid": self.paid}
+        return asdict(self) | {"paid": self.paid, "noise": self.noise}
 
 
 def answers(found: Found) -> tuple[Answer, ...]:
@@ -199,7 +211,7 @@ def _of_demo(demo: Demo) -> Answer:
     after = demo.dynamic
     timed = "our engine, one thread" if demo.dynamic_image_ms else ""
     return Answer(
-        name="dynamic",
+        name=f"{demo.name}, {demo.asked:.0%} asked",
         network=demo.network,
         images=after.images,
         seeds=1,

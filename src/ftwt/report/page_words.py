@@ -154,11 +154,11 @@ def _twin(answer: Answer) -> str:
         f"{accuracy(answer.twin_top1)} at {fewer(answer.twin_achieved.mean)} "
         "multiply-accumulates"
     )
-    gain, noise = answer.gain.mean, answer.gain.std
-    if noise is not None:
-        text += f" ({answer.gain.count} pairs)"
-    if abs(gain) < 0.0005 or (noise is not None and abs(gain) <= noise):
-        return f"{text}: no clear difference. Deciding for each image gained nothing here."
+    gain, pairs = answer.gain.mean, answer.gain.count
+    text += f" ({pairs} pairs)" if pairs > 1 else ""
+    if abs(gain) <= answer.noise:
+        told = f"{points(gain)} {'less' if gain > 0 else 'more'} than the gates"
+        return f"{text}: {told}, no clear difference. Deciding for each image gained nothing here."
     if gain < 0:
         return (
             f"{text}: {points(gain)} more than the gates. Deciding for each image did not pay here."

@@ -135,7 +135,7 @@ ftwt.explore = (recordings) => {
     const facts = [
       ["label", labelOf(image)], ["guess", guess], ["MACs", macs(image.macs)],
       ["saved", percent(1 - image.macs / seen.dense_macs)],
-      ["rank", `dearer than ${percent(image.above)} of the images`],
+      ["rank", `dearer than ${percent(image.above)} of all`],
     ];
     const list = make("dl");
     for (const [name, value] of facts) list.append(make("dt", {}, name), make("dd", {}, value));
@@ -317,7 +317,7 @@ ftwt.explore = (recordings) => {
       const found = compared(row.unit), all = row.unit.channels;
       const counts = state.b === null
         ? [`${found.a} of ${all} filters`, `${percent(found.a / all, 0)} computed`]
-        : [`both ${found.both}, A ${found.a}, B ${found.b} of ${all}`, `Jaccard ${found.jaccard.toFixed(2)}`];
+        : [`both ${found.both}, A ${found.a}, B ${found.b}`, `of ${all}, Jaccard ${found.jaccard.toFixed(2)}`];
       row.numbers.replaceChildren(...counts.map((text) => make("span", {}, text)));
       row.canvas.setAttribute("aria-valuetext", `${row.unit.name}: ${counts.join(", ")}`);
       paint(row, palette);
