@@ -335,9 +335,12 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 def test_the_table_sets_it_beside_the_dynamic_run_and_the_twin(
     tmp_path: Path, compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables = runpy.run_path(str(BENCHMARKS.parent / "tools" / "write_tables.py"))
-    static = tables["static"]
-    monkeypatch.setitem(static.__globals__, "ROOT", tmp_path)
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent / "tools"))
+    from tables import comparisons, files
+
+    for module in (comparisons, files):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    static = comparisons.static
     assert static() == "No results yet: `python benchmarks/static_pruning.py runs/NAME`.\n"
     for seed, top1 in ((0, 0.5), (1, 0.6)):
         told = compared | {"test": compared["test"] | {"top1": top1}}

@@ -1,0 +1,1 @@
+"""The tables of README and docs, one function each, from result files."""

@@ -1,0 +1,212 @@
+"""Tables of what was trained: accuracy, work, and what gates cost."""
+
+from __future__ import annotations
+
+import re
+from statistics import mean
+from typing import Any
+
+from .files import ROOT, SHIPPED, grouped, read
+from .layout import million, origin, over, percent, table
+
+
+def demo() -> str:
+    """The table of `make demo`."""
+    result = read("results/demo.json")
+    dense, dynamic = result["dense"], result["dynamic"]
+    steps = [f"{result[key]:.0f} ms" for key in ("dense_step_ms", "dynamic_step_ms")]
+    spread = f"{percent(dynamic['reduction'])} ± {percent(dynamic['reduction_std'])}"
+    rows = [
+        ("top-1 accuracy, 1,000 test images", percent(dense["top1"]), percent(dynamic["top1"])),
+        ("MACs executed per image", million(dense), million(dynamic)),
+        ("reduction asked", "", percent(result["asked"])),
+        (f"reduction predicted, r = {result['r']:.3f}", "", percent(result["predicted"])),
+        ("reduction achieved, ± over images", "", spread),
+        ("mask accuracy", "", percent(dynamic["mask_accuracy"])),
+        ("training step of 128 images", *steps),
+    ]
+    if result.get("dense_image_ms"):  # where the native engine was built
+        images = [f"{result[key]:.2f} ms" for key in ("dense_image_ms", "dynamic_image_ms")]
+        rows.append(("an image on the native engine, one thread", *images))
+    return table(("", "dense", "dynamic"), rows) + origin("results/demo.json", result)
+
+
+def baseline() -> str:
+    """The dense network that everything starts from."""
+    path = f"{SHIPPED}/cifar10-resnet20/run.json"
+    result = read(path)
+    training = result["training"]
+    rows = [
+        (
+            "top-1, 10,000 test images, as shipped in half precision",
+            percent(result["test"]["top1"], 2),
+        ),
+        ("top-1 in single precision", percent(result["shipped"]["trained"]["test"]["top1"], 2)),
+        ("epochs", str(len(training["history"]))),
+        ("MACs", million(result["test"])),
+        ("training time", f"{training['seconds'] / 60:.0f} min"),
+    ]
+    return table(("ResNet-20, CIFAR-10", ""), rows) + origin(path, training)
+
+
+def networks() -> str:
+    """The trained networks that come with the package."""
+    rows = []
+    for path in sorted((ROOT / SHIPPED).glob("*/run.json")):
+        folder = path.parent.relative_to(ROOT)
+        result = read(str(path.relative_to(ROOT)))
+        told, test, twin = result["shipped"], result["test"], result["shipped"]["twin"]
+        gates = told["kind"] == "dynamic"
+        predicted = result["predicted_reduction"] if gates else None
+        rows.append(
+            (
+                f"[{told['name']}]({folder}/MODEL_CARD.md)",
+                percent(test["top1"], 2),
+                million(test),
+                "" if predicted is None else percent(predicted, 2),
+                "" if told["kind"] == "dense" else percent(test["reduction"], 2),
+                "" if told["kind"] == "dense" else percent(test["published_reduction"], 2),
+                "" if twin is None else percent(twin["test"]["top1"], 2),
+                f"{told['weights_bytes'] / 1e6:.2f} MB",
+            )
+        )
+    head = (
+        "name", "top-1", "MACs an image", "predicted", "executed", "published",
+        "top-1 of its static twin", "weights",
+    )  # fmt: skip
+    return table(head, rows) + f"\nFrom the `run.json` beside each card: [{SHIPPED}]({SHIPPED}).\n"
+
+
+def study() -> str:
+    """Both heads and the static twins, at two values of r."""
+    runs = grouped("results/resnet20")
+    return of_runs([run for run in runs if not run[0].startswith("budget")])
+
+
+def thirty() -> str:
+    """The study of 30 epochs: a budget of 40%, three seeds, and what stands beside it."""
+    return of_runs(grouped("results/resnet20-40"), of="results/resnet20-40")
+
+
+def candidates() -> str:
+    """What was tried to move the frontier, each against the same first row."""
+    runs = grouped("results/candidates")
+    if not runs:
+        return "No results yet: docs/results.md has the commands.\n"
+    rows = []
+    for name, seeds in sorted(runs, key=lambda run: (run[0] != "base", run[0])):
+        if name.endswith("-twin"):
+            continue
+        twins = dict(runs).get(f"{name}-twin", [])
+        gates = mean(seed["test"]["dynamism"]["sometimes"] for seed in seeds)
+        command = re.sub(r" --(output|seed) \S+", "", seeds[0]["provenance"]["command"])
+        rows.append(
+            (
+                name,
+                f"`{command}`",
+                over(seed["validation"]["top1"] for seed in seeds),
+                over(seed["test"]["top1"] for seed in seeds),
+                over(seed["test"]["reduction"] for seed in seeds),
+                over(seed["test"]["mask_accuracy"] for seed in seeds),
+                percent(gates, 0),
+                over(seed["validation"]["top1"] for seed in twins) if twins else "",
+                over(seed["test"]["top1"] for seed in twins) if twins else "",
+            )
+        )
+    head = (
+        "", "command", "top-1, validation", "top-1, test", "executed", "mask accuracy",
+        "filters that fire sometimes", "its twin, validation", "its twin, test",
+    )  # fmt: skip
+    return table(head, rows) + "\nOne file each: [results/candidates](results/candidates).\n"
+
+
+def of_runs(runs: list[tuple[str, list[dict[str, Any]]]], *, of: str = "") -> str:
+    """A row for each run, its seeds together."""
+    if not runs:
+        return "No results yet: docs/results.md has the commands.\n"
+    rows = []
+    for name, seeds in runs:
+        gates = [seed["test"]["dynamism"] for seed in seeds]
+        shares = " / ".join(
+            percent(mean(gate[key] for gate in gates), 0)
+            for key in ("always", "sometimes", "never")
+        )
+        dynamic = seeds[0]["predicted_reduction"] is not None
+        rows.append(
+            (
+                name,
+                kind(seeds[0]),
+                over(seed["test"]["top1"] for seed in seeds),
+                over(seed["predicted_reduction"] for seed in seeds) if dynamic else "",
+                over(seed["test"]["reduction"] for seed in seeds),
+                over(seed["test"]["published_reduction"] for seed in seeds),
+                over(seed["test"]["mask_accuracy"] for seed in seeds) if dynamic else "",
+                shares,
+                f"{mean(gate['entropy'] for gate in gates):.2f}",
+                str(len(seeds)),
+                f"{mean(seed['training']['seconds'] for seed in seeds) / 3600:.2f}",
+                f"{mean(seed['training']['images_per_s'] for seed in seeds):.0f}",
+            )
+        )
+    head = (
+        "run", "gates", "top-1", "predicted", "executed", "published", "mask accuracy",
+        "filters always / sometimes / never", "entropy, bits", "seeds", "hours", "images/s",
+    )  # fmt: skip
+    made = [seed["provenance"] for _, seeds in runs for seed in seeds]
+    commits = ", ".join(sorted({(p.get("git") or {}).get("commit", "")[:7] for p in made}))
+    files = f": [{of}]({of})" if of else ""
+    return table(head, rows) + f"\nAt {commits}, {made[0]['hardware']['cpu']}{files}.\n"
+
+
+def kind(result: dict[str, Any]) -> str:
+    """Say what decides which filters a run computes."""
+    prune = result["config"]["prune"]
+    if result["config"]["twin_of"]:
+        return "static twin"
+    return "none" if prune is None else f"{prune['head']}, {prune['pool']}"
+
+
+def budget() -> str:
+    """What was asked, predicted and delivered."""
+    rows = []
+    for name, runs in grouped("results/resnet20"):
+        if not name.startswith("budget"):
+            continue
+        for run in runs:
+            asked = run["asked_reduction"]
+            missed = 100 * (run["test"]["reduction"] - asked)
+            rows.append(
+                (
+                    percent(asked, 0),
+                    percent(run["predicted_reduction"]),
+                    percent(run["validation"]["reduction"], 2),
+                    percent(run["test"]["reduction"], 2),
+                    f"{missed:+.2f} points",
+                    percent(run["test"]["top1"], 2),
+                )
+            )
+    head = ("asked", "predicted", "on validation", "on test", "missed by", "top-1")
+    return table(head, rows)
+
+
+def overhead() -> str:
+    """What gates cost before they save anything."""
+    result = read("results/overhead.json")
+    rows = [
+        (
+            f"training step, {step['network']}, {step['precision']}",
+            f"{step['plain_ms']:.0f} ms",
+            f"{step['ftwt_ms']:.0f} ms",
+            f"{step['ratio']:.2f}",
+        )
+        for step in result["training_step"]
+    ] + [
+        (
+            f"estimate from {run['images']:,} images, {run['network']}",
+            f"{run['plain_ms'] / 1e3:.1f} s forward pass",
+            f"{run['ftwt_ms'] / 1e3:.1f} s",
+            f"{run['ratio']:.2f}",
+        )
+        for run in result["estimate"]
+    ]
+    return table(("", "plain", "ftwt", "ratio"), rows) + origin("results/overhead.json", result)
