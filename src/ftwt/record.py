@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -106,6 +107,20 @@ def record(
     )
 
 
+class _Column:
+    """Rows that grow in one piece of memory: many small pieces would keep freed ones from use."""
+
+    def __init__(self) -> None:
+        self.held, self.like = bytearray(), np.empty(0)
+
+    def add(self, rows: np.ndarray) -> None:
+        self.held += rows.tobytes()
+        self.like = rows[:0]
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.held, self.like.dtype).reshape(-1, *self.like.shape[1:])
+
+
 class _Pass:
     """One pass over all images: what the network guessed, masked and executed."""
 
@@ -114,11 +129,11 @@ class _Pass:
     ) -> None:
         dynamic = model if isinstance(model, DynamicModel) else None
         device = next(model.parameters()).device
-        labels, predictions, confidence, executed, sums = [], [], [], [], []
-        masks: dict[str, list[np.ndarray]] = {}
+        kept: defaultdict[str, _Column] = defaultdict(_Column)
+        masks: defaultdict[str, _Column] = defaultdict(_Column)
         self.dense = self.width = 0
         for batch, wanted in batches:
-            sums.append(_sums(batch))
+            kept["sums"].add(_sums(batch))
             batch = batch.to(device)
             if dynamic is None:
                 outputs = plain_outputs(model, batch)
@@ -126,28 +141,28 @@ class _Pass:
                     with FlopCounterMode(display=False) as counter:
                         model(batch[:1])
                     self.dense = counter.get_total_flops() // 2
-                executed.append(np.full(len(batch), self.dense, np.float32))
+                kept["executed"].add(np.full(len(batch), self.dense, np.float32))
             else:
                 dynamic.check_input(batch)
                 outputs, decided = dynamic(batch, gates=gates, return_gates="masks")
                 count = dynamic.macs({name: gate.mask for name, gate in decided.items()})
                 self.dense = count.dense
-                executed.append(count.executed.expand(len(batch)).numpy().astype(np.float32))
+                work = count.executed.expand(len(batch)).numpy()
+                kept["executed"].add(work.astype(np.float32))
                 for name, gate in decided.items():
-                    packed = np.packbits(gate.mask.cpu().numpy(), axis=1)
-                    masks.setdefault(name, []).append(packed)
+                    masks[name].add(np.packbits(gate.mask.cpu().numpy(), axis=1))
             self.width = outputs.shape[1]
             check_labels(wanted, classes=self.width)
             chance, guess = outputs.float().softmax(1).max(1)
-            labels.append(wanted.cpu().numpy().astype(np.int16))
-            predictions.append(guess.cpu().numpy().astype(np.int16))
-            confidence.append(chance.cpu().numpy().astype(np.float16))
-        if not labels:
+            kept["labels"].add(wanted.cpu().numpy().astype(np.int16))
+            kept["predictions"].add(guess.cpu().numpy().astype(np.int16))
+            kept["confidence"].add(chance.cpu().numpy().astype(np.float16))
+        if not kept:
             raise ValueError("no batches to record; give (images, labels) batches")
-        self.labels, self.predictions = np.concatenate(labels), np.concatenate(predictions)
-        self.confidence, self.executed = np.concatenate(confidence), np.concatenate(executed)
-        self.sums = np.concatenate(sums)
-        self.masks = {name: np.concatenate(parts) for name, parts in masks.items()}
+        self.sums, self.executed = kept["sums"].array(), kept["executed"].array()
+        self.labels, self.predictions = kept["labels"].array(), kept["predictions"].array()
+        self.confidence = kept["confidence"].array()
+        self.masks = {name: column.array() for name, column in masks.items()}
 
 
 def _sums(batch: Tensor) -> np.ndarray:
@@ -218,9 +233,7 @@ def _mapped(dynamic: DynamicModel | None, units: Sequence[str] | None) -> list[s
     return list(units)
 
 
-def _fetch(
-    batches: Iterable[tuple[Tensor, Tensor]], shown: np.ndarray, sums: np.ndarray
-) -> Tensor:
+def _fetch(batches: Iterable[tuple[Tensor, Tensor]], shown: np.ndarray, sums: np.ndarray) -> Tensor:
     """The images at these indices, as the network gets them: (K, C, H, W) on the CPU."""
     found, first = [], 0
     for batch, _ in batches:
