@@ -378,6 +378,37 @@ def test_names_from_files_run_nothing(tab: Tab, tmp_path: Path) -> None:
     assert bad in tab.run("return document.getElementById('picks').textContent")
 
 
+def test_the_browser_refuses_what_is_not_of_the_page(tab: Tab, trained: Path) -> None:
+    tab.look()
+    tab.open(trained)
+    tab.run(
+        "const script = document.createElement('script'); script.textContent = 'window.bad = 1';"
+        "document.head.append(script);"
+        "const image = new Image(); image.src = 'http://127.0.0.1:9/pixel.png';"
+        "window.asked = fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused');"
+    )
+    assert tab.run("return window.asked") == "refused"
+    assert tab.run("return window.bad === undefined")
+    refused = [entry["message"] for entry in tab.driver.get_log("browser")]
+    for directive in ("script-src", "img-src", "default-src"):
+        assert any(directive in text for text in refused)
+    # The log that the other tests hold to be empty names even what was refused.
+    assert tab.requests()[1:] == ["http://127.0.0.1:9/pixel.png"]
+
+
+def test_an_old_browser_is_told_and_keeps_the_answer(tab: Tab, trained: Path) -> None:
+    source = {"source": "delete window.DecompressionStream"}
+    added = tab.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
+    try:
+        tab.driver.get(trained.resolve().as_uri())
+        tab.until("!document.getElementById('trouble').hidden")
+        text = tab.run("return document.querySelector('main').innerText")
+        assert "DecompressionStream" in text and "points paid" in text
+        assert tab.run("return document.querySelectorAll('#settings tbody tr').length") >= 2
+    finally:
+        tab.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_the_packed_parts_are_what_they_say(trained: Path) -> None:
     page = Parsed(trained.read_text("utf-8"))
     [library] = [unpacked(text) for held, text in page.scripts if held.get("id") == "library"]

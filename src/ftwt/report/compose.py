@@ -25,7 +25,8 @@ ROOM = 2_500_000  # bytes of explorers in the page, before they are packed
 EXPLORER_TEXT = (
     "Each row is a layer, each cell one of its filters. Choose an image and see which filters its "
     "own predictors let compute; choose a second one to compare the two routes. Only the images "
-    "shown here are in the page; how often a filter fires is told over all recorded images."
+    "shown here are in the page; how often a filter fires is told over all recorded images. With "
+    "the keyboard, arrow keys move, a and b choose."
 )
 
 
