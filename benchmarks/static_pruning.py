@@ -264,7 +264,7 @@ def static_config(
     plain = {f.name: getattr(default, f.name) for f in fields(default) if f.name in GATES_ONLY}
     told = {"seed": seed, "epochs": epochs}
     plain |= {name: value for name, value in told.items() if value is not None}
-    return replace(config, prune=None, train=replace(config.train, **plain))
+    return replace(config, prune=None, allocate=False, train=replace(config.train, **plain))
 
 
 def against(evaluation: Evaluation, dense: int, pruned: int, convolutions: int) -> Evaluation:

@@ -64,7 +64,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         tiny.register(folder, patch)
         patch.chdir(folder)
-        run(replace(tiny.CONFIG, train=train), output="runs/dynamic")
+        run(replace(tiny.CONFIG, allocate=True, train=train), output="runs/dynamic")
         yield folder
 
 
