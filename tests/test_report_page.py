@@ -457,6 +457,21 @@ def test_recordings_that_find_no_room_are_named(
     assert f"ftwt report {tmp_path / 'second.safetensors'} -o second.html" in page.words
 
 
+def test_figures_that_find_no_room_are_named(tmp_path: Path) -> None:
+    for number in range(5):
+        synthetic.run_folder(tmp_path / "runs" / f"net-{number}", r=0.9 - number / 20)
+    engine = sorted((synthetic.RESULTS / "engine").glob("*threads1.json"))
+    assert len(engine) > 4
+    report = write_report([tmp_path / "runs", *engine], tmp_path / "page.html")
+    page = Parsed((tmp_path / "page.html").read_text("utf-8"))
+    assert sum(name.startswith("layers-") for name in report.figures) == 3
+    assert sum(name.startswith("latency-") for name in report.figures) == 4
+    assert "figures of layers, training and work of net-3, net-4: name their files" in page.words
+    assert re.search(
+        r"figures of latency of .*timm:mobilenetv1_100.*: name their files", page.words
+    )
+
+
 def test_a_page_that_would_be_too_large_is_refused(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

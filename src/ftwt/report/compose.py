@@ -12,12 +12,12 @@ from .found import Found
 from .page import Ends, Figure, Gap, Page, Strip, StripItem, Table
 from .page_explorer import LOSSLESS, data_address, explorer
 from .page_of_run import figures_of_run
-from .page_of_runs import figures_of_runs
+from .page_of_runs import MOST_TIMED, figures_of_runs, timed
 from .page_tables import settings_table, tables
 from .page_words import in_words, macs, percent
 from .plots import subjects
 from .records import Demo, Run
-from .rows_of_run import extreme_rows
+from .rows_of_run import Subject, extreme_rows
 
 MOST_SUBJECTS = 3  # networks with figures of their own
 ENDS = 6  # pictures in a strip
@@ -51,7 +51,7 @@ def compose(found: Found) -> Page:
         ),
         ends=_ends(recorded[0][1], recorded[0][0]["name"]) if recorded else None,
         tables=tables(found),
-        missing=(*_gaps(found), *left),
+        missing=(*_gaps(found), *_no_room(found), *left),
         files=_files(found),
         footer=f"Made by ftwt {version('ftwt')} from result files alone; nothing is fetched, "
         "nothing is sent.",
@@ -59,12 +59,29 @@ def compose(found: Found) -> Page:
 
 
 def _figures(found: Found) -> tuple[Figure, ...]:
-    """Figures over all runs, and those about some: the recorded first, there is more to show."""
-    known = sorted(subjects(found), key=lambda one: getattr(one, "recording_path", "") is None)
+    """Figures over all runs, and those about some."""
     drawn = [*figures_of_runs(found)]
-    for subject in known[:MOST_SUBJECTS]:
+    for subject in _subjects(found)[:MOST_SUBJECTS]:
         drawn += figures_of_run(subject)
     return tuple(drawn)
+
+
+def _subjects(found: Found) -> list[Subject]:
+    """Whom figures of single networks are about: the recorded first, there is more to show."""
+    return sorted(subjects(found), key=lambda one: getattr(one, "recording_path", "") is None)
+
+
+def _no_room(found: Found) -> list[Gap]:
+    """Figures that a page of many networks leaves out."""
+    gaps = []
+    for what, names, most in (
+        ("layers, training and work", [one.name for one in _subjects(found)], MOST_SUBJECTS),
+        ("latency", list(timed(found)), MOST_TIMED),
+    ):
+        if len(names) > most:
+            left = ", ".join(names[most : most + 6]) + (", ..." if len(names) > most + 6 else "")
+            gaps.append(Gap(f"figures of {what} of {left}: name their files alone to see them"))
+    return gaps
 
 
 def _subheading(told: tuple[Answer, ...], found: Found) -> str:

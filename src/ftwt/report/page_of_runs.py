@@ -173,10 +173,17 @@ def _curve(found: Found, network: str, looks: Looks) -> Iterator[Figure]:
     )
 
 
-def _latency(found: Found, looks: Looks) -> Iterator[Figure]:
+def timed(found: Found) -> dict[str, list[Row]]:
+    """Latencies of single images on one thread, by network: those of runs that are shown first."""
     rows = [row for row in latency_rows(found) if row["batch"] == 1]
-    alone = [row for row in rows if row["threads"] == 1] or rows
-    for network, part in list(_split(alone, "network").items())[:MOST_TIMED]:
+    alone = _split([row for row in rows if row["threads"] == 1] or rows, "network")
+    known = {*found.networks}
+    order = sorted(alone, key=lambda name: found.run(name) is None and name not in known)
+    return {name: alone[name] for name in order}
+
+
+def _latency(found: Found, looks: Looks) -> Iterator[Figure]:
+    for network, part in list(timed(found).items())[:MOST_TIMED]:
         images = [row for row in part if row["kind"] == "image"]
         others = [row for row in part if row["kind"] == "contestant"]
         traces = []
@@ -208,7 +215,7 @@ def _latency(found: Found, looks: Looks) -> Iterator[Figure]:
                 )
             )
         forced = " The gates keep a share that is drawn by lot." if part[0]["forced"] else ""
-        timed = [bench for bench in found.benchmarks if bench.network == network]
+        benches = [bench for bench in found.benchmarks if bench.network == network]
         yield figure(
             f"latency {network}",
             f"Latency against work: {network}",
@@ -221,7 +228,7 @@ def _latency(found: Found, looks: Looks) -> Iterator[Figure]:
                 "yaxis": axis("latency, ms", rangemode="tozero"),
                 "hovermode": "closest",
             },
-            made_by=[str(bench.provenance.get("command", "")) for bench in timed],
+            made_by=[str(bench.provenance.get("command", "")) for bench in benches],
         )
 
 

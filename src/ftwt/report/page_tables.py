@@ -8,7 +8,7 @@ from typing import Any
 from .answer import Answer
 from .found import Found
 from .page import Table
-from .page_words import MINUS, accuracy, macs, percent, percent_spread
+from .page_words import MINUS, NBSP, accuracy, macs, percent, percent_spread
 from .rows import Row, compute_rows, joint_rows, summary_rows
 
 NONE = MINUS  # where a file has no such figure
@@ -19,7 +19,7 @@ def settings_table(told: Sequence[Answer]) -> Table:
     one = len({answer.network for answer in told}) == 1
     rows = [
         (
-            answer.name if one else f"{answer.network}, {answer.name}",
+            _whole(answer.name if one else f"{answer.network}, {answer.name}"),
             str(answer.seeds),
             accuracy(answer.top1),
             NONE if answer.paid is None else _points(-answer.paid),
@@ -144,7 +144,13 @@ def _compute(found: Found) -> Table:
 
 
 def _name(row: Row) -> str:
-    return ", ".join(word for word in (row["network"], row["method"], row["setting"]) if word)
+    words = (row["network"], row["method"], row["setting"])
+    return _whole(", ".join(word for word in words if word))
+
+
+def _whole(name: str) -> str:
+    """A name whose `r = 0.9` stays in one line."""
+    return name.replace(" = ", f"{NBSP}={NBSP}")
 
 
 def _right(columns: Sequence[str]) -> frozenset[int]:
