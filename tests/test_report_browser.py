@@ -11,6 +11,7 @@ import pytest
 import browser
 import synthetic
 from ftwt import cli, demo
+from ftwt.recording import Recording
 from ftwt.report.page import unpacked
 from ftwt.report.write import write_report
 from test_report_page import ENGINE, Parsed
@@ -273,6 +274,49 @@ def test_choosing_an_image_changes_the_route(tab: Tab, report: Path) -> None:
     jaccard = float(tab.run("return document.getElementById('jaccard').textContent"))
     assert jaccard == pytest.approx(both / (both + only_a + only_b), abs=6e-4)
     assert tab.driver.get_log("browser") == []
+
+
+CORNERS = """
+const canvas = document.querySelectorAll('#routes canvas')[arguments[0]], count = arguments[1];
+const pitch = Math.min(Math.max(Math.floor(canvas.parentElement.clientWidth / count), 8), 18);
+const across = Math.floor(canvas.parentElement.clientWidth / pitch);
+const pen = canvas.getContext('2d'), names = ['both', 'here', 'core', 'only-a', 'only-b'];
+const known = Object.fromEntries(names.map((name) => {
+  const probe = document.createElement('canvas').getContext('2d');
+  probe.fillStyle = window.ftwt.colour(name);
+  probe.fillRect(0, 0, 1, 1);
+  return [probe.getImageData(0, 0, 1, 1).data.join(), name];
+}));
+return Array.from({ length: count }, (_, filter) => {
+  const x = (filter % across) * pitch + 1, y = Math.floor(filter / across) * pitch + 1;
+  const pixel = pen.getImageData(x, y, 1, 1).data;
+  return pixel[3] ? known[pixel.join()] : 'nothing';
+});
+"""
+
+
+def test_each_cell_shows_its_filter(tab: Tab, trained: Path) -> None:
+    tab.look()
+    tab.open(trained)
+    recording = Recording.load(trained.parent / "net-0" / "recording.safetensors")
+    data = Parsed(trained.read_text("utf-8")).data()["explorer"]
+    assert [held["name"] for held in data] == ["net-0", "net-1"]
+    a, b = (int(recording.shown[place]) for place in (3, 5))
+    for unit, name in ((0, "layer0.conv"), (3, "layer3.conv")):
+        masks = recording.masks(name)
+        always = masks.all(0)
+        choose(tab, 3)
+        alone = [
+            "nothing" if not fires else "core" if core else "here"
+            for fires, core in zip(masks[a], always, strict=True)
+        ]
+        assert tab.run(CORNERS, unit, masks.shape[1]) == alone
+        choose(tab, 5, second=True)
+        kinds = {(1, 1): "both", (1, 0): "only-a", (0, 1): "only-b", (0, 0): "nothing"}
+        pairs = [kinds[int(p), int(q)] for p, q in zip(masks[a], masks[b], strict=True)]
+        assert tab.run(CORNERS, unit, masks.shape[1]) == pairs
+        assert {"core", "here", "nothing"} == {*alone} and len({*pairs}) == 4
+        tab.run("document.getElementById('clear-b').click()")
 
 
 def test_the_address_keeps_the_selection(tab: Tab, trained: Path) -> None:
