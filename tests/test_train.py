@@ -40,6 +40,11 @@ def test_gates_learn_beside_their_network() -> None:
     assert [record.epoch for record in figures] == [1, 2, 3, 4, 5, 6]  # then targets are not needed
     assert figures[-1].mask_accuracy > figures[0].mask_accuracy + 0.05
     assert figures[-1].mask_loss < 0.9 * figures[0].mask_loss
+    for record in figures:  # the mask loss is the mean of some steps
+        assert record.loss - record.task_loss == pytest.approx(record.mask_loss, rel=0.5)
+    assert [record.loss for record in result.history[6:]] == [
+        record.task_loss for record in result.history[6:]
+    ]
     assert result.history[-1].reduction > 0.05
     assert result.history[-1].val_accuracy > 0.9
     assert result.evaluation["mask_accuracy"] > 0.7

@@ -33,13 +33,15 @@ SHOWN = {  # what a reader sees of a line, in this order
 class Epoch:
     """What one epoch came to; mask figures are None where there are no gates, or no targets.
 
-    `loss` is the whole training loss, `accuracy`, `mask_accuracy` and `reduction` (of the executed
-    MACs) are shares in [0, 1] on the training batches; `r` is the mean over units at its end.
+    `loss` is the whole training loss, `task_loss` that without the mask loss. `accuracy`,
+    `mask_accuracy` and `reduction` (of the executed MACs) are shares in [0, 1] on the training
+    batches; `r` is the mean over units at its end.
     """
 
     epoch: int
     lr: float
     loss: float
+    task_loss: float
     accuracy: float
     val_loss: float
     val_accuracy: float

@@ -28,6 +28,7 @@ class Totals(NamedTuple):
     """Sums of a loop's figures: over images, over steps with targets, over measured steps."""
 
     loss: float = 0.0
+    task_loss: float = 0.0
     correct: float = 0.0
     images: float = 0.0
     mask_loss: float = 0.0
@@ -40,6 +41,7 @@ class Totals(NamedTuple):
         """The means, under the names of `Epoch`'s fields; None where nothing was summed."""
         return {
             "loss": self.loss / self.images,
+            "task_loss": self.task_loss / self.images,
             "accuracy": self.correct / self.images,
             "mask_loss": self.mask_loss / self.targeted if self.targeted else None,
             "mask_accuracy": self.mask_accuracy / self.targeted if self.targeted else None,
@@ -175,7 +177,7 @@ class Learner:
         self.optimizer.step()
         with torch.no_grad():
             self._average(step)
-            self._sum(step, loss, outputs, labels, gates, targets)
+            self._sum(step, loss, task, outputs, labels, gates, targets)
 
     def warms_up(self, step: int) -> bool:
         """Whether only the predictors learn at this step."""
@@ -204,6 +206,7 @@ class Learner:
         self,
         step: int,
         loss: Tensor,
+        task: Tensor,
         outputs: Tensor,
         labels: Tensor,
         gates: Mapping[str, GateOutput],
@@ -212,8 +215,9 @@ class Learner:
         """Add a step's figures to the totals; measure the masks when that is due."""
         self.bad_step = torch.where(loss.isfinite(), self.bad_step, self.bad_step.clamp(max=step))
         correct = (outputs.argmax(1) == labels).sum()
-        self.totals[:2] += torch.stack([loss * len(labels), correct]).to(self.totals)
-        self.totals[2] += len(labels)
+        sums = torch.stack([loss * len(labels), task * len(labels), correct])
+        self.totals[:3] += sums.to(self.totals)
+        self.totals[3] += len(labels)
         if gates and step % self.measure_every == 0:
             self._measure(step, gates, targets)
 
@@ -229,9 +233,9 @@ class Learner:
         if asked:
             right = [(masks[unit] == target).float().mean() for unit, target in asked.items()]
             accuracy = torch.stack(right).mean()
-            self.totals[3:6] += torch.stack([targets, accuracy, torch.ones_like(accuracy)])
+            self.totals[4:7] += torch.stack([targets, accuracy, torch.ones_like(accuracy)])
         executed = self.dynamic.macs(masks).reduction.mean()
-        self.totals[6:] += torch.stack([executed, torch.ones_like(executed)]).to(self.totals)
+        self.totals[7:] += torch.stack([executed, torch.ones_like(executed)]).to(self.totals)
         start, end = self.schedule.steering_start, self.schedule.cooldown_start
         if self.controller.target is not None and start <= step < end:
             both = torch.stack([executed, self.dynamic.macs(asked).reduction.mean()])

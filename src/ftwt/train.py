@@ -34,7 +34,7 @@ from .results import provenance, write_json
 from .schedules import Schedule
 
 LOG = 50  # steps between lines of metrics.jsonl, fewer in short epochs: each waits for the GPU
-FORMAT = 1  # of a training checkpoint
+FORMAT = 2  # of a training checkpoint
 CHECKPOINT, METRICS, RESULT = "checkpoint.safetensors", "metrics.jsonl", "result.json"
 
 Batches = Iterable[tuple[Tensor, Tensor]]
