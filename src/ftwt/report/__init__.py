@@ -3,3 +3,5 @@
 from . import plots as plots
 from .read import Found as Found
 from .read import read as read
+from .write import Report as Report
+from .write import write_report as write_report
