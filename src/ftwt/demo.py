@@ -26,7 +26,7 @@ from .recording import RECORDING
 from .report.write import write_report
 from .results import provenance, write_json
 from .run import load_network, load_splits
-from .train import train
+from .train import Epoch, train
 
 MODEL = "cifar10-resnet20"
 ROUNDS = 5  # of timing images on the engine
@@ -57,6 +57,7 @@ class DemoResult:
         dense_image_ms: Time of one image on the native engine with one thread, dense; None where
             that engine was not built.
         dynamic_image_ms: The same of the pruned network, over the same images.
+        history: What each epoch of the training came to.
         seconds: Time of the training.
         provenance: Where the figures come from.
     """
@@ -70,6 +71,7 @@ class DemoResult:
     dynamic_step_ms: float
     dense_image_ms: float | None
     dynamic_image_ms: float | None
+    history: tuple[Epoch, ...]
     seconds: float
     provenance: dict[str, Any]
 
@@ -162,6 +164,7 @@ def demo(
         dynamic_step_ms=step_ms[1],
         dense_image_ms=image_ms[0],
         dynamic_image_ms=image_ms[1],
+        history=trained.history,
         seconds=trained.seconds,
         provenance=provenance(config=whole, seed=config.seed, duration_s=trained.seconds),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import palette
-from .records import Log, Run
+from .records import Demo, Log, Run
 from .rows_of_run import Source, training_rows, unit_rows
 from .style import WIDTH, Axes, Figure, drawing, figure, note, nothing, only, percent
 
@@ -115,7 +115,7 @@ def core_filters(subject: Source) -> Figure:
 
 
 @drawing
-def training(run: Run | Log) -> Figure:
+def training(run: Run | Demo | Log) -> Figure:
     """Draw the course of a training: task loss, mask loss, mask accuracy, reduction.
 
     Args:

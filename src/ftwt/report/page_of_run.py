@@ -11,7 +11,7 @@ from ..recording import Recording
 from . import palette
 from .page import Figure
 from .page_style import SHARE, axis, bars, figure, marker, plain, scatter, themed
-from .records import Run
+from .records import Demo, Run
 from .rows import Row
 from .rows_of_run import Subject, class_rows, training_rows, unit_rows
 
@@ -30,7 +30,7 @@ def figures_of_run(subject: Subject) -> Iterator[Figure]:
     if layers:
         yield _keep(subject.name, layers, made)
         yield _core(subject.name, layers, made)
-    if isinstance(subject, Run) and subject.history:
+    if isinstance(subject, Run | Demo) and subject.history:
         yield from _training(subject, made)
     if recording is not None and recording.units:
         yield _classes(subject.name, recording, made)
@@ -147,7 +147,7 @@ def _core(name: str, rows: list[Row], made: list[str]) -> Figure:
     )
 
 
-def _training(run: Run, made: list[str]) -> Iterator[Figure]:
+def _training(run: Run | Demo, made: list[str]) -> Iterator[Figure]:
     rows = training_rows(run)
     panels = (  # axis, title, of what: column, name, colour, dash
         (

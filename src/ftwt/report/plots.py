@@ -153,7 +153,7 @@ def _timed(found: Found, threads: int) -> list[Row]:
 def _of_subject(subject: Subject) -> Iterator[Sheet]:
     name = subject.name
     made = _commands([subject])
-    if isinstance(subject, Run) and subject.history:
+    if isinstance(subject, Run | Demo) and subject.history:
         yield Sheet(f"training-{name}", f"{name}: the course of training",
                     partial(training_rows, subject), partial(training, subject), made)  # fmt: skip
     recorded = not isinstance(subject, Run | Demo) or subject.recording_path is not None

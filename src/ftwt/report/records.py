@@ -152,10 +152,12 @@ class Demo:
     dynamic: Measured
     dense_image_ms: float | None
     dynamic_image_ms: float | None
+    history: tuple[dict[str, Any], ...]
     seconds: float
     config: dict[str, Any]
     provenance: dict[str, Any]
     recording_path: Path | None = None
+    steps: tuple[dict[str, Any], ...] = ()
 
     @property
     def network(self) -> str:

@@ -83,7 +83,7 @@ def _of_recording(recording: Recording, number: int) -> Row:
     }
 
 
-def training_rows(run: Run | Log) -> list[Row]:
+def training_rows(run: Run | Demo | Log) -> list[Row]:
     """The course of a training, `epoch` being what of it was done, in epochs.
 
     `task_loss` is the training loss without the mask loss: where the mask loss took no part that is
