@@ -151,6 +151,7 @@ def demo(values: Fields, name: str) -> Demo:
     made = provenance(values)
     config = values.inside("provenance").inside("config")
     config.text("model")
+    history = values.each("history") if "history" in values else ()
     return Demo(
         name=name,
         path=values.path,
