@@ -162,9 +162,7 @@ def demo(values: Fields, name: str) -> Demo:
         dynamic=measured(values.inside("dynamic")),
         dense_image_ms=values.number_or_none("dense_image_ms", 0),
         dynamic_image_ms=values.number_or_none("dynamic_image_ms", 0),
-        history=tuple(epoch(line) for line in values.each("history"))
-        if "history" in values
-        else (),
+        history=tuple(map(epoch, history)),
         seconds=values.number("seconds", 0),
         config=config.values,
         provenance=made,
