@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+import toys
 from ftwt import convert, models, recipes
 from ftwt.config import RunConfig
 from ftwt.schedules import Schedule
@@ -39,11 +40,26 @@ BASELINES = {
     "cifar10-mobilenet-v2-baseline": "",
 }
 
-OURS = ("cifar10-resnet20-short", "cifar10-resnet20-dynamic-40", "cifar10-resnet20-dense-30")
+OURS = (
+    "cifar10-resnet20-short",
+    "cifar10-resnet20-dynamic-40",
+    "cifar10-resnet20-dense-30",
+    "cifar10-resnet20-gates-only",
+)
 
 
 def test_the_recipes_are_the_baselines_the_study_and_the_published_rows() -> None:
     assert recipes.names() == [*BASELINES, *OURS, *ROWS]
+
+
+def test_gates_only_leaves_the_weights_alone() -> None:
+    config = recipes.get("cifar10-resnet20-gates-only")
+    few = replace(config.train, epochs=2, predictor_warmup_steps=3)
+    network = toys.dynamic()
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    toys.fit(network, few)
+    learned = {n for n, value in network.named_parameters() if not torch.equal(value, before[n])}
+    assert learned and all("predictor" in name for name in learned)
 
 
 def test_a_dense_network_is_trained_as_long_as_the_pruned_one() -> None:

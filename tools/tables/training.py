@@ -88,6 +88,11 @@ def thirty() -> str:
     return of_runs(grouped("results/resnet20-40"), of="results/resnet20-40")
 
 
+def gates_only() -> str:
+    """Gates put on a trained network whose weights stay, beside its static twin."""
+    return of_runs(grouped("results/gates-only"), of="results/gates-only")
+
+
 def candidates() -> str:
     """What was tried to move the frontier, each against the same first row."""
     runs = grouped("results/candidates")
