@@ -299,6 +299,7 @@ def test_a_latency_out_of_reach_is_refused(here: Path, monkeypatch: pytest.Monke
 
 def test_runs_that_cannot_be_matched_are_refused(here: Path) -> None:
     whole = read_json("runs/dynamic/run.json")
+    whole["config"] |= {"allocate": False}  # which needs gates and a budget
     Path("begun").mkdir()
     Path("begun/metrics.jsonl").touch()
     for changed, message in (
