@@ -15,7 +15,7 @@ from rich.console import Console
 from . import recipes
 from .config import PruneConfig
 from .names import nearest
-from .train import processes
+from .train import leave, processes
 from .verbs import VERBS
 from .verbs.training import TrainCommand
 
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
         _show(parse(verb, rest)())
+        leave()
     except BrokenPipeError:  # whoever reads (`head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -111,6 +111,14 @@ def processes() -> PartialState:
     return PartialState(cpu=_without_gpu())
 
 
+def leave() -> None:
+    """Part from the other processes of this run, if there are any, when all have come so far."""
+    state = processes()
+    if state.num_processes > 1:
+        state.wait_for_everyone()  # or one would go while another still speaks to it
+        state.destroy_process_group()
+
+
 def shard() -> tuple[int, int]:
     """Return (rank, world) of this process: what its `Batches` are to be made with."""
     return processes().process_index, processes().num_processes
