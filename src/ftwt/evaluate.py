@@ -156,9 +156,7 @@ def evaluate(
             if dynamic is None:
                 tally.guess(plain_outputs(model, images), labels)
                 if tally.dense is None:
-                    with FlopCounterMode(display=False) as counter:
-                        model(images[:1])
-                    tally.dense = counter.get_total_flops() // 2
+                    tally.dense = plain_macs(model, images)
                 continue
             dynamic.check_input(images)
             told: Any = True if targets else "masks"
@@ -188,6 +186,13 @@ def plain_outputs(model: nn.Module, images: Tensor) -> Tensor:
     except RuntimeError as error:
         shape = tuple(images.shape)
         raise ValueError(f"the network cannot take images of {shape}: {error}") from error
+
+
+def plain_macs(model: nn.Module, images: Tensor) -> int:
+    """Count the multiply-accumulates of a plain network for the first of these images."""
+    with FlopCounterMode(display=False) as counter:
+        model(images[:1])
+    return counter.get_total_flops() // 2
 
 
 def check_labels(labels: Tensor, *, classes: int) -> None:

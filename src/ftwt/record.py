@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .data import Images
 from .dynamic import DynamicModel
-from .evaluate import check_labels, plain_outputs
+from .evaluate import check_labels, plain_macs, plain_outputs
 from .graph.trace import evaluating
 from .macs import predictor_macs
 from .method import Apply
@@ -138,9 +137,7 @@ class _Pass:
             if dynamic is None:
                 outputs = plain_outputs(model, batch)
                 if not self.dense:
-                    with FlopCounterMode(display=False) as counter:
-                        model(batch[:1])
-                    self.dense = counter.get_total_flops() // 2
+                    self.dense = plain_macs(model, batch)
                 kept["executed"].add(np.full(len(batch), self.dense, np.float32))
             else:
                 dynamic.check_input(batch)
