@@ -162,8 +162,7 @@ def _of_subject(subject: Subject) -> Iterator[Sheet]:
         made += tuple(filter(None, [recording.provenance.get("command")]))
         gated = bool(recording.units)
     else:
-        result = subject.dynamic if isinstance(subject, Demo) else subject.test  # type: ignore[union-attr]
-        gated = bool(result.units)
+        gated = bool(unit_rows(subject))
     if gated:
         yield Sheet(f"keep-{name}", f"{name}: filters computed in each layer",
                     partial(unit_rows, subject), partial(keep_ratios, subject), made)  # fmt: skip

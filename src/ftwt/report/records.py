@@ -49,8 +49,24 @@ class Measured:
     units: tuple[UnitWork, ...]
 
 
+class _Trained:
+    """A network that was trained: what it is called, and what it did with each image."""
+
+    config: dict[str, Any]
+    recording_path: Path | None
+
+    @property
+    def network(self) -> str:
+        """Name of the architecture."""
+        return str(self.config["model"])
+
+    def recording(self) -> Recording | None:
+        """What the network did with each image, read from its file; None if there is none."""
+        return None if self.recording_path is None else Recording.load(self.recording_path)
+
+
 @dataclass(frozen=True)
-class Run:
+class Run(_Trained):
     """A finished run.
 
     Args:
@@ -94,11 +110,6 @@ class Run:
     also: tuple[str, ...] = ()
 
     @property
-    def network(self) -> str:
-        """Name of the architecture."""
-        return str(self.config["model"])
-
-    @property
     def seed(self) -> int:
         """The training's seed."""
         return int(self.config["train"]["seed"])
@@ -124,10 +135,6 @@ class Run:
         ]
         return outputs[0] if outputs else f"runs/{self.name}"
 
-    def recording(self) -> Recording | None:
-        """What the network did with each image, read from its file; None if there is none."""
-        return None if self.recording_path is None else Recording.load(self.recording_path)
-
 
 @dataclass(frozen=True)
 class Log:
@@ -140,7 +147,7 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(_Trained):
     """What `ftwt demo` wrote: a network before and after."""
 
     name: str
@@ -157,16 +164,6 @@ class Demo:
     config: dict[str, Any]
     provenance: dict[str, Any]
     recording_path: Path | None = None
-    steps: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def network(self) -> str:
-        """Name of the architecture."""
-        return str(self.config["model"])
-
-    def recording(self) -> Recording | None:
-        """What the network did with each image, read from its file; None if there is none."""
-        return None if self.recording_path is None else Recording.load(self.recording_path)
 
 
 @dataclass(frozen=True)

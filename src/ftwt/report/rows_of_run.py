@@ -97,7 +97,7 @@ def training_rows(run: Run | Demo | Log) -> list[Row]:
     lines: list[tuple[str, float, dict[str, Any]]] = [
         ("epoch", float(line["epoch"]), line) for line in run.history
     ]
-    if each:
+    if each and not isinstance(run, Demo):  # which tells epochs alone
         lines += [("step", line["step"] / each[-1], line) for line in run.steps]
     rows: list[Row] = []
     for kind, epoch, line in sorted(lines, key=lambda one: one[1]):
