@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from .files import ROOT, grouped, read
-from .layout import over, percent, table
+from .layout import commits, over, percent, table
 
 EACH = "corrupted"  # key of a corruptions file: figures by corruption and severity
 NO_CORRUPTIONS = "No results yet: `ftwt robustness MODEL ... --output results/corruptions`.\n"
@@ -54,10 +54,10 @@ def static() -> str:
     ]
     head = ("run", "method", "top-1", "executed", "latency / dynamic", "epochs", "seeds")
     version = ", ".join(sorted({result["library"]["version"] for result in made}))
-    commits = {(result["provenance"]["git"] or {}).get("commit", "")[:7] for result in made}
     return table(head, lines) + (
         f"\nTorch-Pruning {version}, `benchmarks/static_pruning.py` at "
-        f"{', '.join(sorted(commits))}, {made[0]['provenance']['hardware']['cpu']}: "
+        f"{commits(result['provenance'] for result in made)}, "
+        f"{made[0]['provenance']['hardware']['cpu']}: "
         "[results/static](results/static).\n"
     )
 
@@ -133,8 +133,8 @@ def origin_of_corruptions(files: dict[str, dict[str, Any]]) -> str:
     images = {"ftwt": "corrupted by ftwt", "cifar-10-c": "and the published files of CIFAR-10-C"}
     made = [each["provenance"] for each in files.values()]
     commands = ", ".join(f"`{command}`" for command in sorted({p["command"] for p in made}))
-    commits = ", ".join(sorted({(p.get("git") or {}).get("commit", "")[:7] for p in made}))
     return (
-        f"\n{result['images']:,} test images, {images[result['source']]}. {commands} at {commits}: "
+        f"\n{result['images']:,} test images, {images[result['source']]}. "
+        f"{commands} at {commits(made)}: "
         f"[results/corruptions](results/corruptions).\n"
     )

@@ -14,12 +14,16 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def commits(made: Iterable[dict[str, Any]]) -> str:
+    """Name the commits at which results with these provenances were made."""
+    return ", ".join(sorted({(each.get("git") or {}).get("commit", "")[:7] for each in made}))
+
+
 def origin(path: str, result: dict[str, Any]) -> str:
     """Say which file and command made a table, on what."""
     made = result["provenance"]
-    commit = (made.get("git") or {}).get("commit", "")[:7]
     hardware = f"{made['hardware']['cpu']}, {made['hardware']['cores']} threads"
-    return f"\n`{made['command']}` at {commit}, {hardware}: [{path}]({path}).\n"
+    return f"\n`{made['command']}` at {commits([made])}, {hardware}: [{path}]({path}).\n"
 
 
 def percent(share: float, digits: int = 1) -> str:

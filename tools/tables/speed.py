@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .files import ROOT, read
-from .layout import origin, percent, table
+from .layout import commits, origin, percent, table
 
 
 def engine() -> str:
@@ -123,9 +123,8 @@ def origins() -> str:
     if not files:
         return "\nNo results yet: `python benchmarks/engine.py`.\n"
     made = [result["provenance"] for _, result in files]
-    commits = sorted({(p.get("git") or {}).get("commit", "")[:7] for p in made})
     commands = sorted({p["command"] for p in made})
     return (
-        f"\n{', '.join(f'`{command}`' for command in commands)} at {', '.join(commits)}, "
+        f"\n{', '.join(f'`{command}`' for command in commands)} at {commits(made)}, "
         f"{made[0]['hardware']['cpu']}, {files[0][1]['isa']}: [results/engine](results/engine).\n"
     )

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from .files import ROOT, SHIPPED, grouped, read
-from .layout import million, origin, over, percent, table
+from .layout import commits, million, origin, over, percent, table
 
 
 def demo() -> str:
@@ -158,9 +158,8 @@ def of_runs(runs: list[tuple[str, list[dict[str, Any]]]], *, of: str = "") -> st
         "filters always / sometimes / never", "entropy, bits", "seeds", "hours", "images/s",
     )  # fmt: skip
     made = [seed["provenance"] for _, seeds in runs for seed in seeds]
-    commits = ", ".join(sorted({(p.get("git") or {}).get("commit", "")[:7] for p in made}))
     files = f": [{of}]({of})" if of else ""
-    return table(head, rows) + f"\nAt {commits}, {made[0]['hardware']['cpu']}{files}.\n"
+    return table(head, rows) + f"\nAt {commits(made)}, {made[0]['hardware']['cpu']}{files}.\n"
 
 
 def kind(result: dict[str, Any]) -> str:
