@@ -12,9 +12,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .files import parse_json
+from .files import replacing as replacing
 
 
 class Shown:
@@ -113,36 +115,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is not JSON (truncated, or another kind of file).
+        ValueError: The file is not JSON (truncated, or another kind of file), or JSON that
+            `write_json` never writes: with a NaN, a key twice, or nested too deeply.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a JSON file ({error}); write it again") from error
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there takes its place if all went well.
-
-    Raises:
-        OSError: The folder cannot be written or the disk is full; `path` is as it was before.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"cannot write {path} ({error.strerror or error}), what was there is unharmed"
-        fix = "free space, get write permission, or choose another folder"
-        raise type(error)(error.errno, f"{reason}; {fix}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from ..files import parse_json
 from . import stored
 from .check import check
 from .fields import refuse
@@ -87,7 +88,7 @@ def _decode(constants: stored.Stored) -> Program:
     text = metadata.get("program", "")
     if metadata.get("crc32") != _crc(text):
         refuse("metadata", "crc32", metadata.get("crc32"), f"{_crc(text)}; the file was altered")
-    content = _object(stored.parse(text), FIELDS, "program")
+    content = _object(parse_json(text), FIELDS, "program")
     checksums = content["checksums"]
     sums = checksums.values() if isinstance(checksums, dict) else ()
     if not sums or not all(type(value) is int for value in sums):

@@ -12,14 +12,15 @@ import math
 import os
 import reprlib
 import stat
-import threading
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+
+from ..files import parse_json, replacing
 
 MAX_HEADER = 2**23  # bytes
 MAX_BYTES = 2**30  # of one tensor
@@ -71,7 +72,7 @@ class Stored(Mapping[str, np.ndarray]):
         if not 2 <= length <= min(MAX_HEADER, status.st_size - 8):
             self._refuse(f"its header has {length} bytes, of {status.st_size} in all")
         try:
-            header = parse(self._read(8, length).decode())
+            header = parse_json(self._read(8, length).decode())
             metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
             if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
                 raise ValueError("its header holds no metadata")
@@ -131,34 +132,9 @@ def write(
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise ValueError(f"the header would have {len(text)} bytes, at most {MAX_HEADER} are read")
-    data = (tensor.data for _, tensor in wide_first)
-    _replace(Path(path), [len(text).to_bytes(8, "little"), text], data)
-
-
-def parse(text: str) -> Any:
-    """Parse JSON strictly: a key comes once in its object, and numbers are finite.
-
-    Raises:
-        ValueError: It is no such JSON.
-    """
-    hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite}
-    try:
-        return json.loads(text, object_pairs_hook=_unique, **hooks)
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"its JSON holds the number {reprlib.repr(text)}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("its JSON has a key twice in one object")
-    return found
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines((len(text).to_bytes(8, "little"), text))
+        file.writelines(tensor.data for _, tensor in wide_first)
 
 
 def _places(header: dict[str, Any], start: int, end: int) -> dict[str, tuple[Spec, int]]:
@@ -190,23 +166,3 @@ def _places(header: dict[str, Any], start: int, end: int) -> dict[str, tuple[Spe
 
 def _counts(value: Any, *, least: int) -> bool:
     return isinstance(value, list) and all(type(v) is int and least <= v < 2**48 for v in value)
-
-
-def _replace(path: Path, *parts: Iterable[Any]) -> None:
-    """Write a file beside `path`, then give it that name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                for part in parts:
-                    file.writelines(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"cannot write {path} ({error.strerror or error}), what was there is unharmed"
-        fix = "free space, get write permission, or choose another folder"
-        raise type(error)(error.errno, f"{reason}; {fix}") from error
