@@ -167,7 +167,7 @@ def losses(part: tuple[int, int], output: str | Path) -> list[list[float | None]
 
 SHARED = """
 import json, sys, test_train, torch
-from ftwt.train import shard
+from ftwt.processes import shard
 part = shard()
 assert part[1] == 2
 losses = test_train.losses(part, sys.argv[1])

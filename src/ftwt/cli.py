@@ -15,7 +15,7 @@ from rich.console import Console
 from . import recipes
 from .config import PruneConfig
 from .names import nearest
-from .train import leave, processes
+from .processes import leave, processes
 from .verbs import VERBS
 from .verbs.training import TrainCommand
 

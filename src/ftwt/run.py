@@ -21,8 +21,9 @@ from .dynamic import GATES, DynamicModel
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
 from .names import nearest
+from .processes import processes
 from .results import Shown, provenance, read_json, write_json
-from .train import CHECKPOINT, METRICS, TrainResult, processes, train
+from .train import CHECKPOINT, METRICS, TrainResult, train
 
 SETTINGS, MODEL, RESULT = "settings.json", "model", "run.json"  # of a run's folder
 

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import statistics
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import (
-    Accelerator,
-    DataLoaderConfiguration,
-    DistributedDataParallelKwargs,
-    PartialState,
-)
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from .budget import Calibration, calibrate
@@ -28,8 +21,11 @@ from .checkpoint import load_tensors, save_tensors
 from .config import TrainConfig, changes
 from .dynamic import DynamicModel
 from .evaluate import Evaluation, evaluate
+from .interrupts import Interrupted as Interrupted
+from .interrupts import requests
 from .journal import Epoch, Journal, TrainResult
 from .learner import NEVER, Learner, Totals
+from .processes import processes, without_gpu
 from .results import provenance, write_json
 from .schedules import Schedule
 
@@ -38,10 +34,6 @@ FORMAT = 2  # of a training checkpoint
 CHECKPOINT, METRICS, RESULT = "checkpoint.safetensors", "metrics.jsonl", "result.json"
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop (Ctrl-C or SIGTERM) and did, at the end of a step."""
 
 
 def train(
@@ -86,7 +78,7 @@ def train(
     folder = None if output is None else Path(output)
     if folder is None and (resume or config.tracker):
         raise ValueError("resume and tracker need a folder; give output=")
-    with _signals() as stop:
+    with requests() as stop:
         run = _Run(model, train_batches, val_batches, config, folder, teacher, stop)
         if folder is not None and resume:
             run.restore(folder / CHECKPOINT)
@@ -106,28 +98,6 @@ def train(
             return run.fit(journal)
 
 
-def processes() -> PartialState:
-    """Join the other processes of this run, if there are any: which one this is, and its device."""
-    return PartialState(cpu=_without_gpu())
-
-
-def leave() -> None:
-    """Part from the other processes of this run, if there are any, when all have come so far."""
-    state = processes()
-    if state.num_processes > 1:
-        state.wait_for_everyone()  # or one would go while another still speaks to it
-        state.destroy_process_group()
-
-
-def shard() -> tuple[int, int]:
-    """Return (rank, world) of this process: what its `Batches` are to be made with."""
-    return processes().process_index, processes().num_processes
-
-
-def _without_gpu() -> bool:
-    return not torch.accelerator.is_available()  # Accelerate joins CPU processes only if told
-
-
 class _Run:
     """The loop around a `Learner`: epochs, figures, stops, checkpoints."""
 
@@ -142,9 +112,10 @@ class _Run:
         stop: threading.Event,
     ) -> None:
         self.config, self.folder, self.stop = config, folder, stop
+        processes()  # joined as every verb joins them
         resting = isinstance(model, DynamicModel) and bool(model.predictors) and config.cooldown < 1
         self.accelerator = Accelerator(
-            cpu=_without_gpu(),
+            cpu=without_gpu(),
             log_with=config.tracker,
             project_dir=folder,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -349,28 +320,3 @@ class _Run:
         self.history = [Epoch(**record) for record in state["history"]]
         now = time.perf_counter()
         self.began, self.epoch_began = (now - seconds for seconds in state["seconds"])
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; the second acts as ever."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        restore()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        restore()

@@ -13,10 +13,10 @@ import tyro
 from .. import data, models
 from ..checkpoint import saved_name
 from ..data.corruptions import CORRUPTIONS, SEVERITIES
+from ..processes import processes
 from ..results import provenance
 from ..robustness import Robustness, evaluate_corrupted
 from ..run import find_network, folder_of
-from ..train import processes
 from .options import Json
 
 

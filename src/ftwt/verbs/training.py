@@ -19,11 +19,11 @@ from ..deploy import name_of
 from ..dynamic import DynamicModel
 from ..estimate import estimate
 from ..evaluate import evaluate
+from ..processes import processes
 from ..record import record
 from ..recording import RECORDING
 from ..results import provenance, write_json
 from ..run import RESULT, find_network, load_splits, run
-from ..train import processes
 from .options import Json, Network
 
 

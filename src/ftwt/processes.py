@@ -1,0 +1,107 @@
+"""The processes of a run: which one this is, what each one gets, and how they part.
+
+A run is shared by one process or many (`torchrun`, `accelerate launch`), on one machine or many:
+docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object
+from torch import Tensor
+
+TIMEOUT_S = 600.0  # one process waits so long for the others; $FTWT_TIMEOUT_S overrides it
+
+
+def processes() -> PartialState:
+    """Join the other processes of this run, if there are any: which one this is, and its device.
+
+    Raises:
+        ValueError: `FTWT_TIMEOUT_S` is set, but not to a number of seconds.
+    """
+    waits = timedelta(seconds=_timeout_s())
+    return PartialState(cpu=without_gpu(), timeout=waits)
+
+
+def leave() -> None:
+    """Part from the other processes of this run, if there are any, when all have come so far."""
+    state = processes()
+    if state.num_processes > 1:
+        state.wait_for_everyone()  # or one would go while another still speaks to it
+        state.destroy_process_group()
+
+
+def shard() -> tuple[int, int]:
+    """Return (rank, world) of this process: what its `Batches` are to be made with."""
+    return processes().process_index, processes().num_processes
+
+
+def without_gpu() -> bool:
+    """Say whether there is no accelerator: Accelerate joins processes on the CPU only if told."""
+    return not torch.accelerator.is_available()
+
+
+def alone(accelerator: Any) -> bool:
+    """Say whether there are no other processes to share with."""
+    return accelerator is None or accelerator.num_processes == 1
+
+
+def first(
+    batches: Iterable[tuple[Tensor, Tensor]], images: int, *, accelerator: Any = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield this process's part of the first so many images, batch by batch.
+
+    The batches of all processes are taken to be consecutive parts of common ones, as those of
+    `Batches` and of DataLoaders that Accelerate prepared. Then the images of all processes together
+    are those that a single one would look at. All processes yield equally often.
+
+    Args:
+        batches: (images, labels) of this process.
+        images: How many images to look at, over all processes together, at most.
+        accelerator: An `Accelerator` or `PartialState` that knows the other processes; None: there
+            are none.
+
+    Yields:
+        The place of the part's first image among all, and the part (B, C, *spatial), which is empty
+        where the others hold the rest.
+    """
+    rank = 0 if alone(accelerator) else accelerator.process_index
+    parts, begin = iter(batches), 0
+    while begin < images:
+        mine = next(parts, (torch.empty(0),))[0]
+        sizes = [len(mine)]
+        if not alone(accelerator):
+            sizes = gather(torch.tensor(sizes, device=accelerator.device)).tolist()
+        if not any(sizes):
+            return
+        place = begin + sum(sizes[:rank])
+        yield place, mine[: max(0, images - place)]
+        begin += sum(sizes)
+
+
+def gathered(part: Tensor, *, accelerator: Any = None) -> Tensor:
+    """Join what each process holds of a batch, (B, ...), in the order of the processes."""
+    if alone(accelerator):
+        return part
+    parts = [each for each in gather_object([part.cpu()]) if len(each)]
+    return torch.cat(parts).to(part.device) if parts else part
+
+
+def _timeout_s() -> float:
+    given = os.environ.get("FTWT_TIMEOUT_S", "")
+    try:
+        seconds = float(given or TIMEOUT_S)
+        if not 0 < seconds < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"FTWT_TIMEOUT_S={given!r} is no number of seconds above 0; {TIMEOUT_S:g} is the "
+            "default, more is needed where one process works alone for long (downloads)"
+        ) from None
+    return seconds
