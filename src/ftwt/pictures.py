@@ -95,17 +95,30 @@ def read_picture(path: str | os.PathLike[str], how: Preprocessing) -> np.ndarray
         FileNotFoundError: There is no such file.
         ValueError: It is no image, or not a whole one.
     """
+    pixels = cut_middle(open_picture(path), how).astype(np.float32) / 255
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file, turned as its camera says, in red, green and blue.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no image, or not a whole one.
+    """
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not an image that can be read ({error})") from error
+
+
+def cut_middle(picture: Image.Image, how: Preprocessing) -> np.ndarray:
+    """Resize a picture and cut its middle out: (crop, crop, 3) uint8."""
     width, height = (how.resize * side // min(picture.size) for side in picture.size)
     picture = picture.resize((width, height), INTERPOLATIONS[how.interpolation])
     left, top = (round((side - how.crop) / 2) for side in (width, height))
-    picture = picture.crop((left, top, left + how.crop, top + how.crop))
-    pixels = np.asarray(picture, dtype=np.float32) / 255
-    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+    return np.asarray(picture.crop((left, top, left + how.crop, top + how.crop)))

@@ -39,6 +39,11 @@ class Member:
     md5: str | None = None
 
 
+def data_folder(root: str | os.PathLike[str] | None) -> Path:
+    """Where datasets are: `root`, or $FTWT_DATA_ROOT, or else `data`."""
+    return Path(os.environ.get("FTWT_DATA_ROOT", "data") if root is None else root)
+
+
 def locate(
     archive: Archive, root: Path, members: Sequence[Member], *, download: bool
 ) -> list[Path]:

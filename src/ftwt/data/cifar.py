@@ -2,12 +2,11 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from .archive import Archive, Member, locate
+from .archive import Archive, Member, data_folder, locate
 from .images import Images
 
 PIXELS = 3 * 32 * 32
@@ -106,7 +105,7 @@ def cifar100(
 def _read(
     dataset: _Dataset, root: str | os.PathLike[str] | None, *, train: bool, download: bool
 ) -> Images:
-    folder = Path(os.environ.get("FTWT_DATA_ROOT", "data") if root is None else root)
+    folder = data_folder(root)
     members = dataset.train if train else dataset.test
     *paths, meta = locate(dataset.archive, folder, (*members, dataset.meta), download=download)
     raw = np.concatenate([np.fromfile(path, dtype=np.uint8) for path in paths])

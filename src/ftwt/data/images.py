@@ -1,10 +1,39 @@
 """A whole split of labelled images, in memory."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Labelled(Protocol):
+    """A split of labelled images, wherever they are: `Images`, or `ImageFiles`."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,), each in [0, len(classes))."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each label."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of pixel values in [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, of pixel values in [0, 1]."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, indices: Tensor) -> Self:
+        """Take the images at `indices`, int64 (M,), in that order."""
+
+
+Split = TypeVar("Split", bound=Labelled)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,7 +105,7 @@ class Images:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
-def hold_out(images: Images, *, count: int, seed: int) -> tuple[Images, Images]:
+def hold_out(images: Split, *, count: int, seed: int) -> tuple[Split, Split]:
     """Split off a class-balanced validation set; the same one for the same seed, everywhere.
 
     Args:
@@ -95,7 +124,7 @@ def hold_out(images: Images, *, count: int, seed: int) -> tuple[Images, Images]:
     return images.select((~held).nonzero()[:, 0]), images.select(held.nonzero()[:, 0])
 
 
-def balanced(images: Images, *, count: int, seed: int) -> Tensor:
+def balanced(images: Labelled, *, count: int, seed: int) -> Tensor:
     """Draw images without replacement, as many of one class as of another.
 
     Args:

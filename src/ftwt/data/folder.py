@@ -1,0 +1,138 @@
+"""Image files in folders by class, listed; nothing is read before a batch needs it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..models.vision import import_vision
+from ..pictures import Preprocessing
+from .archive import data_folder
+
+TRAIN, TEST = "train", "val"  # as ImageNet calls them
+LAYOUT = f"images lie in ROOT/{TRAIN}/CLASS/ and ROOT/{TEST}/CLASS/"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageFiles:
+    """Labelled image files, and how they become a network's input.
+
+    Args:
+        paths: the files.
+        labels: int64 (N,), each in [0, len(classes)), on the CPU.
+        classes: the name of each label.
+        name: where they come from.
+        how: size, mean and std that the network expects.
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    how: Preprocessing
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of pixel values in [0, 1]."""
+        return self.how.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, of pixel values in [0, 1]."""
+        return self.how.std
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageFiles({self.name}: {len(self):,} files, {len(self.classes)} classes, "
+            f"{self.how.crop}x{self.how.crop})"
+        )
+
+    def select(self, indices: Tensor) -> "ImageFiles":
+        """Take the files at `indices`, int64 (M,), in that order."""
+        chosen = tuple(self.paths[index] for index in indices.tolist())
+        return replace(self, paths=chosen, labels=self.labels[indices])
+
+
+def image_folders(
+    root: str | os.PathLike[str] | None,
+    how: Preprocessing,
+    *,
+    names: Sequence[str] = (),
+) -> tuple[ImageFiles, ImageFiles]:
+    """List the images of a folder in ImageNet's layout: `train/CLASS/FILE` and `val/CLASS/FILE`.
+
+    Args:
+        root: the folder that holds `train` and `val`; by default $FTWT_DATA_ROOT, or else `data`.
+        how: what becomes of them, as the network expects it.
+        names: what to call ImageNet's classes instead of n01440764 and so on, if they are these.
+
+    Returns:
+        The training files, and those of `val`, the test split; labels number the folders by name.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no `train` or `val` in it.
+        ValueError: there are no classes, they differ, or one has no images.
+        ImportError: torchvision is not installed.
+    """
+    classes = folder_classes(root)
+    both = []
+    for part in (TRAIN, TEST):
+        folder = data_folder(root) / part
+        listed = import_vision("torchvision.datasets").ImageFolder(folder, allow_empty=True)
+        labels = torch.tensor(listed.targets, dtype=torch.int64)
+        counts = labels.bincount(minlength=len(classes))
+        if not counts.all():
+            empty = classes[int(counts.argmin())]
+            known = ", ".join(listed.extensions)
+            raise ValueError(f"no images in {folder / empty} (of {known}); put some there")
+        both.append(
+            ImageFiles(
+                paths=tuple(path for path, _ in listed.samples),
+                labels=labels,
+                classes=_readable(classes, names),
+                name=folder.name,
+                how=how,
+            )
+        )
+    return both[0], both[1]
+
+
+def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    """Name the classes of a folder of images, in the order of their labels.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no `train` or `val` in it.
+        ValueError: there are no classes, or the two have other classes.
+    """
+    found: dict[str, set[str]] = {}
+    for part in (TRAIN, TEST):
+        folder = data_folder(root) / part
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}; {LAYOUT} (--data-root ROOT)")
+        with os.scandir(folder) as entries:
+            found[part] = {entry.name for entry in entries if entry.is_dir()}
+        if not found[part]:
+            raise ValueError(f"{folder} has no folders, one for each class; {LAYOUT}")
+    train, test = found[TRAIN], found[TEST]
+    if train != test:
+        told = []
+        for part, more in ((TRAIN, train - test), (TEST, test - train)):
+            if more:
+                shown = ", ".join(sorted(more)[:3]) + (", ..." if len(more) > 3 else "")
+                told.append(f"only {part} has {shown}")
+        raise ValueError(
+            f"{data_folder(root)}: {TRAIN} has {len(train)} classes, {TEST} {len(test)}, and they "
+            f"must be the same: {'; '.join(told)}"
+        )
+    return tuple(sorted(train))
+
+
+def _readable(classes: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
+    """ImageNet's own numbers say nothing: n01440764 is a tench."""
+    numbers = all(name[0] == "n" and name[1:].isdigit() and len(name) == 9 for name in classes)
+    return tuple(names) if numbers and len(names) == len(classes) else classes
