@@ -192,3 +192,67 @@ def test_the_hub_gets_the_files_and_gives_them_back(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = from_pretrained("me/net", revision="v1", model=tiny())
     assert torch.equal(loaded(IMAGES), own(IMAGES))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("at", ["config.json", "model.safetensors", "end"])
+def test_a_save_that_ends_between_two_files_leaves_one_network_or_the_other(
+    first: bool, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tiny(), dynamic()
+    if not first:
+        save_pretrained(old, tmp_path)
+    rename = os.replace
+
+    def die(source: Any, target: Any) -> None:
+        if Path(target).name == at:
+            raise SystemExit  # before what was written gets its name
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", die)
+    if at == "end":
+        save_pretrained(new, tmp_path, name=NAME)
+    else:
+        with pytest.raises(SystemExit):
+            save_pretrained(new, tmp_path, name=NAME)
+    monkeypatch.undo()
+    if at == "model.safetensors" and first:
+        with pytest.raises(FileNotFoundError):
+            from_pretrained(tmp_path)
+    elif at == "model.safetensors":
+        assert torch.equal(from_pretrained(tmp_path, model=tiny())[0].weight, old[0].weight)
+    else:
+        assert torch.equal(from_pretrained(tmp_path)(IMAGES), new(IMAGES))
+        assert checkpoint.saved_name(tmp_path) == NAME
+    save_pretrained(old, tmp_path)
+    assert torch.equal(from_pretrained(tmp_path, model=tiny())[0].weight, old[0].weight)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"arguments": {"pretrained": True}}, "argument pretrained is True.*weights come from"),
+        ({"arguments": {"checkpoint_path": "x.pth"}}, "argument checkpoint_path"),
+        ({"arguments": {"act_layer": "../x"}}, "argument act_layer.*a plain name"),
+        ({"arguments": {"num_classes": 10**9}}, "argument num_classes is 1000000000.*at most 4096"),
+        ({"arguments": {"depth": 3}}, "asks for a network that cannot be built .TypeError"),
+        ({"model": "cifar10-mobilenet-v9"}, "cannot be built: unknown ftwt model"),
+        ({"model": 3}, "model is 3; it must be text or null"),
+        ({"input_shape": [3, 10**5, 10**5]}, "input_shape.*8388608 numbers at most"),
+        ({"input_shape": [3, -1, 2]}, "input_shape.*sizes from 1 on"),
+        ({"convert": {"rank": 10**8}}, "rank is 100000000.*at most 4096"),
+        ({"convert": {"flavour": 1}}, "cannot be built .TypeError.*flavour"),
+        ({"convert": []}, "convert is .*an object or null"),
+        ({"format": "1"}, "format '1'"),
+    ],
+)  # fmt: skip
+def test_what_a_strangers_file_asks_for_is_bounded(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    save_pretrained(dynamic(), tmp_path, name=NAME)
+    tensors, config = load_tensors(tmp_path / "model.safetensors")
+    save_tensors(tmp_path / "model.safetensors", tensors, config | change)
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{said}"):
+        from_pretrained(tmp_path)

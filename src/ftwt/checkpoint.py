@@ -1,20 +1,24 @@
 """Networks on disk and on the Hugging Face Hub, as safetensors and JSON: nothing is pickled.
 
 A saved network is a folder: `config.json` says how to rebuild it, `model.safetensors` holds its
-weights, and the same config again, so that two files of different saves are never mixed.
+weights, and the same config again, so that two files of different saves are never mixed. A save
+first notes the new config under a third name, which it takes away at the end: so a folder is whole
+at every moment, also when the process is killed between its two files.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import models, shipped
 from .convert import convert
@@ -22,9 +26,19 @@ from .dynamic import DynamicModel
 from .names import nearest
 from .results import read_json, write_json
 from .shipped import CONFIG, MODEL, WEIGHTS
-from .tensors import load_tensors, load_weights, rounded, save_tensors
+from .tensors import (
+    load_metadata,
+    load_tensors,
+    load_weights,
+    refusing,
+    rounded,
+    save_tensors,
+)
 
 FORMAT = 1  # of a saved network
+NEXT = f".{CONFIG}.next"  # what CONFIG becomes as soon as the weights are in place
+MAX_INPUT = 2**23  # numbers in an image that a file may ask to rebuild a network with
+LOADERS = re.compile("pretrained|checkpoint|^weights|(path|file|url|dir|cfg)$")  # of arguments
 
 
 def save_pretrained(
@@ -61,8 +75,13 @@ def save_pretrained(
         "convert": None if dynamic is None else dynamic.config,
     }
     state = model.state_dict() if dtype is None else rounded(model.state_dict(), dtype)
-    save_tensors(Path(directory) / WEIGHTS, state, config)
-    write_json(Path(directory) / CONFIG, config)
+    folder = Path(directory)
+    write_json(folder / NEXT, config)
+    save_tensors(folder / WEIGHTS, state, config)
+    try:
+        os.replace(folder / NEXT, folder / CONFIG)
+    except FileNotFoundError:  # another process, which saves there too, took it away
+        write_json(folder / CONFIG, config)
 
 
 def from_pretrained(
@@ -88,32 +107,73 @@ def from_pretrained(
         FileNotFoundError: There is no such network or folder, or it holds no network.
     """
     directory = _fetch(source, revision)
-    config = read_json(directory / CONFIG)
+    config = read_json(directory / (CONFIG if (directory / CONFIG).exists() else NEXT))
     if not isinstance(config, dict) or config.get("library") != "ftwt":
         raise ValueError(f"{directory / CONFIG} was not written by ftwt.save_pretrained")
-    if config.get("format", 0) > FORMAT:
+    saved_with = config.get("format")
+    if type(saved_with) is not int or saved_with > FORMAT:
         raise ValueError(
-            f"{directory} has format {config['format']}, this ftwt reads up to {FORMAT}: update it"
+            f"{directory} has format {saved_with!r}, this ftwt reads up to {FORMAT}: update it"
         )
     tensors, written = load_tensors(directory / WEIGHTS)
+    if written != config and (directory / NEXT).exists():  # a save ended between its two files
+        config = read_json(directory / NEXT)
     if written != config:
         raise ValueError(
             f"{CONFIG} and {WEIGHTS} in {directory} are not of the same save; save the network anew"
         )
+    _check(config, tensors, directory)
     if model is None and config["model"] is None:
         raise ValueError(f"{directory} holds an unnamed architecture; give the network as model=")
-    if model is None:
-        built = models.create(config["model"], **config["arguments"])
-    else:
-        built = copy.deepcopy(model)
-    if config["convert"] is not None:
-        options = dict(config["convert"])
-        static = options.pop("static", False)
-        example = torch.zeros(2, *config["input_shape"])
-        built = convert(built, example, **options)
-        built = built.freeze([(example, torch.zeros(2))]) if static else built
+    with refusing(directory, "asks for a network that cannot be built"):
+        if model is None:
+            built = models.create(config["model"], **config["arguments"])
+        else:
+            built = copy.deepcopy(model)
+        if config["convert"] is not None:
+            options = dict(config["convert"])
+            static = options.pop("static", False)
+            example = torch.zeros(2, *config["input_shape"])
+            built = convert(built, example, **options)
+            built = built.freeze([(example, torch.zeros(2))]) if static else built
     load_weights(built, tensors, source=directory)
     return built.eval()
+
+
+def _check(config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Refuse what a file of a stranger might ask for: other files, downloads, endless memory."""
+
+    def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+        raise ValueError(f"{directory / CONFIG}: {name} is {value!r}; it must be {allowed}")
+
+    for name, kind, allowed in (
+        ("model", str | None, "text or null"),
+        ("arguments", dict, "an object"),
+        ("input_shape", list | None, "a list or null"),
+        ("convert", dict | None, "an object or null"),
+    ):
+        if name not in config or not isinstance(config[name], kind):
+            refuse(name, config.get(name), allowed)
+    sizes = [size for tensor in tensors.values() for size in tensor.shape]
+    most = max([4096, *sizes])
+    for name, value in config["arguments"].items():
+        if LOADERS.search(name):
+            refuse(f"argument {name}", value, "left out: weights come from the folder alone")
+        if isinstance(value, str) and not re.fullmatch(r"[\w.-]{1,64}", value):
+            refuse(f"argument {name}", value, "a plain name")
+        if not isinstance(value, str | int | float | None):
+            refuse(f"argument {name}", value, "a number, a truth value or a name")
+        if isinstance(value, int | float) and abs(value) > most:
+            refuse(f"argument {name}", value, f"at most {most}, as the weights are")
+    shape = config["input_shape"]
+    if config["convert"] is not None:
+        if not shape or not all(type(size) is int and size > 0 for size in shape):
+            refuse("input_shape", shape, "sizes from 1 on")
+        if math.prod(shape) > MAX_INPUT:
+            refuse("input_shape", shape, f"of {MAX_INPUT} numbers at most")
+        rank = config["convert"].get("rank")
+        if isinstance(rank, int) and rank > most:
+            refuse("rank", rank, f"at most {most}, as the weights are")
 
 
 def push_to_hub(
@@ -157,7 +217,7 @@ def saved_name(source: str | os.PathLike[str], *, revision: str | None = None) -
     Raises:
         FileNotFoundError: There is no such network, folder or repository, or it holds no network.
     """
-    return read_json(_fetch(source, revision) / CONFIG)["model"]
+    return load_metadata(_fetch(source, revision) / WEIGHTS).get("model")
 
 
 def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
@@ -165,7 +225,7 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
     if found is not None:
         return found / MODEL
     path = Path(source)
-    if (path / CONFIG).exists():
+    if (path / CONFIG).exists() or (path / NEXT).exists():
         return path
     if path.exists() or not isinstance(source, str) or source.count("/") > 1:
         raise FileNotFoundError(f"{path} holds no {CONFIG}; give a folder of save_pretrained")

@@ -21,6 +21,7 @@ from .convert import convert
 from .data import Batches
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
+from .lock import held
 from .record import record
 from .recording import RECORDING
 from .report.write import write_report
@@ -121,10 +122,13 @@ def demo(
         Accuracy and cost before and after.
 
     Raises:
-        ValueError: If the reduction is out of reach.
+        ValueError: If the reduction is out of reach, or another run is in the folder.
     """
-    told, folder = console or Console(), Path(output)
-    folder.mkdir(parents=True, exist_ok=True)  # or say now that it cannot be written to
+    with held(output):
+        return _demo(reduction, epochs, Path(output), console or Console())
+
+
+def _demo(reduction: float, epochs: int, folder: Path, told: Console) -> DemoResult:
     data = DataConfig(dataset="cifar10-embedded", validation=400)
     splits = load_splits(data, batch_size=TRAINING.batch_size, channels_last=True)
     warmup = min(TRAINING.predictor_warmup_steps, epochs * len(splits.train) // 2)

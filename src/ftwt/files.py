@@ -32,7 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
+    with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _claimed(temporary):
             sweep(path.parent, path.name)
@@ -44,6 +44,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _sync(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Let an error of the operating system say what could not be written, and what to do."""
+    try:
+        yield
     except OSError as error:
         reason = f"cannot write {path} ({error.strerror or error}), what was there is unharmed"
         fix = "free space, get write permission, or choose another folder"

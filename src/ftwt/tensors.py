@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .results import replacing
+from .files import parse_json, replacing
+
+FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 
 
 def save_tensors(
@@ -45,19 +48,66 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         FileNotFoundError: No such file.
         ValueError: The file is truncated, altered, or not written by `save_tensors`.
     """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        header = file.metadata()
+    if header.get("sha256") != _digest(tensors, header["ftwt"]):
+        raise ValueError(f"{path} was altered after it was written; get or make it again")
+    return tensors, _parse(path, header["ftwt"])
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the metadata of what `save_tensors` wrote, without tensors, so without the digest.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is truncated, or not written by `save_tensors`.
+    """
+    with _opened(path) as file:
+        return _parse(path, file.metadata()["ftwt"])
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
+            if "ftwt" not in (file.metadata() or {}):
+                raise ValueError(f"{path} was not written by ftwt; load it with safetensors itself")
+            yield file
+    except (safetensors.SafetensorError, *FAULTS) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}); get or make it again"
         ) from error
-    if "ftwt" not in header:
-        raise ValueError(f"{path} was not written by ftwt; load it with safetensors itself")
-    if header.get("sha256") != _digest(tensors, header["ftwt"]):
-        raise ValueError(f"{path} was altered after it was written; get or make it again")
-    return tensors, json.loads(header["ftwt"])
+
+
+def _parse(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} holds metadata that ftwt never writes ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds metadata that are no JSON object; get or make it again")
+    return values
+
+
+@contextmanager
+def refusing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Refuse a file whose values, each of a known kind, make no sense together.
+
+    Args:
+        path: The file or folder, for the message.
+        what: What is wrong with it when something in here fails.
+
+    Raises:
+        ValueError: Something failed on what the file says.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} {what}: {error}") from error
+    except FAULTS as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} {what} ({told}); get or make it again") from error
 
 
 def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -109,9 +159,19 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str
         for name in state
         if name in tensors and tensors[name].shape != state[name].shape
     ]
+    kinds = [
+        f"{name} {tensors[name].dtype} for {state[name].dtype}"
+        for name in state
+        if name in tensors and _kind(tensors[name]) != _kind(state[name])
+    ]
     found = [
         f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("shape", shaped))
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("shape", shaped),
+            ("dtype", kinds),
+        )
         if names
     ]
     if found:
@@ -120,3 +180,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str
             f"({'; '.join(found)}); build the network that was saved"
         )
     model.load_state_dict(dict(tensors))
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What may be copied into one another: precisions of floats, lengths of integers."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool

@@ -17,7 +17,6 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from torch import Tensor, nn
 
 from .budget import Calibration, calibrate
-from .checkpoint import load_tensors, save_tensors
 from .config import TrainConfig, changes
 from .dynamic import DynamicModel
 from .evaluate import Evaluation, evaluate
@@ -25,12 +24,14 @@ from .interrupts import Interrupted as Interrupted
 from .interrupts import requests
 from .journal import Epoch, Journal, TrainResult
 from .learner import NEVER, Learner, Totals
+from .lock import held
 from .processes import processes, without_gpu
+from .progress import Progress
 from .results import provenance, write_json
 from .schedules import Schedule
+from .tensors import load_tensors, refusing, save_tensors
 
 LOG = 50  # steps between lines of metrics.jsonl, fewer in short epochs: each waits for the GPU
-FORMAT = 2  # of a training checkpoint
 CHECKPOINT, METRICS, RESULT = "checkpoint.safetensors", "metrics.jsonl", "result.json"
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -64,7 +65,8 @@ def train(
         progress: Show a progress bar, or plain lines where there is no terminal.
 
     Raises:
-        ValueError: The batches, the labels, the folder or the checkpoint do not fit.
+        ValueError: The batches, the labels, the folder or the checkpoint do not fit; or another
+            run holds the folder.
         FloatingPointError: The loss became NaN or infinite; the message says at which step.
         Interrupted: After Ctrl-C or SIGTERM; the checkpoint is that of the last step.
     """
@@ -78,7 +80,7 @@ def train(
     folder = None if output is None else Path(output)
     if folder is None and (resume or config.tracker):
         raise ValueError("resume and tracker need a folder; give output=")
-    with requests() as stop:
+    with requests() as stop, held(folder):
         run = _Run(model, train_batches, val_batches, config, folder, teacher, stop)
         if folder is not None and resume:
             run.restore(folder / CHECKPOINT)
@@ -281,18 +283,17 @@ class _Run:
     def save(self) -> None:
         """Write the run's whole state, so that `restore` leads to the same result."""
         tensors, now = self.learner.state(), time.perf_counter()
-        state = {
-            "format": FORMAT,
-            "step": self.step,
-            "steps_per_epoch": self.schedule.steps_per_epoch,
-            "config": self.config.to_json(),
-            "controller": self.learner.controller.state(),
-            "history": [asdict(record) for record in self.history],
-            "logged": self.logged,
-            "seconds": [now - self.began, now - self.epoch_began],
-        }
+        progress = Progress(
+            step=self.step,
+            steps_per_epoch=self.schedule.steps_per_epoch,
+            config=self.config,
+            controller=self.learner.controller.state(),
+            history=tuple(self.history),
+            logged=self.logged,
+            seconds=(now - self.began, now - self.epoch_began),
+        )
         if self.folder is not None and self.accelerator.is_main_process:
-            save_tensors(self.folder / CHECKPOINT, tensors, state)
+            save_tensors(self.folder / CHECKPOINT, tensors, progress.to_json())
 
     def restore(self, path: Path) -> None:
         """Go back to the state that `save` wrote.
@@ -303,20 +304,20 @@ class _Run:
         if not path.exists():
             raise ValueError(f"no {path}, so there is nothing to resume; leave out --resume")
         tensors, state = load_tensors(path)
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} has format {state.get('format')}, this version of ftwt reads {FORMAT}"
-            )
-        if found := changes(TrainConfig.from_json(state["config"]), self.config):
+        with refusing(path, "is no checkpoint to go on from"):
+            progress = Progress.from_json(state)
+        if found := changes(progress.config, self.config):
             raise ValueError(f"{path} is of another run: {'; '.join(found)}; resume with its own")
-        if state["steps_per_epoch"] != self.schedule.steps_per_epoch:
+        if progress.steps_per_epoch != self.schedule.steps_per_epoch:
             raise ValueError(
-                f"{path} is of another dataset: {state['steps_per_epoch']} steps an epoch, "
+                f"{path} is of another dataset: {progress.steps_per_epoch} steps an epoch, "
                 f"now {self.schedule.steps_per_epoch}; resume with its own"
             )
-        self.learner.restore(tensors, source=str(path))
-        self.learner.controller.restore(state["controller"])
-        self.step, self.logged = state["step"], Totals(*state["logged"])
-        self.history = [Epoch(**record) for record in state["history"]]
+        with refusing(path, "is no checkpoint of this network"):
+            self.learner.restore(tensors, source=str(path))
+            self.learner.controller.restore(progress.controller)
+            self.learner.controller.r()
+        self.step, self.logged = progress.step, progress.logged
+        self.history = list(progress.history)
         now = time.perf_counter()
-        self.began, self.epoch_began = (now - seconds for seconds in state["seconds"])
+        self.began, self.epoch_began = (now - seconds for seconds in progress.seconds)

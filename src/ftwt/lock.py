@@ -1,0 +1,70 @@
+"""A run's folder belongs to one run at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from .files import explaining, sweep
+from .processes import processes
+
+LOCK = ".lock"  # in the folder; it stays there, and says nothing once its process is gone
+
+
+@contextmanager
+def held(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Hold a run's folder, so that no other run writes there meanwhile.
+
+    The lock is the operating system's: it goes with the process, however that ends. All processes
+    of one run share it, for its main process holds it; so do calls inside one another. What a
+    killed run left half written in the folder is removed.
+
+    Args:
+        folder: The folder, made if need be; None holds nothing.
+
+    Raises:
+        ValueError: Another run holds it; raised in all processes of this one.
+        OSError: The folder cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    state, lock, refused = processes(), None, ""
+    if state.is_main_process:
+        lock, refused = _take(Path(folder))
+    told = [refused]
+    if state.num_processes > 1:
+        broadcast_object_list(told)
+    if told[0]:
+        raise ValueError(told[0])
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _take(folder: Path) -> tuple[FileLock | None, str]:
+    path = folder / LOCK
+    with explaining(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        # A singleton knows that this thread has it already: `run` holds it around `train`.
+        lock = FileLock(path.resolve(), blocking=False, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            by = path.read_text(encoding="utf-8", errors="replace").strip()
+            whom = f"process {by}" if by.isdecimal() else "another process"
+            return None, (
+                f"{folder} is in use by {whom}: wait until that run ends, stop it, or choose "
+                f"another folder (--output, output=)"
+            )
+        path.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    for place in (folder, *(inside for inside in folder.iterdir() if inside.is_dir())):
+        sweep(place)
+    return lock, ""
