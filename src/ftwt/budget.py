@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import reduce
 from torch import Tensor
 
 from .dynamic import DynamicModel
 from .graph.trace import evaluating
 from .method import Gate
+from .processes import alone, first
 
 SLOPE = 0.2  # reduction gained when the lost mass grows e-fold, a typical network at moderate r
 START = 0.005  # lost mass that a controller starts from where every r is 1
@@ -108,7 +109,7 @@ def calibrate(
     reduction: float,
     tolerance: float = 0.002,
     images: int = 2048,
-    accelerator: Accelerator | None = None,
+    accelerator: Any = None,
 ) -> Calibration:
     """Shift all gates' thresholds by one offset, so that the mean executed reduction is the asked.
 
@@ -120,7 +121,8 @@ def calibrate(
         reduction: Share of the dense MACs to save, by `executed` counting.
         tolerance: Accepted distance of the achieved reduction.
         images: Look at the first so many, over all processes together.
-        accelerator: Averages over its processes.
+        accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its own
+            part of the images: then all settle on the same thresholds, those of one process alone.
 
     Raises:
         ValueError: No threshold gives that reduction (the message names the reachable range), or
@@ -131,10 +133,21 @@ def calibrate(
     gates = [gate for gate in dynamic.gates.values() if isinstance(gate, Gate)]
     if not gates:
         raise ValueError("a static network has no thresholds; calibrate the dynamic one it is of")
-    processes = accelerator.num_processes if accelerator else 1
-    inputs = _first(batches, -(-images // processes), device=gates[0].threshold.device)
+    device = gates[0].threshold.device
+    parts = [part for _, part in first(batches, images, accelerator=accelerator)]
+    inputs = [part.to(device) for part in parts if len(part)]
     for batch in inputs:
         dynamic.check_input(batch)
+
+    def total(*mine: float) -> list[float]:
+        """Sum whole numbers over all processes: exactly."""
+        values = torch.tensor(mine, dtype=torch.float64)
+        return (values if alone(accelerator) else reduce(values.to(device), "sum")).tolist()
+
+    (count,) = total(sum(map(len, inputs)))
+    if not count:
+        raise ValueError("there are no images to calibrate on; give validation batches")
+    dense = sum(layer.macs for layer in dynamic.channels.layers)
     base = [gate.threshold.clone() for gate in gates]
 
     def shift(offset: float) -> None:
@@ -146,14 +159,12 @@ def calibrate(
     def gap(offset: float) -> float:
         """Measure how much more is saved at an offset than asked."""
         shift(offset)
-        sums = torch.zeros(2, dtype=torch.float64)
+        executed = 0.0
         for batch in inputs:
             decided = dynamic(batch, return_gates="masks")[1]
             masks = {unit: gate.mask for unit, gate in decided.items()}
-            sums += torch.stack([dynamic.macs(masks).reduction.sum(), torch.tensor(len(batch))])
-        if accelerator is not None and accelerator.num_processes > 1:
-            sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
-        seen[offset] = float(sums[0] / sums[1])
+            executed += float(dynamic.macs(masks).executed.expand(len(batch)).sum())
+        seen[offset] = 1 - total(executed)[0] / (count * dense)
         return seen[offset] - reduction
 
     def nearest() -> float:
@@ -184,18 +195,4 @@ def calibrate(
                 high, more = middle, found
         best = nearest()
         shift(best)
-    count = sum(len(batch) for batch in inputs) * processes
-    return Calibration(reduction, seen[best], seen[0.0], best, count, len(seen))
-
-
-def _first(
-    batches: Iterable[tuple[Tensor, Tensor]], count: int, *, device: torch.device
-) -> list[Tensor]:
-    inputs: list[Tensor] = []
-    for batch, _ in batches:
-        inputs.append(batch[: count - sum(map(len, inputs))].to(device))
-        if sum(map(len, inputs)) >= count:
-            break
-    if not inputs:
-        raise ValueError("there are no images to calibrate on; give validation batches")
-    return inputs
+    return Calibration(reduction, seen[best], seen[0.0], best, round(count), len(seen))

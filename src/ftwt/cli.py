@@ -19,6 +19,9 @@ from .processes import leave, processes
 from .verbs import VERBS
 from .verbs.training import TrainCommand
 
+SHARED = {"estimate", "train", "evaluate", "robustness", "models", "recipes"}
+"""Verbs that many processes may share; the lists are told by the main one."""
+
 PIPED_WIDTH = 160  # columns, where there is no terminal: a table's row is then one line
 
 
@@ -40,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
+        if verb not in SHARED and (count := processes().num_processes) > 1:
+            raise ValueError(f"the work of one process, and {count} were started; start it alone")
         _show(parse(verb, rest)())
         leave()
     except BrokenPipeError:  # whoever reads (`head`) has seen enough

@@ -176,26 +176,27 @@ class DynamicModel(nn.Module):
         """
         return masked_macs(self.channels, self.units, self.predictors, masks)
 
-    def calibrate(self, batches: Batches, *, reduction: float) -> Any:
+    def calibrate(self, batches: Batches, *, reduction: float, accelerator: Any = None) -> Any:
         """Shift all gates' thresholds until `batches` execute exactly `reduction` fewer MACs.
 
         See `ftwt.budget.calibrate`.
         """
         from .budget import calibrate
 
-        return calibrate(self, batches, reduction=reduction)
+        return calibrate(self, batches, reduction=reduction, accelerator=accelerator)
 
-    def freeze(self, batches: Batches) -> DynamicModel:
+    def freeze(self, batches: Batches, *, accelerator: Any = None) -> DynamicModel:
         """Return the static twin: each unit computes its most frequent filters, for every input.
 
         Args:
             batches: (images, labels) over which the gates' masks are counted.
+            accelerator: As in `firing_rates`.
 
         Returns:
             A copy without predictors, with as many filters a unit as this network computes on
             average (rounded), trainable like any other network.
         """
-        rates = self.firing_rates(batches)
+        rates = self.firing_rates(batches, accelerator=accelerator)
         twin = copy.deepcopy(self)
         for name, rate in rates.items():
             kept = max(1, round(float(rate.sum())))
@@ -206,18 +207,34 @@ class DynamicModel(nn.Module):
         return twin.to(next(self.parameters()).device)
 
     @torch.no_grad()
-    def firing_rates(self, batches: Batches) -> dict[str, Tensor]:
-        """Return unit -> (C,) share of the samples for which each filter is computed."""
+    def firing_rates(self, batches: Batches, *, accelerator: Any = None) -> dict[str, Tensor]:
+        """Return unit -> (C,) share of the samples for which each filter is computed.
+
+        Args:
+            batches: (images, labels); the labels are not used.
+            accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its
+                own part of the images: then all return the shares among all of them.
+        """
         device = next(self.parameters()).device
-        sums: dict[str, Tensor] = {}
-        samples = 0
+        none = torch.zeros(1, dtype=torch.float64, device=device)
+        sums: dict[str, Tensor] = {
+            unit.name: none.repeat(unit.out_channels)
+            for unit in self.units
+            if unit.inherits is None
+        }
+        samples = none.clone()
         with evaluating(self):
             for images, _ in batches:
                 self.check_input(images)
                 _, gates = self(images.to(device), return_gates="masks")
                 for name, gate in gates.items():
-                    sums[name] = sums.get(name, 0) + gate.mask.sum(0, dtype=torch.float64)
+                    sums[name] += gate.mask.sum(0, dtype=torch.float64)
                 samples += len(images)
+        if accelerator is not None and accelerator.num_processes > 1:
+            from accelerate.utils import reduce
+
+            samples, *counts = reduce([samples, *sums.values()], "sum")
+            sums = dict(zip(sums, counts, strict=True))
         if not samples:
             raise ValueError("no batches to count masks on; give (images, labels) batches")
         return {name: total / samples for name, total in sums.items()}

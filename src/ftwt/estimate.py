@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from .allocation import Evidence, allocate
 from .convert import UNNAMED_R, convert
 from .dynamic import DynamicModel, check_r
 from .graph.trace import evaluating
+from .processes import alone, first, gathered
 from .results import Shown, provenance, read_json, write_json
 
 GRID = tuple(1 - float(lost) for lost in np.geomspace(0.9, 0.001, 36)) + (1.0,)
@@ -193,6 +195,7 @@ def estimate(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     images: int = 2048,
+    accelerator: Any = None,
     **options: Any,
 ) -> Estimate:
     """Estimate r -> MACs from one pass over a few batches.
@@ -200,7 +203,9 @@ def estimate(
     Args:
         model: A trained network, or what `convert` made of it. It is not changed.
         batches: (images, labels); the labels are not used.
-        images: How many images to look at, at most.
+        images: How many images to look at, at most, over all processes together.
+        accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its own
+            part of the images: then all return the same, which is what one process gets from all.
         options: Of `convert`, for a plain network.
 
     Returns:
@@ -213,27 +218,31 @@ def estimate(
         raise ValueError(f"images={images}: look at one image or more; 2048 is usual")
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
-    saliencies: dict[str, list[Tensor]] = {}
-    seen = 0
+    parts: list[tuple[int, int, dict[str, Tensor]]] = []
     with evaluating(model):
-        for batch, _ in batches:
-            batch = batch[: images - seen].to(device)
+        for place, batch in first(batches, images, accelerator=accelerator):
             if dynamic is None:
-                dynamic = convert(model, batch[:2], **options)
-            dynamic.check_input(batch)
-            _, gates = dynamic(batch, gates="open", return_gates="saliency")
-            for name, gate in gates.items():
-                if gate.saliency is not None:
-                    saliencies.setdefault(name, []).append(gate.saliency.float().cpu())
-            seen += len(batch)
-            if seen >= images:
-                break
-    if dynamic is None or not seen:
+                example = gathered(batch[:2], accelerator=accelerator)[:2]
+                dynamic = convert(model, example.to(device), **options)
+            if len(batch):
+                parts.append((place, len(batch), _saliencies(dynamic, batch.to(device))))
+    if not alone(accelerator):
+        parts = gather_object(parts)
+    if dynamic is None or not parts:
         raise ValueError("no images to estimate from; give (images, labels) batches")
-    if not saliencies:
+    found = [part for _, _, part in sorted(parts, key=lambda part: part[0])]
+    if not found[0]:
         raise ValueError("the network has no gate to estimate; see summary() for the reasons")
-    evidence = Evidence(dynamic, {name: torch.cat(parts) for name, parts in saliencies.items()})
-    return _curve(evidence, seen)
+    together = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return _curve(Evidence(dynamic, together), sum(count for _, count, _ in parts))
+
+
+def _saliencies(dynamic: DynamicModel, images: Tensor) -> dict[str, Tensor]:
+    """Unit -> (B, C) saliencies, on the CPU."""
+    dynamic.check_input(images)
+    _, gates = dynamic(images, gates="open", return_gates="saliency")
+    found = {name: gate.saliency for name, gate in gates.items() if gate.saliency is not None}
+    return {name: strength.float().cpu() for name, strength in found.items()}
 
 
 def _curve(evidence: Evidence, images: int) -> Estimate:

@@ -169,6 +169,7 @@ def evaluate_corrupted(
     root: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
+    accelerator: Any = None,
     provenance: dict[str, Any] | None = None,
 ) -> Robustness:
     """Evaluate plain or dynamic networks on clean and on corrupted images.
@@ -185,6 +186,8 @@ def evaluate_corrupted(
         root: Folder of the published files of CIFAR-10-C, to read instead of corrupting here.
         device: Where the networks are; None: where the first one's parameters are.
         progress: Tell how far it is, on standard error.
+        accelerator: An `accelerate.Accelerator` or `PartialState`: each of its processes, all given
+            the same images, corrupts and shows its part of them; all return the whole.
         provenance: Kept in the results.
 
     Returns:
@@ -209,14 +212,22 @@ def evaluate_corrupted(
     if root is not None:
         files = Published(root, labels=labels.numpy(), corruptions=kinds)
     places = _subset(images, count)
+    count = len(places)
+    if accelerator is not None:
+        if count < accelerator.num_processes:
+            raise ValueError(
+                f"{count} images for {accelerator.num_processes} processes; take more images "
+                "(--images) or fewer processes"
+            )
+        places = places[accelerator.process_index :: accelerator.num_processes]
     chosen = images.select(places)
     if device is None:
         device = next(next(iter(networks.values())).parameters()).device
 
     def figures(shown: Images) -> dict[str, Figures]:
-        batches = Batches(shown, batch_size=BATCH, device=device)
+        batches = Batches(shown, batch_size=BATCH, device=device) if len(shown) else ()
         return {
-            name: _figures(evaluate(network, batches, targets=False))
+            name: _figures(evaluate(network, batches, targets=False, accelerator=accelerator))
             for name, network in networks.items()
         }
 
@@ -234,7 +245,7 @@ def evaluate_corrupted(
         {
             name: NetworkRobustness(
                 network=name,
-                images=len(chosen),
+                images=count,
                 clean=clean[name],
                 corrupted=tuple(found[name]),
                 source=MADE if files is None else READ,

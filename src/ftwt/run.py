@@ -21,7 +21,7 @@ from .dynamic import GATES, DynamicModel
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
 from .names import nearest
-from .processes import processes
+from .processes import gathered, processes
 from .results import Shown, provenance, read_json, write_json
 from .train import CHECKPOINT, METRICS, TrainResult, train
 
@@ -33,7 +33,7 @@ ESTIMATE_IMAGES = 2048
 
 @dataclass(frozen=True)
 class Splits:
-    """Batches of one dataset; with several processes, each has its part of all but `plain`.
+    """Batches of one dataset; with several processes, each has its part of all of them.
 
     Args:
         train: Augmented, shuffled, without the held-out images.
@@ -113,7 +113,7 @@ def load_splits(
     size = max(1, EVALUATION_BATCH // world) * world
     return Splits(
         train=Batches(fit, batch_size=batch_size, train=True, seed=seed, **part),
-        plain=Batches(fit, batch_size=size, **here),
+        plain=Batches(fit, batch_size=size, **part),
         validation=Batches(held, batch_size=size, **part),
         test=Batches(test, batch_size=size, **part),
     )
@@ -250,9 +250,9 @@ def gated(config: RunConfig, dense: nn.Module, batches: Batches) -> tuple[Dynami
         The dynamic network, and the executed reduction that the estimate predicts for it.
     """
     assert config.prune is not None
-    example, _ = next(iter(batches))
+    example = gathered(next(iter(batches))[0], accelerator=processes())
     dynamic = convert(dense, example, **asdict(config.prune))
-    curve = estimate(dynamic, batches, images=ESTIMATE_IMAGES)
+    curve = estimate(dynamic, batches, images=ESTIMATE_IMAGES, accelerator=processes())
     asked = config.train.target_reduction
     if asked is not None and config.allocate:
         dynamic.set_r(curve.allocate(reduction=asked).r)
@@ -275,7 +275,7 @@ def twin_of(folder: str, dense: nn.Module, batches: Batches) -> DynamicModel:
     dynamic = from_pretrained(folder_of(folder))
     if not isinstance(dynamic, DynamicModel) or not dynamic.predictors:
         raise ValueError(f"{folder} holds a network without predictors, which has no static twin")
-    twin = dynamic.to(next(dense.parameters()).device).freeze(batches)
+    twin = dynamic.to(next(dense.parameters()).device).freeze(batches, accelerator=processes())
     masks = {k: v for k, v in twin.network.state_dict().items() if k.startswith(f"{GATES}.")}
     load_weights(twin.network, masks | dense.state_dict(), source="the network to begin with")
     return twin

@@ -65,6 +65,7 @@ class RobustnessCommand:
             root=self.corruptions_root,
             device=state.device,
             progress=state.is_main_process,
+            accelerator=state,
         )
         config = replace(  # without this machine's folders
             self,

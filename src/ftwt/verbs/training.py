@@ -75,9 +75,9 @@ class EstimateCommand:
                 raise ValueError(f"{self.model} has its gates already: {'; '.join(asked)}")
             r, options = network.r, {}
         batches = load_splits(self.data).plain
-        curve = estimate(network, batches, images=self.images, **options)
+        curve = estimate(network, batches, images=self.images, accelerator=processes(), **options)
         predicted = curve.reduction_at(r)
-        if self.output:
+        if self.output and processes().is_main_process:
             curve.save(self.output)
         values = curve.to_json() | {"predicted_reduction": predicted}
         how = f"r = {r:g}" if isinstance(r, float) else "r as set for each unit"
@@ -141,7 +141,7 @@ class EvaluateCommand:
             accelerator=processes(),
             provenance=provenance(config=self),
         )
-        if self.output:
+        if self.output and processes().is_main_process:
             write_json(self.output, result.to_json())
         shown: list[Any] = [result]
         if recording is not None:
