@@ -293,4 +293,4 @@ def test_a_native_engine_that_is_missing_is_told(
 
 
 def test_economies_that_were_not_asked_for_load_no_images() -> None:
-    assert Economies().options(library.DataConfig(data_root="nowhere")) == {}
+    assert Economies().options(library.DataConfig(data_root="nowhere"), model=tiny.NAME) == {}

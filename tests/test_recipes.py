@@ -47,9 +47,26 @@ OURS = (
     "cifar10-resnet20-gates-only",
 )
 
+# r, the accuracy and reduction that were published (if they were), hours on 4 V100, the units
+IMAGENET_ROWS = {
+    "imagenet-resnet18-r91-decoupled": (0.91, "69.76% -> 67.49% at 51.56%", "40 hours", 17),
+    "imagenet-resnet34-r97-decoupled": (0.97, "73.30% -> 73.25% at 25.86%", "55.5 hours", 33),
+    "imagenet-resnet34-r97-joint": (0.97, "no row", "55.5 hours", 33),
+    "imagenet-resnet34-r95-decoupled": (0.95, "73.30% -> 72.79% at 37.77%", "55.5 hours", 33),
+    "imagenet-resnet34-r95-joint": (0.95, "73.30% -> 71.52%", "55.5 hours", 33),
+    "imagenet-resnet34-r93-decoupled": (0.93, "73.30% -> 72.17% at 47.42%", "55.5 hours", 33),
+    "imagenet-resnet34-r93-joint": (0.93, "no row", "55.5 hours", 33),
+    "imagenet-resnet34-r92-decoupled": (0.92, "73.30% -> 71.71% at 52.24%", "55.5 hours", 33),
+    "imagenet-resnet34-r92-joint": (0.92, "73.30% -> 70.06%", "55.5 hours", 33),
+    "imagenet-mobilenet-v1-r100-decoupled": (1.0, "69.57% -> 69.66% at 41.07%", "41 hours", 27),
+}
+IMAGENET_OURS = ("imagenet-resnet50", "imagenet-resnet50-dense", "imagenet-mobilenet-v2")
+CIFAR = [*BASELINES, *OURS, *ROWS]
+IMAGENET = [*IMAGENET_ROWS, *IMAGENET_OURS]
+
 
 def test_the_recipes_are_the_baselines_the_study_and_the_published_rows() -> None:
-    assert recipes.names() == [*BASELINES, *OURS, *ROWS]
+    assert recipes.names() == [*CIFAR, *IMAGENET]
 
 
 def test_gates_only_leaves_the_weights_alone() -> None:
@@ -69,7 +86,7 @@ def test_a_dense_network_is_trained_as_long_as_the_pruned_one() -> None:
     assert dense.train == replace(pruned.train, **gates)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", CIFAR)
 def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     config, told = recipes.get(name), recipes.describe(name)
     assert f"ftwt train {name}" in told
@@ -138,4 +155,46 @@ def test_an_unknown_recipe_gets_the_nearest_and_all_others() -> None:
     with pytest.raises(ValueError) as error:
         recipes.get("cifar10-resnet20-shrot")
     assert "did you mean 'cifar10-resnet20-short'?" in str(error.value)
-    assert all(name in str(error.value) for name in recipes.names())
+    assert "`ftwt recipes` lists them" in str(error.value)
+    assert all(name in str(error.value) for name in CIFAR)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_recipe_for_imagenet_says_what_it_is_and_how_to_run_it(name: str) -> None:
+    config, told = recipes.get(name), recipes.describe(name)
+    assert f"ftwt train {name} --data-root imagenet" in told and "Not run here" in told
+    assert RunConfig.from_json(config.to_json()) == config
+    assert config.model.startswith(("torchvision:", "timm:")) and config.weights == "pretrained"
+    assert (config.data.dataset, config.data.validation) == ("folder", 10_000)
+    assert (config.train.precision, config.train.channels_last) == ("bf16", True)
+    assert (config.prune is None) == name.endswith("-dense")
+    assert not config.new_head
+
+
+@pytest.mark.parametrize("name", IMAGENET_ROWS)
+def test_a_row_of_imagenet_converts_as_published(name: str) -> None:
+    r, published, cost, units = IMAGENET_ROWS[name]
+    config, told = recipes.get(name), recipes.describe(name)
+    assert published in told and f"{cost} on 4 V100" in told
+    assert "schedule was not released" in " ".join(told.split())
+    assert config.prune is not None and config.prune.r == r
+    assert config.prune.mode == name.rpartition("-")[2]
+    assert (config.prune.head, config.prune.saliency) == ("softmax", "peak")
+    assert (config.train.epochs, config.train.batch_size, config.train.cooldown) == (60, 256, 0.5)
+    if config.prune.mode == "joint" or r in (0.97, 0.93, 0.92) and "resnet34" in name:
+        return  # the same network once more
+    dynamic = convert(
+        models.create(config.model), torch.randn(1, 3, 64, 64), **asdict(config.prune)
+    )
+    assert len(dynamic.predictors) == len(dynamic.units) == units
+    assert list(dynamic.r.values()) == pytest.approx([r] * units)
+
+
+def test_a_network_of_torchvision_or_timm_is_a_recipe_for_a_folder() -> None:
+    config = recipes.get("timm:resnet50")
+    assert config.model == "timm:resnet50" and config.data.dataset == "folder"
+    assert config.train == recipes.get("imagenet-resnet18-r91-decoupled").train
+    assert "ImageNet" in recipes.describe("timm:resnet50")
+    pruned, dense = recipes.get("imagenet-resnet50"), recipes.get("imagenet-resnet50-dense")
+    gates = {"target_reduction": None, "predictor_warmup_steps": 0}
+    assert dense.train == replace(pruned.train, **gates)  # type: ignore[arg-type]

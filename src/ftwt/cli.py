@@ -74,7 +74,7 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
         if config.prune is None:
             _refuse_gates(recipe, config.model, rest)
         program, description = f"{program} {recipe}", recipes.describe(recipe)
-        default = TrainCommand(output=f"runs/{recipe}", run=config)
+        default = TrainCommand(output=f"runs/{recipe.replace(':', '-')}", run=config)
     elif verb == "train":
         program += " RECIPE"
     return tyro.cli(

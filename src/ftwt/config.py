@@ -208,18 +208,21 @@ class TrainConfig(_Config):
 class DataConfig(_Config):
     """Which images, and which of them are held out for validation."""
 
-    dataset: Literal["cifar10", "cifar100", "cifar10-embedded"] = "cifar10"
-    """The dataset."""
+    dataset: Literal["cifar10", "cifar100", "cifar10-embedded", "folder"] = "cifar10"
+    """The dataset; folder: images in folders by class, as ImageNet's (docs/imagenet.md)."""
     data_root: str | None = None
     """Folder that holds (or will hold) the dataset's files; None: ./data."""
     validation: int = 5000
     """Training images held out, class-balanced, for validation."""
     split_seed: int = 0
     """Decides which images are held out."""
+    workers: int = 4
+    """Processes that decode a folder's images, beside each that trains; they change no result."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("validation", 1, fix="5000 is usual on CIFAR")
+        self._check("workers", 0, fix="0 lets the training process decode")
         self._check("split_seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
 
 
@@ -239,6 +242,8 @@ class RunConfig(_Config):
     """With a target_reduction: let the estimate choose an r for each unit, not one for all."""
     twin_of: str | None = None
     """Folder of a finished dynamic run: train its static twin from the same weights."""
+    new_head: bool = False
+    """Where a folder's classes are not those of the weights: begin with a new classifier."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training."""
 
@@ -252,6 +257,11 @@ class RunConfig(_Config):
             )
         if self.allocate and (self.train.target_reduction is None or not gates):
             raise ValueError("allocate=True needs gates and a target_reduction to allocate")
+        if self.new_head and (self.weights is None or self.data.dataset != "folder"):
+            raise ValueError(
+                "new_head=True is for weights of other classes than those of a folder of images; "
+                "random weights have a new head anyway, and CIFAR networks are of CIFAR's classes"
+            )
         if self.train.distillation > 0 and self.weights is None:
             raise ValueError(
                 f"distillation={self.train.distillation} from random weights; give the weights of "

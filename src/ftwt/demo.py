@@ -18,7 +18,7 @@ from torch import nn
 from .compile import compile
 from .config import DataConfig, PruneConfig, RunConfig, TrainConfig
 from .convert import convert
-from .data import Batches
+from .data import Epochs
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
 from .lock import held
@@ -183,7 +183,7 @@ def _demo(reduction: float, epochs: int, folder: Path, told: Console) -> DemoRes
     return result
 
 
-def _step_ms(model: nn.Module, batches: Batches) -> float:
+def _step_ms(model: nn.Module, batches: Epochs) -> float:
     """Time of one training step of a copy of the network, in milliseconds."""
     few = list(islice(batches, TIMED))
     config = replace(TRAINING, epochs=3, predictor_warmup_steps=0, distillation=0.0, cooldown=1)
@@ -192,7 +192,7 @@ def _step_ms(model: nn.Module, batches: Batches) -> float:
 
 
 def _image_ms(
-    dense: nn.Module, dynamic: nn.Module, batches: Batches
+    dense: nn.Module, dynamic: nn.Module, batches: Epochs
 ) -> tuple[float, float] | tuple[None, None]:
     """Time of one image on an engine of each network, in milliseconds: in turns, medians."""
     images, _ = next(iter(batches))

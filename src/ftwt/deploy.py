@@ -19,24 +19,11 @@ from . import runtime
 from .checkpoint import saved_name
 from .compile import compile
 from .config import DataConfig
-from .data.cifar import CIFAR10, CIFAR100
-from .data.subset import SIDE, read_index
 from .dynamic import Batches
-from .models.vision import import_vision
-from .pictures import PREPROCESSING, SUFFIX, Preprocessing
+from .inputs import known
+from .pictures import PREPROCESSING, SUFFIX
 from .run import find_network, folder_of, is_architecture, load_network, load_splits
 from .runtime.engine import Kind
-
-CIFAR100_CLASSES = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
-    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
-    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
-    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
-    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
-    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
 
 
 @dataclass(frozen=True)
@@ -54,14 +41,17 @@ class Economies:
     images: int = 2048
     """Images to judge by."""
 
-    def options(self, data: DataConfig) -> dict[str, Any]:
-        """The options of `ftwt.compile`; the dataset is loaded only if one of them needs it."""
+    def options(self, data: DataConfig, *, model: str) -> dict[str, Any]:
+        """The options of `ftwt.compile` for a network of that name in `ftwt.models`.
+
+        The dataset is loaded only if one of them needs it.
+        """
         chosen = [f.name for f in fields(self) if getattr(self, f.name) is True]
         if not chosen:
             return {}
         if self.images < 1:
             raise ValueError(f"images={self.images}: judge by one image or more; 2048 is usual")
-        return dict.fromkeys(chosen, list(first(load_splits(data).plain, self.images)))
+        return dict.fromkeys(chosen, list(first(load_splits(data, model=model).plain, self.images)))
 
 
 def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -188,7 +178,7 @@ def deploy(
         raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
     network, name = find_network(source).cpu(), name_of(source)
     how, classes = known(name)
-    options = (economies or Economies()).options(data or DataConfig())
+    options = (economies or Economies()).options(data or DataConfig(), model=name)
     example = torch.zeros(1, 3, how.crop, how.crop)
     program = compile(network, example, engine=engine, threads=threads, **options).program
     outputs, side = program.maps[program.output][0], program.maps[0][1]
@@ -211,54 +201,6 @@ def deploy(
         dense_macs=program.dense_macs,
         economies=dict(program.notes.get("economies", {})),
     )
-
-
-def known(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
-    """What is known of a network from its name in `ftwt.models`.
-
-    Returns:
-        How images are prepared for it, and what its outputs are called; some of timm's have no
-        names.
-    """
-    source, _, foreign = name.rpartition(":")
-    if source == "torchvision":
-        return _torchvision(foreign)
-    if source == "timm":
-        return _timm(foreign)
-    other = name.startswith("cifar100-")
-    dataset = CIFAR100 if other else CIFAR10
-    classes = CIFAR100_CLASSES.split() if other else read_index()["classes"]
-    return Preprocessing(SIDE, SIDE, dataset.mean, dataset.std), tuple(classes)
-
-
-def _torchvision(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
-    weights = import_vision("torchvision").models.get_model_weights(name).DEFAULT
-    preset = weights.transforms()
-    how = Preprocessing(
-        resize=preset.resize_size[0],
-        crop=preset.crop_size[0],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-    )
-    return how, tuple(weights.meta["categories"])
-
-
-def _timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
-    timm = import_vision("timm")
-    config = timm.models.get_pretrained_cfg(name)
-    crop = config.input_size[-1]
-    how = Preprocessing(
-        resize=int(crop / config.crop_pct),
-        crop=crop,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        interpolation=config.interpolation,
-    )
-    if config.num_classes != 1000:  # not ImageNet's usual ones
-        return how, ()
-    names = timm.data.ImageNetInfo("imagenet-1k").label_descriptions()
-    return how, tuple(name.split(",")[0] for name in names)
 
 
 def _told(value: Any) -> str:

@@ -13,39 +13,26 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
 from . import data, models, shipped
-from .checkpoint import from_pretrained, load_weights, save_pretrained
+from .checkpoint import from_pretrained, load_weights, save_pretrained, saved_name
 from .config import DataConfig, RunConfig, changes
 from .convert import convert
-from .data import Batches
+from .data import Epochs
 from .dynamic import GATES, DynamicModel
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
+from .graph.trace import evaluating
+from .inputs import known
+from .lock import held
 from .names import nearest
 from .processes import gathered, processes
 from .results import Shown, provenance, read_json, write_json
+from .splits import Splits as Splits
+from .splits import load_splits as load_splits
 from .train import CHECKPOINT, METRICS, TrainResult, train
 
 SETTINGS, MODEL, RESULT = "settings.json", "model", "run.json"  # of a run's folder
 
-EVALUATION_BATCH = 500
 ESTIMATE_IMAGES = 2048
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Batches of one dataset; with several processes, each has its part of all of them.
-
-    Args:
-        train: Augmented, shuffled, without the held-out images.
-        plain: The same images as they are, in order: for estimates and for freezing.
-        validation: The held-out images; all choices are made on these.
-        test: The official test images; only reported on.
-    """
-
-    train: Batches
-    plain: Batches
-    validation: Batches
-    test: Batches
 
 
 @dataclass(frozen=True)
@@ -85,57 +72,71 @@ class RunResult(Shown):
             yield f"reduction: {', '.join(told)}"
 
 
-def load_splits(
-    config: DataConfig, *, batch_size: int = 128, seed: int = 0, channels_last: bool = False
-) -> Splits:
-    """Load a dataset onto this process's device, and split it.
-
-    The official archive is downloaded if it is not there.
-
-    Args:
-        config: Which images, and which of them to hold out.
-        batch_size: Images a training step, over all processes.
-        seed: Decides order and augmentation.
-        channels_last: Memory layout of the images.
-    """
-    state = processes()
-    world = state.num_processes
-    with state.local_main_process_first():  # which downloads, if need be
-        both = [
-            data.load(config.dataset, config.data_root, train=train, download=True)
-            for train in (True, False)
-        ]
-    fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
-    fit, held, test = (images.to(state.device) for images in (fit, held, both[1]))
-
-    here: dict[str, Any] = {"device": state.device, "channels_last": channels_last}
-    part = here | {"shard": (state.process_index, world)}
-    size = max(1, EVALUATION_BATCH // world) * world
-    return Splits(
-        train=Batches(fit, batch_size=batch_size, train=True, seed=seed, **part),
-        plain=Batches(fit, batch_size=size, **part),
-        validation=Batches(held, batch_size=size, **part),
-        test=Batches(test, batch_size=size, **part),
-    )
-
-
-def load_network(model: str, weights: str | None) -> nn.Module:
+def load_network(
+    model: str, weights: str | None, *, classes: int | None = None, new_head: bool = False
+) -> nn.Module:
     """Create a dense network by name, on this process's device.
 
     Args:
         model: A name of `ftwt.models`.
         weights: `pretrained`, a folder of `save_pretrained` or of a run, or None for random ones.
+        classes: How many outputs it must have; if not given, as many as it has.
+        new_head: Where the weights are of another number of classes, begin with a new classifier.
 
     Raises:
-        ValueError: There is no such network, it has no weights, or they are of another one.
+        ValueError: There is no such network, it has no weights, or they are of another one, or of
+            another number of classes.
     """
-    if weights is None or weights == "pretrained":
-        network = models.create(model, pretrained=weights is not None)
+    sized: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    if weights is None:
+        network = models.create(model, **sized)
+    elif weights == "pretrained":
+        network = models.create(model, pretrained=True)
     else:
-        network = from_pretrained(folder_of(weights), model=models.create(model))
+        folder = folder_of(weights)
+        own = saved_name(folder) == model  # and may be of other classes than those by default
+        network = from_pretrained(folder, model=None if own else models.create(model))
         if isinstance(network, DynamicModel):
             raise ValueError(f"{weights} holds a pruned network; name the run of a dense one")
+    if classes is not None and (found := count_outputs(network, model)) != classes:
+        if not new_head:
+            raise ValueError(
+                f"the weights {weights!r} of {model} are of {found} classes, the images of "
+                f"{classes}; give weights of these classes, or begin with a new classifier "
+                "(--new-head, new_head=True)"
+            )
+        network = _with_new_head(network, models.create(model, **sized))
     return network.to(processes().device)
+
+
+def count_outputs(network: nn.Module, model: str) -> int:
+    """Count the classes that a network of that name tells apart."""
+    side = known(model)[0].crop
+    device = next(network.parameters()).device
+    with evaluating(network), torch.inference_mode():
+        return network(torch.zeros(1, 3, side, side, device=device)).shape[1]
+
+
+def check_classes(network: nn.Module, model: str, splits: Splits) -> None:
+    """Refuse to tell how well a network knows classes that are not its own.
+
+    Raises:
+        ValueError: The images are of another number of classes than the network of that name.
+    """
+    classes, outputs = len(splits.test.images.classes), count_outputs(network, model)
+    if classes != outputs:
+        raise ValueError(
+            f"the network tells {outputs} classes apart, the images are of {classes}; give images "
+            "of its own classes, or train it on these"
+        )
+
+
+def _with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
+    """Take all of a trained network's weights that fit: the classifier's do not."""
+    values, state = trained.state_dict(), fresh.state_dict()
+    fits = {k: v for k, v in values.items() if k in state and state[k].shape == v.shape}
+    fresh.load_state_dict(state | fits)
+    return fresh
 
 
 def find_network(source: str) -> nn.Module:
@@ -202,14 +203,23 @@ def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = Fal
         Settings and figures, as in `run.json`.
 
     Raises:
-        ValueError: Settings, data and folder do not fit, or the folder's run had other settings.
+        ValueError: Settings, data and folder do not fit, the folder's run had other settings, or
+            another process runs there now.
     """
-    folder = Path(output)
+    with held(output):
+        return _run(config, Path(output), resume=resume)
+
+
+def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
     _recall(config, folder, resume=resume)
     torch.manual_seed(config.train.seed)  # of random weights
-    dense = load_network(config.model, config.weights)
+    classes = None
+    if config.data.dataset == "folder":
+        classes = len(data.folder_classes(config.data.data_root))
+    dense = load_network(config.model, config.weights, classes=classes, new_head=config.new_head)
     splits = load_splits(
         config.data,
+        model=config.model,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         channels_last=config.train.channels_last,
@@ -238,12 +248,13 @@ def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = Fal
         provenance=origin | {"duration_s": round(trained.seconds, 1)},
     )
     if processes().is_main_process:
-        save_pretrained(network, folder / MODEL, name=config.model)
+        arguments = None if classes is None else {"num_classes": classes}
+        save_pretrained(network, folder / MODEL, name=config.model, arguments=arguments)
         write_json(folder / RESULT, result.to_json())
     return result
 
 
-def gated(config: RunConfig, dense: nn.Module, batches: Batches) -> tuple[DynamicModel, float]:
+def gated(config: RunConfig, dense: nn.Module, batches: Epochs) -> tuple[DynamicModel, float]:
     """Convert a network as a run asks, with the r that the estimate gives for a budget.
 
     Returns:
@@ -261,7 +272,7 @@ def gated(config: RunConfig, dense: nn.Module, batches: Batches) -> tuple[Dynami
     return dynamic, curve.reduction_at(dynamic.r)
 
 
-def twin_of(folder: str, dense: nn.Module, batches: Batches) -> DynamicModel:
+def twin_of(folder: str, dense: nn.Module, batches: Epochs) -> DynamicModel:
     """Build the static twin of a finished dynamic run, with the weights that the run began with.
 
     Args:
@@ -284,7 +295,9 @@ def twin_of(folder: str, dense: nn.Module, batches: Batches) -> DynamicModel:
 def _recall(config: RunConfig, folder: Path, *, resume: bool) -> None:
     """Note a new run's settings in its folder; hold a resumed one to those it began with."""
     path = folder / SETTINGS
-    config = replace(config, data=replace(config.data, data_root=None))  # files may move meanwhile
+    # Files may move meanwhile, and other processes decode them.
+    data = replace(config.data, data_root=None, workers=DataConfig.workers)
+    config = replace(config, data=data)
     if resume and path.exists():
         if found := changes(RunConfig.from_json(read_json(path)), config):
             raise ValueError(f"{folder} holds another run: {'; '.join(found)}; resume with its own")

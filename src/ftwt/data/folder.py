@@ -12,7 +12,7 @@ from ..pictures import Preprocessing
 from .archive import data_folder
 
 TRAIN, TEST = "train", "val"  # as ImageNet calls them
-LAYOUT = f"images lie in ROOT/{TRAIN}/CLASS/ and ROOT/{TEST}/CLASS/"
+LAYOUT = "images lie in ROOT/train/CLASS/ and ROOT/val/CLASS/"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,7 +11,7 @@ import tyro
 from ..bench import BATCHES, RIVALS, SINGLES, bench
 from ..classify import classify
 from ..config import DataConfig
-from ..deploy import Economies, as_file, deploy, first, to_time
+from ..deploy import Economies, as_file, deploy, first, name_of, to_time
 from ..dynamic import DynamicModel
 from ..results import write_json
 from ..run import load_splits
@@ -123,10 +123,11 @@ class BenchCommand:
         """Time them."""
         torch.manual_seed(self.seed)
         network, example = to_time(self.model)
-        images = None
+        model, images = name_of(self.model), None
         if self.keep is None and isinstance(network, DynamicModel):
             wanted = max(self.singles, BATCHES * self.batch)
-            images = torch.cat([x for x, _ in first(load_splits(self.data).test, wanted)]).cpu()
+            test = load_splits(self.data, model=model).test
+            images = torch.cat([x for x, _ in first(test, wanted)]).cpu()
         result = bench(
             network,
             example,
@@ -141,7 +142,7 @@ class BenchCommand:
             engine=self.engine,
             name=self.model,
             config=self,
-            **self.economies.options(self.data),
+            **self.economies.options(self.data, model=model),
         )
         if self.output:
             result.save(self.output)

@@ -23,7 +23,7 @@ from ..processes import processes
 from ..record import record
 from ..recording import RECORDING
 from ..results import provenance, write_json
-from ..run import RESULT, find_network, load_splits, run
+from ..run import RESULT, check_classes, find_network, load_splits, run
 from .options import Json, Network
 
 
@@ -74,7 +74,7 @@ class EstimateCommand:
             if asked := changes(PruneConfig(), self.prune):
                 raise ValueError(f"{self.model} has its gates already: {'; '.join(asked)}")
             r, options = network.r, {}
-        batches = load_splits(self.data).plain
+        batches = load_splits(self.data, model=name_of(self.model)).plain
         curve = estimate(network, batches, images=self.images, accelerator=processes(), **options)
         predicted = curve.reduction_at(r)
         if self.output and processes().is_main_process:
@@ -133,7 +133,8 @@ class EvaluateCommand:
         """Evaluate; record."""
         recording = self._recording()
         network = find_network(self.model)
-        splits = load_splits(self.data)
+        splits = load_splits(self.data, model=name_of(self.model))
+        check_classes(network, name_of(self.model), splits)
         result = evaluate(
             network,
             getattr(splits, self.split),
@@ -217,7 +218,7 @@ def _achieved(result: dict[str, Any] | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RecipesCommand:
-    """List the recipes: the baselines, and one for each published CIFAR row."""
+    """List the recipes: the baselines, ours, and one for each published row."""
 
     as_json: Json = False
 

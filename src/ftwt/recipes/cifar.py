@@ -1,58 +1,20 @@
-"""Runs by name: the baselines, our own schedules, and one for each published CIFAR row.
+"""Recipes for CIFAR: the baselines, our own schedules, and one for each published row.
 
-A recipe is a function without arguments that returns a `RunConfig`; every value can be changed on
-the command line (`ftwt train NAME --epochs 40`). Docstrings give the command, and what the paper
-reached: accuracy, and the reduction in its own counting (`published`, docs/counting.md). Its rows
-take 200 epochs; docs/results.md says which were run here, and for how long.
+The paper's rows take 200 epochs; docs/results.md says which were run here, and for how long.
 
 Source: the CIFAR-10 experiments of the paper (see `method.py`).
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .config import DataConfig, PruneConfig, RunConfig, TrainConfig
-from .method import Mode
-from .models import names as model_names
-from .names import nearest
+from ..config import DataConfig, PruneConfig, RunConfig, TrainConfig
+from ..method import Mode
+from .table import Recipes
 
-Recipe = Callable[[], RunConfig]
-
-_RECIPES: dict[str, Recipe] = {}
-
-
-def names() -> list[str]:
-    """List the recipes."""
-    return list(_RECIPES)
-
-
-def describe(name: str) -> str:
-    """Say what a recipe, or a model's name as one, does; its first line is a summary."""
-    if name not in _RECIPES:
-        return f"Prune {name} with the published schedule."
-    return inspect.getdoc(_RECIPES[name]) or ""
-
-
-def get(name: str) -> RunConfig:
-    """Return a recipe's settings.
-
-    Args:
-        name: A recipe, or a model's name for that model pruned with the published schedule.
-
-    Raises:
-        ValueError: If there is neither; the message lists the recipes and suggests the nearest.
-    """
-    if name in _RECIPES:
-        return _RECIPES[name]()
-    if name in model_names():
-        return published(name)
-    raise ValueError(
-        f"unknown recipe or model {name!r}; {nearest(name, [*names(), *model_names()])}"
-    )
+RECIPES = Recipes()
 
 
 def published(model: str, *, r: float = 0.9, mode: Mode = "decoupled") -> RunConfig:
@@ -83,12 +45,7 @@ def baseline(model: str, *, epochs: int = 200, lr: float = 0.1) -> RunConfig:
     return RunConfig(model=model, train=train)
 
 
-def _recipe(function: Recipe) -> Recipe:
-    _RECIPES[function.__name__.replace("_", "-")] = function
-    return function
-
-
-@_recipe
+@RECIPES.add
 def cifar10_resnet20_baseline() -> RunConfig:
     """Dense ResNet-20, 45 epochs: the network of the demo.
 
@@ -99,7 +56,7 @@ def cifar10_resnet20_baseline() -> RunConfig:
     return baseline("cifar10-resnet20", epochs=45, lr=0.15)
 
 
-@_recipe
+@RECIPES.add
 def cifar10_resnet56_baseline() -> RunConfig:
     """Dense ResNet-56 to start from; the paper's reached 93.66%.
 
@@ -110,7 +67,7 @@ def cifar10_resnet56_baseline() -> RunConfig:
     return baseline("cifar10-resnet56")
 
 
-@_recipe
+@RECIPES.add
 def cifar10_vgg16_bn_baseline() -> RunConfig:
     """Dense VGG16-BN to start from; the paper's reached 93.82%.
 
@@ -121,7 +78,7 @@ def cifar10_vgg16_bn_baseline() -> RunConfig:
     return baseline("cifar10-vgg16-bn", lr=0.05)
 
 
-@_recipe
+@RECIPES.add
 def cifar10_mobilenet_v1_baseline() -> RunConfig:
     """Dense MobileNetV1 to start from; the paper's reached 90.89%.
 
@@ -132,7 +89,7 @@ def cifar10_mobilenet_v1_baseline() -> RunConfig:
     return baseline("cifar10-mobilenet-v1")
 
 
-@_recipe
+@RECIPES.add
 def cifar10_mobilenet_v1_half_baseline() -> RunConfig:
     """Dense MobileNetV1 of half the width: static pruning by hand; the paper's loses 3.31 points.
 
@@ -143,7 +100,7 @@ def cifar10_mobilenet_v1_half_baseline() -> RunConfig:
     return baseline("cifar10-mobilenet-v1-x0.5")
 
 
-@_recipe
+@RECIPES.add
 def cifar10_mobilenet_v2_baseline() -> RunConfig:
     """Dense MobileNetV2 to start from.
 
@@ -154,7 +111,7 @@ def cifar10_mobilenet_v2_baseline() -> RunConfig:
     return baseline("cifar10-mobilenet-v2")
 
 
-@_recipe
+@RECIPES.add
 def cifar10_resnet20_short() -> RunConfig:
     """Prune ResNet-20 in 10 epochs, standardized head: the study of docs/results.md.
 
@@ -176,7 +133,7 @@ def cifar10_resnet20_short() -> RunConfig:
     )
 
 
-@_recipe
+@RECIPES.add
 def cifar10_resnet20_dynamic_40() -> RunConfig:
     """Prune ResNet-20 to 40% fewer MACs in 30 epochs: r by unit, taught by the dense network.
 
@@ -190,7 +147,7 @@ def cifar10_resnet20_dynamic_40() -> RunConfig:
     return replace(config, allocate=True, train=train)
 
 
-@_recipe
+@RECIPES.add
 def cifar10_resnet20_dense_30() -> RunConfig:
     """Train the dense ResNet-20 for the same 30 epochs more: what a pruned one is to be held to.
 
@@ -201,7 +158,7 @@ def cifar10_resnet20_dense_30() -> RunConfig:
     return replace(config, prune=None, allocate=False, train=train)
 
 
-@_recipe
+@RECIPES.add
 def cifar10_resnet20_gates_only() -> RunConfig:
     """Put gates on ResNet-20 and leave its weights as they are: 20% fewer MACs in one epoch.
 
@@ -253,6 +210,12 @@ class _Row:
             train=replace(config.train, schedule=schedule),
         )
 
+    def describe(self) -> str:
+        return (
+            f"Published: {self.model}, r = {self.r:g}, {self.mode}: {self.told}.\n\n"
+            f"    ftwt train {self.name} --weights runs/{self.model}-baseline\n\n{self.note}"
+        ).strip()
+
 
 _CURVE = (
     "The paper shows a curve without r; these r are our choice. Its gap to the baseline, read off\n"
@@ -284,17 +247,5 @@ _ROWS = (
 )  # fmt: skip
 
 
-def _add_row(row: _Row) -> None:
-    def recipe() -> RunConfig:
-        return row.config()
-
-    recipe.__name__ = row.name.replace("-", "_")
-    recipe.__doc__ = (
-        f"Published: {row.model}, r = {row.r:g}, {row.mode}: {row.told}.\n\n"
-        f"    ftwt train {row.name} --weights runs/{row.model}-baseline\n\n{row.note}"
-    ).strip()
-    _recipe(recipe)
-
-
 for _row in _ROWS:
-    _add_row(_row)
+    RECIPES.add_row(_row.name, _row.describe(), _row.config())
