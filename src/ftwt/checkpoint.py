@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +47,7 @@ def save_pretrained(
     *,
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Save a network, plain, dynamic or static twin, for `from_pretrained`.
@@ -57,6 +58,7 @@ def save_pretrained(
         name: What `ftwt.models.create` knows its architecture by; None for an architecture of your
             own, which `from_pretrained` must then be given.
         arguments: Further arguments of `ftwt.models.create`, such as `num_classes`.
+        classes: Names of its outputs, for `ftwt run`; None for those that its name implies.
         dtype: Store weights of two dimensions or more in it: `torch.float16` or `torch.bfloat16`
             halve the file. Vectors and scalars (statistics, biases, thresholds) stay as they are;
             so does the network. None stores everything as it is.
@@ -71,6 +73,7 @@ def save_pretrained(
         "library": "ftwt",
         "model": name,
         "arguments": dict(arguments or {}),
+        "classes": None if classes is None else list(classes),
         "input_shape": None if dynamic is None else list(dynamic.input_shape),
         "convert": None if dynamic is None else dynamic.config,
     }
@@ -218,6 +221,16 @@ def saved_name(source: str | os.PathLike[str], *, revision: str | None = None) -
         FileNotFoundError: There is no such network, folder or repository, or it holds no network.
     """
     return load_metadata(_fetch(source, revision) / WEIGHTS).get("model")
+
+
+def saved_classes(source: str | os.PathLike[str], *, revision: str | None = None) -> list[str]:
+    """Return the names of a saved network's outputs; none if they were not saved.
+
+    Raises:
+        FileNotFoundError: There is no such network, folder or repository, or it holds no network.
+    """
+    found = load_metadata(_fetch(source, revision) / WEIGHTS).get("classes")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:

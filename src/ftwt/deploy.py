@@ -16,7 +16,7 @@ from rich.markup import escape
 from torch import nn
 
 from . import runtime
-from .checkpoint import saved_name
+from .checkpoint import saved_classes, saved_name
 from .compile import compile
 from .config import DataConfig
 from .dynamic import Batches
@@ -178,6 +178,8 @@ def deploy(
         raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
     network, name = find_network(source).cpu(), name_of(source)
     how, classes = known(name)
+    if not is_architecture(source):
+        classes = tuple(saved_classes(folder_of(source))) or classes
     options = (economies or Economies()).options(data or DataConfig(), model=name)
     example = torch.zeros(1, 3, how.crop, how.crop)
     program = compile(network, example, engine=engine, threads=threads, **options).program

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Images
+from .data import ImageFiles, Images
 from .dynamic import DynamicModel
 from .evaluate import check_labels, plain_macs, plain_outputs
 from .graph.trace import evaluating
@@ -74,7 +74,7 @@ def record(
             "batches is a generator, which can be gone through once; give a list or Batches"
         )
     source = getattr(batches, "images", None)
-    if isinstance(source, Images):
+    if isinstance(source, Images | ImageFiles):
         classes = source.classes if classes is None else classes
         mean, std = (source.mean, source.std) if mean is None else (mean, std)
     dynamic = model if isinstance(model, DynamicModel) else None

@@ -28,6 +28,7 @@ from .processes import gathered, processes
 from .results import Shown, provenance, read_json, write_json
 from .splits import Splits as Splits
 from .splits import load_splits as load_splits
+from .tensors import refusing
 from .train import CHECKPOINT, METRICS, TrainResult, train
 
 SETTINGS, MODEL, RESULT = "settings.json", "model", "run.json"  # of a run's folder
@@ -248,8 +249,11 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         provenance=origin | {"duration_s": round(trained.seconds, 1)},
     )
     if processes().is_main_process:
-        arguments = None if classes is None else {"num_classes": classes}
-        save_pretrained(network, folder / MODEL, name=config.model, arguments=arguments)
+        own: dict[str, Any] = {}
+        if classes is not None:
+            named = splits.test.images.classes
+            own = {"arguments": {"num_classes": classes}, "classes": named}
+        save_pretrained(network, folder / MODEL, name=config.model, **own)
         write_json(folder / RESULT, result.to_json())
     return result
 
@@ -299,7 +303,9 @@ def _recall(config: RunConfig, folder: Path, *, resume: bool) -> None:
     data = replace(config.data, data_root=None, workers=DataConfig.workers)
     config = replace(config, data=data)
     if resume and path.exists():
-        if found := changes(RunConfig.from_json(read_json(path)), config):
+        with refusing(path, "holds no settings of a run"):
+            before = RunConfig.from_json(read_json(path))
+        if found := changes(before, config):
             raise ValueError(f"{folder} holds another run: {'; '.join(found)}; resume with its own")
     elif processes().is_main_process and not (folder / CHECKPOINT).exists():
         write_json(path, config.to_json())

@@ -37,7 +37,7 @@ class Splits:
 def load_splits(
     config: DataConfig,
     *,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     seed: int = 0,
     channels_last: bool = False,
     model: str | None = None,
@@ -48,7 +48,7 @@ def load_splits(
 
     Args:
         config: Which images, and which of them to hold out.
-        batch_size: Images a training step, over all processes.
+        batch_size: Images a training step, over all processes; if not given, 128 or all there are.
         seed: Decides order and augmentation.
         channels_last: Memory layout of the images.
         model: Name of the network in `ftwt.models`, which says how image files are prepared.
@@ -89,6 +89,8 @@ def load_splits(
         "shard": (state.process_index, world),
     }
     size = max(1, size // world) * world
+    if batch_size is None:
+        batch_size = max(1, min(128, len(fit)) // world) * world
     return Splits(
         train=batches(fit, batch_size=batch_size, train=True, seed=seed, **part),
         plain=batches(fit, batch_size=size, **part),
