@@ -119,7 +119,7 @@ def found(model: nn.Module, **options: Any) -> tuple[dict[str, Any], dict[str, s
     names = [unit.name for unit in units]
     assert sorted([*names, *reasons]) == sorted(convs)  # each is a unit, or has its reason
     nodes = [node.name for node in network.graph.nodes]
-    assert [nodes.index(u.conv) for u in units] == sorted(nodes.index(u.conv) for u in units)
+    assert [nodes.index(u.layer) for u in units] == sorted(nodes.index(u.layer) for u in units)
     return {unit.name: unit for unit in units}, reasons
 
 

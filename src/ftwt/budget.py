@@ -104,7 +104,7 @@ class Calibration:
 
 def calibrate(
     dynamic: DynamicModel,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any] | Tensor],
     *,
     reduction: float,
     tolerance: float = 0.002,
@@ -117,7 +117,8 @@ def calibrate(
 
     Args:
         dynamic: The network; its gates' `threshold` buffers are changed in place.
-        batches: Images (B, C, H, W) and labels; take validation images, not test images.
+        batches: Images (B, C, *spatial), with or without labels; take validation images, not test
+            images.
         reduction: Share of the dense MACs to save, by `executed` counting.
         tolerance: Accepted distance of the achieved reduction.
         images: Look at the first so many, over all processes together.

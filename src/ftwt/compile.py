@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import tuning
 from .convert import convert
-from .dynamic import Batches, DynamicModel
+from .dynamic import Batches, DynamicModel, images_of
 from .lowering import economies, lower
 from .runtime import Engine, Program
 from .runtime.engine import Kind
@@ -40,8 +40,8 @@ def compile(
     """Make an engine that computes, for each input, only the filters that it needs.
 
     The economies below, off unless asked for, look at what gates decide on some images: batches of
-    (images, labels), or True for those that another economy was given. What each did is in
-    `engine.program.notes["economies"]`. `remove_silent`, `drop_constant` and `tune` change which
+    them, with or without labels, or True for those that another economy was given. What each did is
+    in `engine.program.notes["economies"]`. `remove_silent`, `drop_constant` and `tune` change which
     masks are applied to other images: evaluate again, on the engine.
 
     Args:
@@ -123,8 +123,8 @@ class _Given:
         """Mask -> (N, K) bool: what the gates of a program decide."""
         engine = Engine(program, engine=self.engine)
         seen: list[dict[str, np.ndarray]] = []
-        for images, _ in self._of(option):
-            seen.append(engine.run(images.float().cpu())[1].masks)
+        for batch in self._of(option):
+            seen.append(engine.run(images_of(batch).float().cpu())[1].masks)
         if not seen:
             raise ValueError("no batches to look at; give (images, labels) batches")
         return {
@@ -137,5 +137,5 @@ class _Given:
         if option is True and not self.batches:
             noise = np.random.default_rng(0).standard_normal((TUNED_ON, *program.maps[0]))
             return noise.astype(np.float32)
-        first, _ = next(iter(self._of(option)))
+        first = images_of(next(iter(self._of(option))))
         return first[:TUNED_ON].float().cpu().numpy()

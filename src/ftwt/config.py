@@ -95,12 +95,14 @@ class PruneConfig(_Config):
     """Where the last unit of a residual block is masked: before or after the add."""
     depthwise: Depthwise = "inherit"
     """A depthwise conv takes its producer's mask, or has a gate of its own."""
+    linear: bool = False
+    """Gate hidden linear layers too; without tokens or space they need a rank."""
     straight_through: bool = False
     """Let the task loss reach the predictors through the 0/1 mask."""
     min_gain: float | None = None
     """Leave out gates that save less than this share of all MACs, their predictor paid."""
     skip: tuple[str, ...] = ()
-    """Names of convolutions that get no gate."""
+    """Names of layers that get no gate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,10 @@ from .method import Gate, Head, MaskPredictor, Mode, Pool, Saliency, Variant, si
 from .names import nearest
 
 UNNAMED_R = 0.9  # of a unit that a mapping does not name, and of all if nothing is said
+_TOO_DEAR = {
+    "conv": "its predictor would cost as much as the convolution",
+    "linear": "its predictor would cost as much as the layer; rank=16, say, makes it cheaper",
+}
 
 
 def convert(
@@ -36,6 +40,7 @@ def convert(
     straight_through: bool = False,
     residual: Residual = "before",
     depthwise: Depthwise = "inherit",
+    linear: bool = False,
     skip: Iterable[str] | Callable[[str], bool] = (),
     min_gain: float | None = None,
 ) -> DynamicModel:
@@ -56,12 +61,14 @@ def convert(
         straight_through: Let the task loss reach the predictors through the 0/1 masks.
         residual: Mask a residual branch `before` the add (published) or `after` it.
         depthwise: A depthwise convolution takes its producer's mask (`inherit`) or has a `gate`.
-        skip: Convolutions to leave alone: names (`layer1` includes `layer1.0.conv1`), or a
-            predicate on names.
+        linear: Gate hidden linear layers too: those that an activation with f(0) = 0 follows, of
+            tokens (B, N, C) or (B, H, W, C), or of vectors (B, C). A vector's predictor is as large
+            as its layer, so that these need a `rank`.
+        skip: Layers to leave alone: names (`layer1` includes `layer1.0.conv1`), or a predicate on
+            names.
         min_gain: Build only gates that save, by themselves and on `example`, at least this share of
             the network's MACs after their predictor is paid (a negative share: gates that cost more
-            than they save, too). None builds the gates whose predictor is cheaper than their
-            convolution.
+            than they save, too). None builds the gates whose predictor is cheaper than their layer.
 
     Returns:
         The dynamic network. Its predictors are untrained, and so its gates stand open.
@@ -96,7 +103,7 @@ def convert(
         "straight_through": straight_through,
     }
     form = {"pool": pool, "head": head, "rank": rank}
-    place = {"residual": residual, "depthwise": depthwise}
+    place = {"residual": residual, "depthwise": depthwise, "linear": linear}
 
     def build(left: Mapping[str, str]) -> DynamicModel:
         copied = copy.deepcopy(network)
@@ -107,21 +114,24 @@ def convert(
             unit.name: Gate(_predictor(unit, form), r=values.get(unit.name, UNNAMED_R), **options)  # type: ignore[arg-type]
             for unit in gated
         }
-        dynamic = _insert(copied, units, gates)
+        dynamic = _insert(copied, units, gates, channels)
         config = {"r": r if isinstance(r, int | float) else dict(r)} | options | form | place
         return DynamicModel(dynamic, units, reasons, inputs, config | {"skip": sorted(left)})
 
-    left = dict.fromkeys(_chosen(skip, network), "skipped on request")
-    layers = {layer.name: layer for layer in ChannelGraph(network, inputs).layers}
+    left = dict.fromkeys(_chosen(skip, network, linear=linear), "skipped on request")
+    channels = ChannelGraph(network, inputs)
+    layers = {layer.name: layer for layer in channels.layers}
     for unit in find_units(network, **place, skip=left)[0]:  # type: ignore[arg-type]
         if unit.inherits is not None:
             continue
-        if layers[unit.name].kind != "conv":
+        if layers[unit.name].kind != unit.kind:
             left[unit.name] = "its input is the same for all images"
-        elif layers[unit.name].positions == 1:
+        elif {unit.layer, unit.end} & channels.folded:
+            left[unit.name] = "its rows are not samples: something else is folded into the batch"
+        elif layers[unit.name].positions == 1 and unit.kind == "conv":
             left[unit.name] = "sees a single position, as in squeeze-excitation"
         elif min_gain is None and _weights(_predictor(unit, form)) >= layers[unit.name].macs:
-            left[unit.name] = "its predictor would cost as much as the convolution"
+            left[unit.name] = _TOO_DEAR[unit.kind]
     if min_gain is not None:
         for name, gain in _gains(build(left), inputs).items():
             if gain < min_gain:
@@ -130,6 +140,8 @@ def convert(
     if not dynamic.units:
         why = "; ".join(f"{name}: {reason}" for name, reason in dynamic.reasons.items())
         message = f"no unit found in {type(model).__name__}: {why or 'it has no convolution'}"
+        if not linear and any(isinstance(module, nn.Linear) for module in model.modules()):
+            message += "; linear=True gates hidden linear layers"
         warnings.warn(message, stacklevel=2)
     dynamic.to(next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
     dynamic.training = model.training  # the network's own modules have the modes of the original's
@@ -157,22 +169,33 @@ def _weights(predictor: MaskPredictor) -> int:
     return sum(m.weight.numel() for m in predictor.modules() if isinstance(m, nn.Linear))
 
 
-def _chosen(skip: Iterable[str] | Callable[[str], bool], network: nn.Module) -> list[str]:
-    """Names of the convolutions to skip, from names, prefixes or a predicate."""
-    convs = [name for name, module in network.named_modules() if isinstance(module, Conv)]
+def _chosen(
+    skip: Iterable[str] | Callable[[str], bool], network: nn.Module, *, linear: bool
+) -> list[str]:
+    """Names of the layers to skip, from names, prefixes or a predicate."""
+    kinds = (Conv, nn.Linear) if linear else (Conv,)
+    layers = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     if callable(skip):
-        return [conv for conv in convs if skip(conv)]
+        return [layer for layer in layers if skip(layer)]
     names = (skip,) if isinstance(skip, str) else tuple(skip)
+    what = "convolution or linear layer" if linear else "convolution"
     for name in names:
-        if not any(conv == name or conv.startswith(f"{name}.") for conv in convs):
-            raise ValueError(f"skip names no convolution: {name!r}; {nearest(name, convs)}")
-    return [c for c in convs if any(c == name or c.startswith(f"{name}.") for name in names)]
+        if not any(layer == name or layer.startswith(f"{name}.") for layer in layers):
+            raise ValueError(f"skip names no {what}: {name!r}; {nearest(name, layers)}")
+    return [x for x in layers if any(x == name or x.startswith(f"{name}.") for name in names)]
 
 
 def _insert(
-    network: fx.GraphModule, units: tuple[Unit, ...], gates: Mapping[str, Gate]
+    network: fx.GraphModule,
+    units: tuple[Unit, ...],
+    gates: Mapping[str, Gate],
+    channels: ChannelGraph,
 ) -> fx.GraphModule:
-    """Write the gates into the graph; it then returns (output, {unit: GateOutput})."""
+    """Write the gates into the graph; it then returns (output, {unit: GateOutput}).
+
+    A gate takes channels in dimension 1. Those of a linear layer lie in the last, so they are moved
+    to it and back; where that is the same dimension, nothing is moved.
+    """
     graph = network.graph
     nodes = {node.name: node for node in graph.nodes}
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -192,17 +215,23 @@ def _insert(
         end = nodes[unit.end]
         if unit.inherits is not None:
             mask = after(end, operator.getitem, decided[unit.inherits], 0, info=unit.inherits)
-            masked = user = after(mask, silence, end, mask, inherits=unit.inherits)
+            masked = reader = after(mask, silence, end, mask, inherits=unit.inherits)
         else:
             target = f"{GATES}.{unit.name}"
             network.add_submodule(target, gates[unit.name])
-            arguments = (nodes[unit.conv].all_input_nodes[0], end, apply, explain)
-            with graph.inserting_after(end):
-                user = graph.call_module(target, arguments)
-            user.meta["gate"] = unit.name
-            masked = after(user, operator.getitem, user, 0, masked=unit.name)
-            decided[unit.name] = after(masked, operator.getitem, user, 1, info=unit.name)
-        end.replace_all_uses_with(masked, delete_user_cb=lambda node, own=user: node is not own)
+            inputs, outputs, moves = nodes[unit.layer].all_input_nodes[0], end, False
+            if unit.kind == "linear" and len(channels.shapes[unit.end]) > 1:
+                outputs, moves = after(end, torch.movedim, end, -1, 1, moved=unit.name), True
+                inputs = after(outputs, torch.movedim, inputs, -1, 1, moved=unit.name)
+            with graph.inserting_after(inputs if moves else end):
+                gate = graph.call_module(target, (inputs, outputs, apply, explain))
+            gate.meta["gate"] = unit.name
+            masked = after(gate, operator.getitem, gate, 0, masked=unit.name)
+            decided[unit.name] = after(masked, operator.getitem, gate, 1, info=unit.name)
+            reader = outputs if moves else gate
+            if moves:
+                masked = after(masked, torch.movedim, masked, 1, -1, moved=unit.name)
+        end.replace_all_uses_with(masked, delete_user_cb=lambda node, own=reader: node is not own)
     output = next(node for node in graph.nodes if node.op == "output")
     output.args = ((output.args[0], decided),)
     graph.lint()

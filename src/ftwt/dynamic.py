@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import _register_namedtuple
 
 from .graph.activity import ChannelGraph
 from .graph.trace import evaluating
@@ -21,7 +22,10 @@ from .summary import Summary
 GATES = "ftwt_gates"  # where the gates live inside the traced network
 ARGUMENTS = ("ftwt_apply", "ftwt_explain")  # what its forward takes beside its inputs
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Any] | Tensor]
+
+# Without a name of its own, what gates decide could be exported by torch.export, but not saved.
+_register_namedtuple(GateOutput, serialized_type_name="ftwt.method.GateOutput")
 
 
 class FrozenGate(nn.Module):
@@ -56,7 +60,7 @@ class DynamicModel(nn.Module):
     Attributes:
         network: The traced network with its gates.
         units: The gated units, in execution order.
-        reasons: Convolution -> why it is not a unit.
+        reasons: Convolution, or linear layer where these were asked for -> why it is not a unit.
         config: The options of `convert`, as JSON values.
     """
 
@@ -189,7 +193,7 @@ class DynamicModel(nn.Module):
         """Return the static twin: each unit computes its most frequent filters, for every input.
 
         Args:
-            batches: (images, labels) over which the gates' masks are counted.
+            batches: (images, labels), or images alone, over which the gates' masks are counted.
             accelerator: As in `firing_rates`.
 
         Returns:
@@ -211,7 +215,7 @@ class DynamicModel(nn.Module):
         """Return unit -> (C,) share of the samples for which each filter is computed.
 
         Args:
-            batches: (images, labels); the labels are not used.
+            batches: (images, labels), of which the labels are not used; or images alone.
             accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its
                 own part of the images: then all return the shares among all of them.
         """
@@ -224,7 +228,8 @@ class DynamicModel(nn.Module):
         }
         samples = none.clone()
         with evaluating(self):
-            for images, _ in batches:
+            for batch in batches:
+                images = images_of(batch)
                 self.check_input(images)
                 _, gates = self(images.to(device), return_gates="masks")
                 for name, gate in gates.items():
@@ -273,7 +278,7 @@ class DynamicModel(nn.Module):
         for node in reversed(list(network.graph.nodes)):
             if "masked" in node.meta:
                 node.replace_all_uses_with(node.args[0].args[1])
-            elif "inherits" in node.meta:
+            elif {"inherits", "moved"} & node.meta.keys():
                 node.replace_all_uses_with(node.args[0])
             elif not {"gate", "info"} & node.meta.keys() and node.target not in ARGUMENTS:
                 continue
@@ -283,7 +288,7 @@ class DynamicModel(nn.Module):
         return network
 
     def summary(self) -> Summary:
-        """Return a table of the units, and of every convolution that is none, with the reason."""
+        """Return a table of the units, and of every layer that could be one, with the reason."""
         return Summary(self.channels, self.units, self.reasons, self.r, self.predictors)
 
     def _gate(self, name: str) -> Gate | FrozenGate:
@@ -292,6 +297,11 @@ class DynamicModel(nn.Module):
     def _set_gate(self, name: str, gate: nn.Module) -> None:
         parent, _, leaf = f"{GATES}.{name}".rpartition(".")
         setattr(self.network.get_submodule(parent), leaf, gate)
+
+
+def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:
+    """Return the images of a batch, which has labels beside them or is nothing else."""
+    return batch if isinstance(batch, Tensor) else batch[0]
 
 
 def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, float]:

@@ -192,7 +192,7 @@ class Estimate(Shown):
 @torch.no_grad()
 def estimate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any] | Tensor],
     *,
     images: int = 2048,
     accelerator: Any = None,
@@ -202,7 +202,7 @@ def estimate(
 
     Args:
         model: A trained network, or what `convert` made of it. It is not changed.
-        batches: (images, labels); the labels are not used.
+        batches: (images, labels), of which the labels are not used; or images alone.
         images: How many images to look at, at most, over all processes together.
         accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its own
             part of the images: then all return the same, which is what one process gets from all.
@@ -229,7 +229,7 @@ def estimate(
     if not alone(accelerator):
         parts = gather_object(parts)
     if dynamic is None or not parts:
-        raise ValueError("no images to estimate from; give (images, labels) batches")
+        raise ValueError("no images to estimate from; give batches of images, or (images, labels)")
     found = [part for _, _, part in sorted(parts, key=lambda part: part[0])]
     if not found[0]:
         raise ValueError("the network has no gate to estimate; see summary() for the reasons")

@@ -145,7 +145,7 @@ def evaluate(
 
     Raises:
         ValueError: If there is no batch, an image has another size than the network was converted
-            for, or a label is out of range.
+            for, a label is out of range, or the network returns no logits.
     """
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
@@ -195,6 +195,23 @@ def plain_macs(model: nn.Module, images: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
+def classes_of(outputs: Any) -> int:
+    """Return how many classes a network's outputs score.
+
+    Raises:
+        ValueError: If they are no logits (B, classes).
+    """
+    if isinstance(outputs, Tensor) and outputs.dim() == 2:
+        return outputs.shape[1]
+    found = type(outputs).__name__
+    if isinstance(outputs, Tensor):
+        found = f"a tensor of shape {tuple(outputs.shape)}"
+    raise ValueError(
+        f"the network returns {found}; only logits (B, classes) are scored. Train and score it in "
+        "a loop of your own, with ftwt.mask_loss and DynamicModel.macs: docs/any-model.md has one"
+    )
+
+
 def check_labels(labels: Tensor, *, classes: int) -> None:
     """Refuse labels that a network has no output for.
 
@@ -223,7 +240,7 @@ class _Tally:
         self.channels: dict[str, int] = {}
 
     def guess(self, outputs: Tensor, labels: Tensor) -> None:
-        classes = outputs.shape[1]
+        classes = classes_of(outputs)
         check_labels(labels, classes=classes)
         right = outputs.topk(min(5, classes), 1).indices == labels[:, None]
         self.images += len(labels)

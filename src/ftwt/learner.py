@@ -16,7 +16,7 @@ from .budget import BudgetController
 from .checkpoint import load_weights
 from .config import TrainConfig
 from .dynamic import DynamicModel
-from .evaluate import check_labels, plain_outputs
+from .evaluate import check_labels, classes_of, plain_outputs
 from .method import Gate, GateOutput, Standardize, hard_mask, mask_loss
 from .schedules import Schedule
 
@@ -150,12 +150,17 @@ class Learner:
             self.begin(step)
         if self.dynamic and step % self.measure_every == 0 and self.schedule.steers(step):
             self.dynamic.set_r(self.controller.r(self.schedule.anneal(step)))
+        if config.channels_last and images.dim() != 4:
+            raise ValueError(
+                f"channels_last=True with inputs of shape {tuple(images.shape)}: it is a layout of "
+                "images (B, C, H, W); turn it off"
+            )
         images = images.to(self.device, memory_format=self.layout, non_blocking=True)
         readable, labels = labels, labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             outputs, gates = self._forward(step, images)
             if step == 0 or readable.is_cpu:  # to look at others would mean to wait for the GPU
-                check_labels(readable, classes=outputs.shape[1])
+                check_labels(readable, classes=classes_of(outputs))
             task = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
             if self.teacher is not None:
                 with torch.no_grad():

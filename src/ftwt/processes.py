@@ -53,7 +53,7 @@ def alone(accelerator: Any) -> bool:
 
 
 def first(
-    batches: Iterable[tuple[Tensor, Tensor]], images: int, *, accelerator: Any = None
+    batches: Iterable[Any], images: int, *, accelerator: Any = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield this process's part of the first so many images, batch by batch.
 
@@ -62,7 +62,7 @@ def first(
     are those that a single one would look at. All processes yield equally often.
 
     Args:
-        batches: (images, labels) of this process.
+        batches: (images, labels) of this process, or images alone.
         images: How many images to look at, over all processes together, at most.
         accelerator: An `Accelerator` or `PartialState` that knows the other processes; None: there
             are none.
@@ -74,7 +74,8 @@ def first(
     rank = 0 if alone(accelerator) else accelerator.process_index
     parts, begin = iter(batches), 0
     while begin < images:
-        mine = next(parts, (torch.empty(0),))[0]
+        batch = next(parts, torch.empty(0))
+        mine = batch if isinstance(batch, Tensor) else batch[0]
         sizes = [len(mine)]
         if not alone(accelerator):
             sizes = gather(torch.tensor(sizes, device=accelerator.device)).tolist()

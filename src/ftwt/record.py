@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .data import ImageFiles, Images
 from .dynamic import DynamicModel
-from .evaluate import check_labels, plain_macs, plain_outputs
+from .evaluate import check_labels, classes_of, plain_macs, plain_outputs
 from .graph.trace import evaluating
 from .macs import predictor_macs
 from .method import Apply
@@ -85,6 +85,11 @@ def record(
             raise ValueError(
                 f"classes names {len(classes)} labels, the network has {pass_.width} outputs"
             )
+        if images and pass_.dim != 4:
+            raise ValueError(
+                f"images={images}, but what the network takes has {pass_.dim} dimensions and is no "
+                "picture (B, C, H, W); images=0 records everything else"
+            )
         shown = choose(pass_.labels, pass_.executed, count=images)
         pictures = _fetch(batches, shown, pass_.sums)
         maps = [_heatmaps(dynamic, pictures, mapped, apply) for apply in ("open", gates)]
@@ -130,9 +135,10 @@ class _Pass:
         device = next(model.parameters()).device
         kept: defaultdict[str, _Column] = defaultdict(_Column)
         masks: defaultdict[str, _Column] = defaultdict(_Column)
-        self.dense = self.width = 0
+        self.dense = self.width = self.dim = 0
         for batch, wanted in batches:
             kept["sums"].add(_sums(batch))
+            self.dim = batch.dim()
             batch = batch.to(device)
             if dynamic is None:
                 outputs = plain_outputs(model, batch)
@@ -148,7 +154,7 @@ class _Pass:
                 kept["executed"].add(work.astype(np.float32))
                 for name, gate in decided.items():
                     masks[name].add(np.packbits(gate.mask.cpu().numpy(), axis=1))
-            self.width = outputs.shape[1]
+            self.width = classes_of(outputs)
             check_labels(wanted, classes=self.width)
             chance, guess = outputs.float().softmax(1).max(1)
             kept["labels"].add(wanted.cpu().numpy().astype(np.int16))
@@ -221,6 +227,14 @@ def _units(dynamic: DynamicModel) -> tuple[RecordedUnit, ...]:
 def _mapped(dynamic: DynamicModel | None, units: Sequence[str] | None) -> list[str]:
     """The units to keep heatmaps of."""
     known = [] if dynamic is None else list(dynamic.gates)
+    if dynamic is not None:
+        ends = {unit.name: unit.end for unit in dynamic.units}
+        flat = [name for name in known if len(dynamic.channels.shapes[ends[name]]) != 3]
+        if wrong := [name for name in units or () if name in flat]:
+            raise ValueError(
+                f"unit {wrong[0]!r} has no rows and columns to keep a heatmap of; name others"
+            )
+        known = [name for name in known if name not in flat]
     if units is None:
         places = np.linspace(0, len(known) - 1, min(MAPPED, len(known))).round().astype(int)
         return [known[place] for place in places]
@@ -276,6 +290,8 @@ def _pixels(
     pictures: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> np.ndarray:
     """Images as the network gets them, as pixels: (K, H, W, 3) uint8."""
+    if pictures.dim() != 4:
+        return np.zeros((0, 1, 1, 3), np.uint8)
     values = pictures.double()
     if mean is None or std is None:
         low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""The units of a network as a table, and the convolutions that are none."""
+"""The units of a network as a table, and the layers that are none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Summary:
     Args:
         channels: The network's channel graph.
         units: Its units, in execution order.
-        reasons: Convolution -> why it is no unit.
+        reasons: Layer -> why it is no unit.
         r: Unit -> r, for units with a gate.
         predictors: Unit -> predictor, for units that have one.
     """

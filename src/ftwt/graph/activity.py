@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -66,18 +66,23 @@ class ChannelGraph:
     Args:
         network: A traced network, gated or not. A gate's node carries `meta["gate"]`, a node that
             applies another unit's mask `meta["inherits"]`, those that hand out what a gate masked
-            and decided `meta["masked"]` and `meta["info"]`; each names the unit.
+            and decided `meta["masked"]` and `meta["info"]`, those that move a linear unit's
+            channels to dimension 1 and back `meta["moved"]`; each names the unit.
         example: The inputs of one forward pass.
 
     Attributes:
         layers: All that multiplies, in execution order.
         unknown: Operations without a rule, as "node (operation)".
         shapes: Node name -> shape of its value for one sample.
+        folded: Names of nodes whose value does not have one row for each sample.
     """
 
     def __init__(self, network: fx.GraphModule, example: tuple[Any, ...]) -> None:
         values, flops = _record(network, example)
         self.shapes = {n.name: v.shape[1:] for n, v in values.items() if isinstance(v, Shaped)}
+        self.folded = frozenset(
+            n.name for n, v in values.items() if isinstance(v, Shaped) and v.shape[:1] != (PROBES,)
+        )
         self._rules: dict[str, Rule] = {}
         self._layers: dict[str, Layer] = {}
         self._results: tuple[str, ...] = ()
@@ -200,7 +205,9 @@ def _shaped(value: Any) -> Any:
         return Shaped(tuple(value.shape), value.dtype)
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return tuple(_shaped(part) for part in value)
-    return value
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {k: _shaped(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _probe(value: Any) -> Any:

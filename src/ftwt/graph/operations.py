@@ -26,6 +26,7 @@ from .rules import (
 
 Conv = nn.modules.conv._ConvNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
+FROZEN_NORMS = frozenset({"FrozenBatchNorm2d"})  # detectors' batch norm that never learns, by name
 
 ZERO_KEEPING_MODULES: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU,
@@ -96,6 +97,11 @@ def operation(node: fx.Node, network: fx.GraphModule) -> str:
     )
 
 
+def is_batch_norm(module: nn.Module | None) -> bool:
+    """Whether a module is a batch norm, of torch or frozen, and stays one node of a graph."""
+    return isinstance(module, BatchNorm) or type(module).__name__ in FROZEN_NORMS
+
+
 def natural_layout(shape: tuple[int, ...]) -> Layout:
     """Layout of a value whose channels lie in dimension 1: (C, 1, 1) for a feature map."""
     return (*shape[1:2], *[1] * (len(shape) - 2))
@@ -143,7 +149,8 @@ def find_rule(
     pools = isinstance(module, POOLING_MODULES) or (name in POOLING_NAMES and len(sources) == 1)
     if pools and isinstance(value, Shaped) and not any(size > 1 for size in given[0][1:]):
         return Rule(sources, given), True
-    if isinstance(module, RENEWING_MODULES) or (name in RENEWING_NAMES and module is None):
+    renews = isinstance(module, RENEWING_MODULES) or name in FROZEN_NORMS
+    if renews or (name in RENEWING_NAMES and module is None):
         return Renew(sources[:1], given[:1]), True
     if name == "getitem" and isinstance(values[inputs[0]], tuple):
         return Select(sources, given, operator.index(node.args[1])), True  # type: ignore[arg-type]
@@ -158,13 +165,15 @@ def find_rule(
         if (rule := _reduction(node, values, inputs, given)) is not None:
             return rule, True
     layout = _unknown_layout(value, values, inputs, given)
-    known = isinstance(module, MIXING_MODULES) or name in MIXING_NAMES
+    gathers = isinstance(value, dict | tuple) and isinstance(node.target, type)  # fills a dataclass
+    known = isinstance(module, MIXING_MODULES) or name in MIXING_NAMES or gathers
     return Mix(sources, given, layout), known
 
 
 def _holds_tensor(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value
     return isinstance(value, Shaped) or (
-        isinstance(value, tuple) and any(_holds_tensor(part) for part in value)
+        isinstance(value, tuple | dict) and any(_holds_tensor(part) for part in parts)
     )
 
 
@@ -237,7 +246,9 @@ def _places(
         value, layout = values[source], layouts.get(source)
         if not _holds_tensor(value):
             continue  # a size
-        if layout is None or isinstance(value, tuple) or len(layout) != len(value.shape) - 1:
+        if layout is None or not isinstance(value, Shaped):
+            return None
+        if len(layout) != len(value.shape) - 1:
             return None
         count = math.prod(layout)
         ids = torch.arange(start, start + count, dtype=torch.float64).reshape(1, *layout)
@@ -281,6 +292,8 @@ def _unknown_layout(
         return tuple(
             natural_layout(part.shape) if isinstance(part, Shaped) else () for part in value
         )
+    if isinstance(value, dict):
+        return ()  # its parts have none either: whoever reads one is a mix
     for source, layout in zip(inputs, given, strict=True):
         if values[source] == value:
             return layout

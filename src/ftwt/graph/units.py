@@ -1,4 +1,7 @@
-"""Find the units of a network: each convolution with the norm and the activation that follow it."""
+"""Find the units of a network: each convolution with the norm and the activation that follow it.
+
+On request, hidden linear layers are units too: their channels are neurons.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import Literal
 
 from torch import fx, nn
 
-from .operations import SUMS, BatchNorm, Conv, operation
+from .operations import SUMS, Conv, is_batch_norm, operation
 
+Kind = Literal["conv", "linear"]
 Residual = Literal["before", "after"]
 Depthwise = Literal["inherit", "gate"]
 
@@ -20,27 +24,31 @@ ACTIVATIONS = frozenset(
     "Hardsigmoid Softplus relu relu_ relu6 leaky_relu elu selu celu gelu silu mish hardswish "
     "hardtanh tanh sigmoid hardsigmoid softplus".split()
 )
+LIFTING = frozenset("Sigmoid Hardsigmoid Softplus sigmoid hardsigmoid softplus".split())
+"""Activations that turn zero into something else."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution whose filters are computed only where a mask says so.
+    """A layer whose filters, or neurons, are computed only where a mask says so.
 
     Args:
-        name: Qualified name of the convolution.
-        in_channels: Channels of its input.
-        out_channels: Its filters.
+        name: Qualified name of the convolution or linear layer.
+        kind: `conv` or `linear`, which says where its channels lie: in dimension 1, or the last.
+        in_channels: Channels of its input; features, of a linear layer.
+        out_channels: Its filters, or neurons.
         inherits: The unit whose mask this one takes (a depthwise convolution's producer); None for
             a unit with a gate of its own.
-        conv: Graph node of the convolution.
+        layer: Graph node of the layer.
         end: Graph node whose value is masked.
     """
 
     name: str
+    kind: Kind
     in_channels: int
     out_channels: int
     inherits: str | None
-    conv: str
+    layer: str
     end: str
 
 
@@ -49,6 +57,7 @@ def find_units(
     *,
     residual: Residual = "before",
     depthwise: Depthwise = "inherit",
+    linear: bool = False,
     skip: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[tuple[Unit, ...], dict[str, str]]:
     """Find all units of a traced network.
@@ -58,38 +67,43 @@ def find_units(
         residual: Mask the last convolution of a residual branch `before` the add, or mask the block
             `after` the add and its activation.
         depthwise: A depthwise convolution takes its producer's mask (`inherit`) or has its own.
-        skip: Convolution to leave alone -> reason.
+        linear: Hidden linear layers are units too: those that an activation with f(0) = 0 follows.
+        skip: Layer to leave alone -> reason.
 
     Returns:
-        The units in execution order, and for every other convolution the reason why it is none.
+        The units in execution order, and for every other convolution (and, on request, linear
+        layer) the reason why it is none.
     """
     units: list[Unit] = []
     reasons: dict[str, str] = {}
     masked: dict[fx.Node, str] = {}  # end of a unit -> the unit whose mask lies on it
-    convs = [
+    layers = [
         (node, module)
         for node in network.graph.nodes
         if isinstance(module := _module(node, network), Conv)
+        or (linear and isinstance(module, nn.Linear))
     ]
-    calls = Counter(str(node.target) for node, _ in convs)
-    for node, conv in convs:
+    calls = Counter(str(node.target) for node, _ in layers)
+    for node, layer in layers:
         name = str(node.target)
         end = _end(node, network)
-        channelwise = 1 < conv.groups == conv.in_channels
         source = None
         if name in skip:
             reasons[name] = skip[name]
         elif calls[name] > 1:
             reasons[name] = f"called {calls[name]} times: one mask cannot serve them all"
-        elif conv.transposed:
+        elif isinstance(layer, nn.Linear):
+            if (reason := _why_not_hidden(end, network)) is not None:
+                reasons[name] = reason
+        elif layer.transposed:
             reasons[name] = "a transposed convolution"
         elif _reaches_output(end, network):
             reasons[name] = "its filters are the network's outputs"
         elif (add := _sum_after(end, network)) is not None and _is_shortcut(node, add, network):
             reasons[name] = "a shortcut: the main branch of its block has the gate"
-        elif channelwise and depthwise == "inherit":
+        elif 1 < layer.groups == layer.in_channels and depthwise == "inherit":
             source = masked.get(_producer(node, network))
-            if source is None or conv.out_channels != conv.in_channels:
+            if source is None or layer.out_channels != layer.in_channels:
                 reasons[name] = "depthwise, and its producer has no gate"
         elif add is not None and residual == "after":
             end = add
@@ -99,9 +113,26 @@ def find_units(
                 reasons[name] = f"its block's output has the gate of {masked[end]}"
         if name not in reasons:
             masked[end] = source or name
-            channels = (conv.in_channels, conv.out_channels)
-            units.append(Unit(name, *channels, source, node.name, end.name))
+            units.append(Unit(name, *_channels(layer), source, node.name, end.name))
     return tuple(units), reasons
+
+
+def _channels(layer: nn.Module) -> tuple[Kind, int, int]:
+    if isinstance(layer, Conv):
+        return "conv", layer.in_channels, layer.out_channels
+    assert isinstance(layer, nn.Linear)
+    return "linear", layer.in_features, layer.out_features
+
+
+def _why_not_hidden(end: fx.Node, network: fx.GraphModule) -> str | None:
+    """Say why a linear layer that ends here is not a hidden one; None if it is."""
+    if (activation := operation(end, network)) not in ACTIVATIONS:
+        return "not a hidden layer: no activation follows it alone"
+    if activation in LIFTING:
+        return f"its activation, {activation}, does not keep zero"
+    if _reaches_output(end, network):
+        return "its neurons are the network's outputs"
+    return None
 
 
 def _module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
@@ -112,11 +143,11 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _end(conv: fx.Node, network: fx.GraphModule) -> fx.Node:
-    """Follow a convolution through its norm and its activation."""
-    end = conv
+def _end(layer: fx.Node, network: fx.GraphModule) -> fx.Node:
+    """Follow a layer through its norm and its activation."""
+    end = layer
     user = _only_user(end)
-    if user is not None and isinstance(_module(user, network), BatchNorm):
+    if user is not None and is_batch_norm(_module(user, network)):
         end, user = user, _only_user(user)
     if user is not None and user.op != "output" and operation(user, network) in ACTIVATIONS:
         end = user

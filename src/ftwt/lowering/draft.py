@@ -102,7 +102,10 @@ class Draft:
     def linear(self, x: Data, weight: Tensor, bias: Tensor | None) -> Value:
         """Multiply a vector by a matrix; one that was flattened from a map, as a convolution."""
         if len(x.shape) != 1:
-            self.refuse(f"its input has shape {x.shape} for one image; only vectors can be")
+            self.refuse(
+                f"its input has shape {x.shape} for one image; only vectors can be. The network "
+                "itself runs as it is, in PyTorch"
+            )
         source, matrix = self._unflattened(x, weight)
         shape = self.maps[source]
         bias = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias
