@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from .estimate import estimate as estimate
     from .evaluate import Evaluation as Evaluation
     from .evaluate import evaluate as evaluate
+    from .export import Exported as Exported
+    from .export import export as export
     from .macs import MacCount as MacCount
     from .macs import count_macs as count_macs
+    from .method import mask_loss as mask_loss
     from .record import record as record
     from .recording import Recording as Recording
     from .robustness import Robustness as Robustness
@@ -65,8 +68,11 @@ _HOMES = {  # name -> the module that it comes from, as above
     "estimate": "estimate",
     "Evaluation": "evaluate",
     "evaluate": "evaluate",
+    "Exported": "export",
+    "export": "export",
     "MacCount": "macs",
     "count_macs": "macs",
+    "mask_loss": "method",
     "record": "record",
     "Recording": "recording",
     "Robustness": "robustness",

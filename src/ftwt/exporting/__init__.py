@@ -1,0 +1,1 @@
+"""Networks in files of other runtimes: the graph, the formats, and whether answers are equal."""
