@@ -27,9 +27,6 @@ Batches = Iterable[tuple[Tensor, Any] | Tensor]
 # Without a name of its own, what gates decide could be exported by torch.export, but not saved.
 _register_namedtuple(GateOutput, serialized_type_name="ftwt.method.GateOutput")
 
-# Without a name of its own, what gates decide could be exported by torch.export, but not saved.
-_register_namedtuple(GateOutput, serialized_type_name="ftwt.method.GateOutput")
-
 
 class FrozenGate(nn.Module):
     """Compute the same filters for every sample: the gate of a static twin.
