@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .results import replacing
+from .files import parse_json, replacing
 
 SHOWN = {  # what a reader sees of a line, in this order
     "epoch": "epoch {:.0f}",
@@ -150,13 +150,13 @@ def _line(figures: dict[str, Any]) -> str:
 def truncate(path: str | os.PathLike[str], *, after: int) -> None:
     """Drop a metrics file's lines of steps after `after`, and one that a crash left unfinished."""
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     kept = []
     for line in lines:
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= after:
-                kept.append(line)
-        except (ValueError, KeyError):
+            if parse_json(line.decode())["step"] <= after:
+                kept.append(line + b"\n")
+        except (ValueError, LookupError, TypeError):
             continue
     with replacing(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_bytes(b"".join(kept))

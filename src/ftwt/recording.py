@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .files import parse_json
 from .results import Shown, replacing
 
 FORMAT = 1  # of a recording's file
@@ -167,8 +169,9 @@ class Recording(Shown):
         }
         text = json.dumps(head, allow_nan=False)
         rows = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+        header = {"ftwt": text, "sha256": _digest(rows, text)}
         with replacing(path) as temporary:
-            temporary.write_bytes(safetensors.numpy.save(rows, metadata={"ftwt": text}))
+            temporary.write_bytes(safetensors.numpy.save(rows, metadata=header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recording:
@@ -189,19 +192,22 @@ class _Reader:
         self.path = path
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                text = (file.metadata() or {}).get("ftwt")
+                header = file.metadata() or {}
                 self.tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, LookupError) as error:
             raise ValueError(
                 f"{path} is truncated or not a safetensors file ({error}); {MADE_BY}"
             ) from error
         except TypeError as error:  # a kind of number that numpy has not, such as bfloat16
             raise ValueError(f"{path} is not a recording ({error}); {MADE_BY}") from error
-        if text is None:
+        if "ftwt" not in header:
             raise ValueError(f"{path} is not a recording: no metadata `ftwt`; {MADE_BY}")
+        text = header["ftwt"]
+        if header.get("sha256", found := _digest(self.tensors, text)) != found:  # older: none
+            raise ValueError(f"{path} was altered after it was written; {MADE_BY}")
         try:
-            self.head = json.loads(text)
-        except json.JSONDecodeError as error:
+            self.head = parse_json(text)
+        except ValueError as error:
             raise self.fault("metadata", f"are not JSON ({error})") from error
         if not isinstance(self.head, dict) or "units" not in self.head:
             raise ValueError(
@@ -321,6 +327,14 @@ class _Reader:
 
 
 _KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object of JSON"}
+
+
+def _digest(tensors: Mapping[str, np.ndarray], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _ordered(

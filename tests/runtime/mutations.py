@@ -1,6 +1,6 @@
 """Files of programs, damaged by chance and by malice: for `test_file.py`, and by the thousand:
 
-python tests/runtime/mutations.py 100000
+PYTHONPATH=tests python tests/runtime/mutations.py 0 100000
 """
 
 import collections
@@ -10,22 +10,14 @@ import json
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from programs import Builder
 
+from damage import PIECES, replace
 from ftwt.runtime import Program, load, save
-
-VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 64, -(2**31), 2**24, 2**31, 2**32 + 1, 2**64, 10**400,
-    0.0, -0.0, 0.5, 1e38, 1e300, float("nan"), float("inf"), "", "x", "conv0", "c0", "none", "relu",
-    "\ud800", "\0", "y" * 2000, [], [0], [1, 1], [-1, -1], [2**40, 2**40], [1, 2, 3], [0, 0, 0, 0],
-    ["c0"], [[]], [[1, 1, 1]], {}, {"operation": "Conv"}, [None], [0.5, 0.5],
-)  # fmt: skip
-PIECES = (b'{"', b'":', b"[", b"]", b"9" * 30, b"\\ud800", b"\0", b"\xff", b"NaN", b"[" * 5000)
 
 
 def small_program() -> Program:
@@ -126,32 +118,6 @@ class Mutant:
             header = {**header, "__metadata__": {**header["__metadata__"], **metadata}}
         packed = json.dumps(header).encode()
         return len(packed).to_bytes(8, "little") + packed + data
-
-
-def replace(tree: Any, rng: np.random.Generator) -> None:
-    """Change one value anywhere in a tree of JSON: another value, another's, none, or twice."""
-    places = list(walk(tree))
-    parent, key = places[rng.integers(len(places))]
-    way = rng.random()
-    if way < 0.6:
-        parent[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
-    elif way < 0.8:
-        other, name = places[rng.integers(len(places))]
-        parent[key] = copy.deepcopy(other[name])
-    elif way < 0.9:
-        del parent[key]
-    elif isinstance(parent, list):
-        parent.insert(key, copy.deepcopy(parent[key]))
-    else:
-        parent[str(key) + "x"] = parent[key]
-
-
-def walk(tree: Any) -> Iterator[tuple[Any, Any]]:
-    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree))
-    for key, value in items:
-        yield tree, key
-        if isinstance(value, dict | list):
-            yield from walk(value)
 
 
 def fuzz(folder: Path, start: int, count: int, *, native: bool = False) -> collections.Counter[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ..files import parse_json
 
 NO_LIMIT = math.inf
 
@@ -146,8 +147,8 @@ def load_json(path: Path) -> Any:
     if not text.strip():
         raise ValueError(f"{path} is empty; expected JSON: write it again")
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path} is not whole JSON ({error}); write it again") from error
 
 

@@ -283,7 +283,17 @@ def provenance(values: Fields) -> dict[str, Any]:
     """Where a file's figures come from; empty where the file does not say.
 
     Raises:
-        ValueError: The field is no object.
+        ValueError: The field is no object, or a part of it is not what it must be.
     """
     found = values.inside_or_none("provenance")
-    return {} if found is None else found.values
+    if found is None:
+        return {}
+    for name in ("command", "date"):
+        if name in found:
+            found.text(name)
+    for name in ("config", "versions", "hardware"):
+        found.inside_or_none(name)
+    commit = found.inside_or_none("git")
+    if commit is not None and "commit" in commit:
+        commit.text("commit")
+    return found.values

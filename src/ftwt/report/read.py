@@ -13,6 +13,7 @@ from typing import Any
 import safetensors
 
 from .. import shipped
+from ..files import parse_json
 from ..recording import RECORDING, Recording
 from . import parse
 from .fields import Fields, load_json
@@ -244,8 +245,8 @@ def read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str
         raise ValueError(f"{path} is empty; expected a line of JSON for each epoch")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
+            values = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
         fields = Fields(path, {f"line {number}": values}).inside(f"line {number}")
         kind = fields.text("kind")
