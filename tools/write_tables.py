@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from tables.comparisons import corruption_kinds, corruptions, static
 from tables.files import ROOT
+from tables.imagenet import recipes
 from tables.speed import engine, rivals, speed, traffic
 from tables.training import (
     baseline,
@@ -29,7 +30,13 @@ from tables.training import (
     thirty,
 )
 
-PAGES = ("README.md", "docs/engine.md", "docs/models.md", "docs/results.md")
+PAGES = (
+    "README.md",
+    "docs/engine.md",
+    "docs/imagenet.md",
+    "docs/models.md",
+    "docs/results.md",
+)
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
@@ -50,6 +57,7 @@ TABLES: dict[str, Callable[[], str]] = {
         rivals,
         corruptions,
         corruption_kinds,
+        recipes,
     )
 }
 
