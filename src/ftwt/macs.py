@@ -93,7 +93,7 @@ def count_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> MacCou
         ValueError: If the network cannot be traced.
     """
     inputs = example if isinstance(example, tuple) else (example,)
-    return MacCount(ChannelGraph(trace(model), inputs).layers)
+    return MacCount(ChannelGraph(trace(model, inputs), inputs).layers)
 
 
 def predictor_macs(predictor: MaskPredictor, active: Tensor | int) -> Tensor | int:

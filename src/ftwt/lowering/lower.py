@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..graph.activity import ChannelGraph
+from ..graph.convolutions import inside
 from ..graph.operations import MOVING_MODULES, MOVING_NAMES, operation
 from ..graph.trace import trace
 from ..method import Gate
@@ -54,7 +55,7 @@ def lower(
         if example is None:
             raise ValueError("example=None: a plain network needs an input, (B, C, H, W)")
         inputs = example if isinstance(example, tuple) else (example,)
-        network, image = trace(model), tuple(inputs[0].shape[1:])
+        network, image = trace(model, inputs), tuple(inputs[0].shape[1:])
         channels = ChannelGraph(network, inputs)
     if len(image) != 3:
         raise ValueError(f"images of shape {image} for one sample; only (C, H, W) can be lowered")
@@ -171,7 +172,30 @@ class _Walk:
                 if getattr(module, "inplace", False) and isinstance(module, nn.Module):
                     self._changed(node, result)
                 return result
+        if isinstance(module, nn.Conv2d):
+            return self._own_convolution(module, args[0])
         self.draft.refuse()
+
+    def _own_convolution(self, module: nn.Conv2d, x: Data) -> Any:
+        """Lower a convolution with a forward of its own: what it pads, and the weight it makes."""
+        if (found := inside(module, tuple(x.shape[1:]))) is None:
+            self.draft.refuse("its forward is not that of one convolution")
+        values: dict[fx.Node, Any] = {}
+        for node in found.graph.nodes:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            if node.op == "placeholder":
+                values[node] = x
+            elif node.op == "get_attr":
+                values[node] = operator.attrgetter(str(node.target))(found)
+            elif node.op == "output":
+                return args[0]
+            elif not any(isinstance(part, Data) for part in args):
+                values[node] = self._call(node, str(node.target), args, kwargs)
+            elif (name := operation(node, found)) == "pad":
+                values[node] = self._moved(node.target, args, kwargs)
+            else:
+                values[node] = HANDLERS[name](self.draft, *args, **kwargs)
+        raise AssertionError("a graph ends with its output")
 
     def _norm_with_activation(self, node: fx.Node, module: Any, x: Data) -> Data:
         """Lower timm's batch norm, which holds the activation that follows it."""
