@@ -95,7 +95,7 @@ def convert(
     if any(isinstance(module, Gate | FrozenGate | DynamicModel) for module in model.modules()):
         raise ValueError("the network is dynamic already; convert what its restore() returns")
     inputs = example if isinstance(example, tuple) else (example,)
-    network = trace(copy.deepcopy(model))
+    network = trace(copy.deepcopy(model), inputs)
     options = {
         "mode": mode,
         "saliency": saliency,
