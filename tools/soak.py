@@ -44,7 +44,7 @@ CONFIG = ftwt.TrainConfig(
     anneal_epochs=0.5,
     ema_decay=0.9,
 )
-IMAGES, BATCH = 192, 32  # of training; a round is then some seconds
+IMAGES, BATCH = 96, 32  # of training; a round is then a second or two
 WARM_UP = 0.2  # share of the time in which caches fill and the allocator settles
 BOUND_MB_PER_HOUR = 60.0  # a megabyte a minute
 SIZES = (1, 3, 16, 2, 7, 32, 1)
