@@ -39,7 +39,7 @@ WRITERS = re.compile(
 )
 LINES = {"training": 1200, "networks": 1500, "files": 600}  # that a child may run of those
 SECONDS = 0.4  # that it may live, from the first sign of life on
-LEFT = re.compile(r"^\..*\.\d+\.\d+\.tmp$")
+LEFT = re.compile(r"^\.(.*)\.\d+\.\d+\.tmp$")
 CONFIG = replace(toys.FULL, epochs=12, precision="fp32")
 
 
@@ -113,7 +113,9 @@ class Alive(toys.Watched):
 
 
 def leftovers(folder: Path) -> int:
-    return sum(bool(LEFT.match(path.name)) for path in folder.iterdir())
+    """How many temporary files of one file lie in a folder, at most."""
+    found = (LEFT.match(path.name) for path in folder.iterdir())
+    return max(Counter(match[1] for match in found if match).values(), default=0)
 
 
 def training(folder: Path, dice: random.Random, kills: int) -> Counter[str]:
