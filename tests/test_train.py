@@ -10,10 +10,9 @@ import pytest
 import torch
 
 import toys
-from ftwt.checkpoint import load_tensors
 from ftwt.results import read_json
 from ftwt.train import train
-from toys import CONFIG, fit, run_python, same, untimed
+from toys import CONFIG, fit, run_python, same
 
 
 def test_a_plain_network_learns_and_says_so(
@@ -151,47 +150,6 @@ def test_a_tracker_gets_the_figures(tmp_path: Path) -> None:
         fit(toys.Toy(), replace(CONFIG, epochs=1, tracker="tensorboard"), output=tmp_path)
     (events,) = [p for p in tmp_path.rglob("events.out.tfevents*") if p.parent.name == "ftwt"]
     assert b"epoch/val_accuracy" in events.read_bytes()
-
-
-def losses(part: tuple[int, int], output: str | Path) -> list[list[float | None]]:
-    config = replace(CONFIG, epochs=3, freeze_batchnorm=True, predictor_warmup_steps=4)
-    figures = []
-    for model in (toys.Toy(dropout=0.0), toys.dynamic(head="softmax", dropout=0.0)):
-        batches = [toys.batches(train=train, shard=part) for train in (True, False)]
-        folder = Path(output) / type(model).__name__
-        history = train(model, *batches, config, output=folder, progress=False).history
-        figures += [[r.loss, r.accuracy, r.val_loss, r.val_accuracy, r.mask_loss] for r in history]
-        config = replace(config, target_reduction=0.3)
-    return figures
-
-
-SHARED = """
-import json, sys, test_train, torch
-from ftwt.processes import shard
-part = shard()
-assert part[1] == 2
-losses = test_train.losses(part, sys.argv[1])
-if part[0] == 0:
-    print(json.dumps(losses))
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_follow_the_losses_of_one(tmp_path: Path) -> None:
-    (tmp_path / "shared.py").write_text(SHARED)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    shared = tmp_path / "two"
-    done = run_python(*launch, str(tmp_path / "shared.py"), str(shared), timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = losses((0, 1), tmp_path / "one"), json.loads(done.stdout.splitlines()[-1])
-    assert len(one) == len(two) == 6
-    for alone, both in zip(one, two, strict=True):
-        assert both[:4] == pytest.approx(alone[:4], rel=1e-3)
-        assert both[4] is alone[4] is None or both[4] == pytest.approx(alone[4], rel=1e-3)
-    for folder in ("Toy", "DynamicModel"):
-        steps = [line["step"] for line in untimed(shared / folder)]
-        assert steps == [line["step"] for line in untimed(tmp_path / "one" / folder)]
-        assert load_tensors(shared / folder / "checkpoint.safetensors")[1]["step"] == 24
 
 
 COMPILED = """

@@ -164,6 +164,10 @@ class TrainConfig(_Config):
     """Largest norm of a step's gradient."""
     ema_decay: float | None = None
     """Return (and validate) a moving average of the weights with this decay."""
+    accumulation: int = 1
+    """Parts in which a batch is computed, one after another, each process's share: less memory."""
+    sync_batchnorm: bool = False
+    """Batch-norm statistics of the whole batch, over all processes; else each has its own."""
     freeze_batchnorm: bool = False
     """Use the stored batch-norm statistics, as fine-tuning on small batches wants."""
     seed: int = 0
@@ -188,6 +192,7 @@ class TrainConfig(_Config):
         self._check("distillation", 0, fix="0 turns it off")
         self._check("temperature", 0, open_low=True, fix="4 is usual")
         self._check("label_smoothing", 0, 1, open_high=True, fix="0 turns it off")
+        self._check("accumulation", 1, self.batch_size, fix="1 computes a batch at once")
         self._check("seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
         if self.target_reduction is not None:
             self._check("target_reduction", 0, 1, open_low=True, open_high=True, fix="0.3 is mild")
@@ -197,6 +202,8 @@ class TrainConfig(_Config):
             self._check("ema_decay", 0, 1, open_high=True, fix="0.999 is usual")
         if self.predictor_warmup_steps and not self.mask_loss_weight:
             raise ValueError("predictor_warmup_steps without a mask_loss_weight; give it, say, 1")
+        if self.sync_batchnorm and self.freeze_batchnorm:
+            raise ValueError("sync_batchnorm=True has nothing to do with freeze_batchnorm=True")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True with momentum=0.0; give a momentum such as 0.9")
         if not all(0 < drop < 1 for drop in self.milestones):

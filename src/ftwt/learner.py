@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from .batchnorm import SynchronizedBatchNorm
 from .budget import BudgetController
 from .checkpoint import load_weights
 from .config import TrainConfig
@@ -108,16 +109,22 @@ class Learner:
             nesterov=config.nesterov,
             foreach=True,  # one call for all tensors: a loop over them costs milliseconds on CPUs
         )
-        # r and the thresholds, which have no dimension, are settings: they are not averaged.
-        state = model.state_dict().items() if config.ema_decay is not None else ()
-        self.live = {name: t for name, t in state if t.is_floating_point() and t.dim()}
         self.average = {name: value.clone() for name, value in self.live.items()}
         self.measure_every = max(1, min(MEASURE, schedule.steps_per_epoch // 4))
         exact = torch.float32 if self.device.type == "mps" else torch.float64
         self.totals = torch.zeros(len(Totals._fields), dtype=exact, device=self.device)
         self.bad_step = torch.tensor(NEVER, device=self.device)
-        self.model: Any
-        self.model, self.optimizer = accelerator.prepare(self.network, self.sgd)
+        self.optimizer = accelerator.prepare(self.sgd)
+        self.learning = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self.phase: tuple[bool, bool] | None = None
+        self.model: Any = None  # the network, as `begin` prepares it
+
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """What is averaged, if anything is; looked up anew, for wrappers move tensors elsewhere."""
+        state = self.network.state_dict().items() if self.config.ema_decay is not None else ()
+        # r and the thresholds, which have no dimension, are settings.
+        return {name: t for name, t in state if t.is_floating_point() and t.dim()}
 
     def _place(self, model: nn.Module) -> nn.Module:
         return model.to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
@@ -130,11 +137,25 @@ class Learner:
     def begin(self, step: int) -> None:
         """Set modes and phase for the steps from `step` on.
 
+        Several processes share the gradients of what learns in this phase, of nothing else: of the
+        predictors in the warm-up, of the network in the cooldown.
+
         In the warm-up batch norm goes on averaging its statistics: they are those of the same
         weights on the same images, and so stay what they are.
         """
-        if self.dynamic:
-            self.dynamic.hold_predictors(self.schedule.cools_down(step))
+        phase = self._phase(step)
+        if phase != self.phase:
+            warm, cool = self.phase = phase
+            if self.dynamic:
+                self.dynamic.hold_predictors(cool)
+            for parameter in self.learning:
+                parameter.requires_grad_(not warm)
+            if self.model is None or self.accelerator.num_processes > 1:
+                self.model = None
+                self.accelerator.free_memory()  # or it would keep what shared the gradients so far
+                self.model = self.accelerator.prepare_model(self.network)
+                if self._shares_statistics():  # then they need not be sent from one to all
+                    self.model.broadcast_buffers = False
         self.model.train()
         if self.config.freeze_batchnorm:
             for module in self.network.modules():
@@ -144,12 +165,38 @@ class Learner:
 
     def learn(self, step: int, images: Tensor, labels: Tensor) -> None:
         """Take a step; nothing in it waits for the GPU, but for the budget's rare measurements."""
-        config = self.config
         self.seed(step)
-        if step == self.schedule.cooldown_start:
+        if self._phase(step) != self.phase:
             self.begin(step)
         if self.dynamic and step % self.measure_every == 0 and self.schedule.steers(step):
             self.dynamic.set_r(self.controller.r(self.schedule.anneal(step)))
+        self.optimizer.zero_grad()
+        parts = min(self.config.accumulation, len(images))
+        pieces = list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
+        found = [
+            self._gradients(step, *piece, share=len(piece[0]) / len(images), last=number == parts)
+            for number, piece in enumerate(pieces, 1)
+        ]
+        if self.config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.sgd.param_groups[0]["lr"] = self.schedule.network_lr(step)
+        self.optimizer.step()
+        with torch.no_grad():
+            self._average(step)
+            if step % self.measure_every == 0:
+                self._measure(step, found)
+
+    def _gradients(
+        self, step: int, images: Tensor, labels: Tensor, *, share: float, last: bool
+    ) -> tuple[dict[str, GateOutput], Tensor]:
+        """Add the gradients of a step's part, `share` of its images, to those of the parts before.
+
+        Processes share them with the last part, all at once.
+
+        Returns:
+            What the gates decided, and the part's share of the mask loss.
+        """
+        config = self.config
         if config.channels_last and images.dim() != 4:
             raise ValueError(
                 f"channels_last=True with inputs of shape {tuple(images.shape)}: it is a layout of "
@@ -157,32 +204,43 @@ class Learner:
             )
         images = images.to(self.device, memory_format=self.layout, non_blocking=True)
         readable, labels = labels, labels.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            outputs, gates = self._forward(step, images)
-            if step == 0 or readable.is_cpu:  # to look at others would mean to wait for the GPU
-                check_labels(readable, classes=classes_of(outputs))
-            task = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
-            if self.teacher is not None:
-                with torch.no_grad():
-                    dense = self.teacher(images)
-                task = task + config.distillation * divergence(outputs, dense, config.temperature)
-            targets = mask_loss(gates)
-        loss = task + config.mask_loss_weight * targets
-        self.optimizer.zero_grad()
-        if self.warms_up(step) and self.accelerator.num_processes == 1:
-            self.accelerator.backward(config.mask_loss_weight * targets)
-        else:
-            self.accelerator.backward(loss)  # several processes expect all gradients, always
-        if self.warms_up(step):
-            for parameter in self.parameters:
-                parameter.grad = None  # so that neither momentum nor weight decay moves it
-        if config.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm)
-        self.sgd.param_groups[0]["lr"] = self.schedule.network_lr(step)
-        self.optimizer.step()
+        shared = nullcontext() if last else self.accelerator.no_sync(self.model)
+        with shared, self._norms():
+            bf16 = config.precision == "bf16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                outputs, gates = self._forward(step, images)
+                if step == 0 or readable.is_cpu:  # to look at others would mean to wait for the GPU
+                    check_labels(readable, classes=classes_of(outputs))
+                task = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
+                if self.teacher is not None:
+                    with torch.no_grad():
+                        dense = self.teacher(images)
+                    imitation = divergence(outputs, dense, config.temperature)
+                    task = task + config.distillation * imitation
+                targets = mask_loss(gates)
+            loss = task + config.mask_loss_weight * targets
+            learned = config.mask_loss_weight * targets if self.warms_up(step) else loss
+            self.accelerator.backward(learned * share if share < 1 else learned)
         with torch.no_grad():
-            self._average(step)
-            self._sum(step, loss, task, outputs, labels, gates, targets)
+            self._sum(step, loss, task, outputs, labels)
+        return gates, targets.detach() * share
+
+    def _norms(self) -> AbstractContextManager[object]:
+        return SynchronizedBatchNorm() if self._shares_statistics() else nullcontext()
+
+    def _shares_statistics(self) -> bool:
+        return self.config.sync_batchnorm and self.accelerator.num_processes > 1
+
+    def _phase(self, step: int) -> tuple[bool, bool]:
+        """Whether only the predictors learn, and whether only the network does."""
+        return self.warms_up(step), self.schedule.cools_down(step)
+
+    def release(self) -> None:
+        """Let every parameter learn again that did so before: training is over."""
+        if self.dynamic:
+            self.dynamic.hold_predictors(False)
+        for parameter in self.learning:
+            parameter.requires_grad_(True)
 
     def warms_up(self, step: int) -> bool:
         """Whether only the predictors learn at this step."""
@@ -207,27 +265,21 @@ class Learner:
             averages, live = list(self.average.values()), list(self.live.values())
             torch._foreach_lerp_(averages, live, 1 - decay)
 
-    def _sum(
-        self,
-        step: int,
-        loss: Tensor,
-        task: Tensor,
-        outputs: Tensor,
-        labels: Tensor,
-        gates: Mapping[str, GateOutput],
-        targets: Tensor,
-    ) -> None:
-        """Add a step's figures to the totals; measure the masks when that is due."""
+    def _sum(self, step: int, loss: Tensor, task: Tensor, outputs: Tensor, labels: Tensor) -> None:
+        """Add the figures of a step's part to the totals."""
         self.bad_step = torch.where(loss.isfinite(), self.bad_step, self.bad_step.clamp(max=step))
         correct = (outputs.argmax(1) == labels).sum()
         sums = torch.stack([loss * len(labels), task * len(labels), correct])
         self.totals[:3] += sums.to(self.totals)
         self.totals[3] += len(labels)
-        if gates and step % self.measure_every == 0:
-            self._measure(step, gates, targets)
 
-    def _measure(self, step: int, gates: Mapping[str, GateOutput], targets: Tensor) -> None:
+    def _measure(self, step: int, parts: Sequence[tuple[Mapping[str, GateOutput], Tensor]]) -> None:
+        """Add to the totals what the masks of a step were, all of its parts together."""
+        gates = {unit: joined([part[unit] for part, _ in parts]) for unit in parts[0][0]}
+        if not gates:
+            return
         assert self.dynamic is not None
+        targets = torch.stack([loss for _, loss in parts]).sum()
         asked = {unit: gate.target for unit, gate in gates.items() if gate.target is not None}
         masks = {unit: gate.mask for unit, gate in gates.items()}
         if self.warms_up(step):  # the gates stand open: judge what the predictors would do
@@ -296,6 +348,14 @@ class Learner:
             self.sgd.state[parameters[name]]["momentum_buffer"] = buffer
         if self.accelerator.is_main_process:  # the others begin at zero: the sum is the same
             self.totals.copy_(tensors["totals"])
+
+
+def joined(parts: Sequence[GateOutput]) -> GateOutput:
+    """What a gate decided for several parts of a batch, as for the whole batch."""
+    if len(parts) == 1:
+        return parts[0]
+    fields = zip(*parts, strict=True)
+    return GateOutput(*(None if each[0] is None else torch.cat(each) for each in fields))  # type: ignore[arg-type]
 
 
 def divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -12,9 +12,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather, gather_object
 from torch import Tensor
+
+from .config import TrainConfig
 
 TIMEOUT_S = 600.0  # one process waits so long for the others; $FTWT_TIMEOUT_S overrides it
 
@@ -45,6 +47,35 @@ def shard() -> tuple[int, int]:
 def without_gpu() -> bool:
     """Say whether there is no accelerator: Accelerate joins processes on the CPU only if told."""
     return not torch.accelerator.is_available()
+
+
+def check_sharing(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Refuse to train in ways of sharing that would not do what they are asked for.
+
+    Raises:
+        ValueError: Weights were to be cut up (FSDP, DeepSpeed, Megatron), statistics to be shared
+            in a compiled network, or processes would have fewer images than parts of a batch.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        asked = os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes")
+        if asked or accelerator.distributed_type.name == name:
+            raise ValueError(
+                f"ACCELERATE_USE_{name} cuts the weights up, and gates, work and checkpoints need "
+                "them whole; leave it out: then each process holds the network, and all share "
+                "gradients (DDP)"
+            )
+    processes = accelerator.num_processes
+    compiled = accelerator.state.dynamo_plugin.backend.value != "NO"
+    if config.sync_batchnorm and processes > 1 and compiled:
+        raise ValueError(
+            "sync_batchnorm=True in a compiled network is not supported; leave it out, or "
+            "ACCELERATE_DYNAMO_BACKEND"
+        )
+    if config.accumulation * processes > config.batch_size:
+        raise ValueError(
+            f"accumulation={config.accumulation} parts of a batch of {config.batch_size} images, "
+            f"which {processes} processes share; take at most {config.batch_size // processes}"
+        )
 
 
 def alone(accelerator: Any) -> bool:

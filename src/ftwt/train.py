@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
 
 from .budget import Calibration, calibrate
 from .config import TrainConfig, changes
-from .dynamic import DynamicModel
 from .evaluate import Evaluation, evaluate
 from .interrupts import Interrupted as Interrupted
 from .interrupts import requests
 from .journal import Epoch, Journal, TrainResult
 from .learner import NEVER, Learner, Totals
 from .lock import held
-from .processes import processes, without_gpu
+from .processes import check_sharing, processes, without_gpu
 from .progress import Progress
 from .results import provenance, write_json
 from .schedules import Schedule
@@ -52,7 +51,7 @@ def train(
 
     Network and predictors are two groups of SGD with their own learning rates. A `DynamicModel`
     learns from the task loss and the mask loss until the cooldown, from the task loss after it.
-    The same call serves one process and many (`torchrun`), with the same losses.
+    The same call serves one process and many (`torchrun`); what they share: docs/scaling.md.
 
     Args:
         model: A plain network or a `DynamicModel`; images (B, C, H, W) to logits (B, classes).
@@ -97,7 +96,10 @@ def train(
             show=progress,
             steps=run.schedule.steps,
         ) as journal:
-            return run.fit(journal)
+            try:
+                return run.fit(journal)
+            finally:
+                run.learner.release()
 
 
 class _Run:
@@ -115,16 +117,16 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.stop = config, folder, stop
         processes()  # joined as every verb joins them
-        resting = isinstance(model, DynamicModel) and bool(model.predictors) and config.cooldown < 1
         self.accelerator = Accelerator(
             cpu=without_gpu(),
             log_with=config.tracker,
             project_dir=folder,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
-            # Predictors get no gradient in the cooldown.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=resting)],
         )
+        check_sharing(self.accelerator, config)
         self.train_batches = self._share(train_batches, "train_batches")
+        # Each validation image once: to fill a last batch up would count some twice.
+        self.accelerator.even_batches = False
         self.val_batches = self._share(val_batches, "val_batches")
         self.schedule = Schedule(config, len(self.train_batches))
         self.learner = Learner(model, config, self.schedule, self.accelerator, teacher)
@@ -261,8 +263,7 @@ class _Run:
 
     def _finish(self) -> TrainResult:
         self.learner.settle()
-        if self.learner.dynamic is not None:
-            self.learner.dynamic.hold_predictors(False)
+        self.learner.release()
         calibration = self._calibrate()
         evaluation = self._evaluate(targets=True)
         seconds = time.perf_counter() - self.began
