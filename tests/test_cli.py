@@ -116,7 +116,7 @@ def commands() -> list[str]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^(?:torchrun .* -m )?(ftwt [a-z]+(?: .*)?)$", text, re.MULTILINE)
-    verbs = "train|estimate|evaluate|demo|compile|run|bench|report"
+    verbs = "train|estimate|evaluate|demo|compile|export|run|bench|report"
     return [*blocks, *re.findall(rf"`(ftwt (?:{verbs}) [a-z][^`]*)`", text)]
 
 
@@ -142,6 +142,7 @@ JSON = {  # of each verb, a command that is quick; RUN is the folder of a run
     "evaluate": ["RUN", *tiny.DATA],
     "robustness": ["RUN", *tiny.DATA[:2], "--corruptions", "fog", "--severities", "1"],
     "compile": ["RUN", "-o", "net.ftwt", *SLOW_ENGINE],
+    "export": ["RUN", "-o", "net.pt2"],
     "run": ["net.ftwt", "picture.png", *SLOW_ENGINE],
     "bench": [tiny.NAME, *SLOW_ENGINE, "--rounds", "1", "--singles", "1", "--rivals", "torch"],
     "report": ["RUN", "-o", "report.html", "--figures", "figures"],

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from tables.comparisons import corruption_kinds, corruptions, static
+from tables.exports import exports
 from tables.files import ROOT
 from tables.imagenet import recipes
 from tables.speed import engine, rivals, speed, traffic
@@ -33,6 +34,7 @@ from tables.training import (
 PAGES = (
     "README.md",
     "docs/engine.md",
+    "docs/export.md",
     "docs/imagenet.md",
     "docs/models.md",
     "docs/results.md",
@@ -58,6 +60,7 @@ TABLES: dict[str, Callable[[], str]] = {
         corruptions,
         corruption_kinds,
         recipes,
+        exports,
     )
 }
 

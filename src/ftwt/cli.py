@@ -127,5 +127,6 @@ def _usage() -> str:
         "  ftwt evaluate runs/cifar10-resnet20-short\n"
         "  ftwt compile runs/cifar10-resnet20-short -o net.ftwt\n"
         "  ftwt run net.ftwt photo.jpg\n"
+        "  ftwt export runs/cifar10-resnet20-short -o net.onnx\n"
         "  ftwt bench cifar10-resnet56 --keep 0.5\n"
     )

@@ -1,4 +1,4 @@
-"""A network as one file, with all that `ftwt run` needs to show it images: `ftwt compile`."""
+"""A trained network as one file, with what is known of it: `ftwt compile`, `ftwt export`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ from . import runtime
 from .checkpoint import saved_classes, saved_name
 from .compile import compile
 from .config import DataConfig
-from .dynamic import Batches
+from .dynamic import Batches, DynamicModel
+from .export import IMAGES, Exported, export
 from .inputs import known
-from .pictures import PREPROCESSING, SUFFIX
-from .run import find_network, folder_of, is_architecture, load_network, load_splits
+from .pictures import PREPROCESSING, SUFFIX, Preprocessing
+from .results import read_json
+from .run import (
+    MODEL,
+    RESULT,
+    find_network,
+    folder_of,
+    is_architecture,
+    load_network,
+    load_splits,
+)
 from .runtime.engine import Kind
 
 
@@ -176,16 +186,11 @@ def deploy(
     """
     if Path(path).suffix != SUFFIX:
         raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
-    network, name = find_network(source).cpu(), name_of(source)
-    how, classes = known(name)
-    if not is_architecture(source):
-        classes = tuple(saved_classes(folder_of(source))) or classes
+    network, name, how, classes = _find(source)
     options = (economies or Economies()).options(data or DataConfig(), model=name)
     example = torch.zeros(1, 3, how.crop, how.crop)
     program = compile(network, example, engine=engine, threads=threads, **options).program
-    outputs, side = program.maps[program.output][0], program.maps[0][1]
-    if side != how.crop:  # converted for images of another size
-        how = replace(how, resize=round(how.resize * side / how.crop), crop=side)
+    outputs = program.maps[program.output][0]
     program = replace(
         program,
         classes=classes if len(classes) == outputs else (),
@@ -203,6 +208,71 @@ def deploy(
         dense_macs=program.dense_macs,
         economies=dict(program.notes.get("economies", {})),
     )
+
+
+def export_trained(
+    source: str,
+    path: str | os.PathLike[str],
+    *,
+    masks: bool = False,
+    batch_size: int | None = None,
+    opset: int | None = None,
+    check: bool = True,
+) -> Exported:
+    """Export a trained network: `ftwt.export`, with what is known of the network in the file.
+
+    Args:
+        source: As of `find_network`.
+        path: As of `ftwt.export`, like what follows.
+        masks: Give the masks, too.
+        batch_size: For a file that takes this many images alone.
+        opset: Of ONNX.
+        check: Hold the file to PyTorch.
+
+    Raises:
+        ValueError: As of `ftwt.export`.
+        FileNotFoundError: There is no such network.
+        ImportError: A package of ONNX is not installed.
+    """
+    network, name, how, classes = _find(source)
+    noise = torch.Generator().manual_seed(0)
+    example = torch.randn(IMAGES, 3, how.crop, how.crop, generator=noise)
+    with torch.no_grad():
+        outputs = network(example[:1]).shape[1]
+    notes = {"network": name, PREPROCESSING: how.to_json(), **_achieved(source)}
+    if len(classes) == outputs:
+        notes["classes"] = list(classes)
+    return export(
+        network,
+        path,
+        example=example,
+        masks=masks,
+        batch_size=batch_size,
+        opset=opset,
+        check=check,
+        metadata=notes,
+    )
+
+
+def _find(source: str) -> tuple[nn.Module, str, Preprocessing, tuple[str, ...]]:
+    """A trained network, its name, how images are prepared for it, and what it may call them."""
+    network, name = find_network(source).cpu().eval(), name_of(source)
+    how, classes = known(name)
+    if not is_architecture(source):
+        classes = tuple(saved_classes(folder_of(source))) or classes
+    side = network.input_shape[-1] if isinstance(network, DynamicModel) else how.crop
+    if side != how.crop:  # converted for images of another size
+        how = replace(how, resize=round(how.resize * side / how.crop), crop=side)
+    return network, name, how, classes
+
+
+def _achieved(source: str) -> dict[str, float]:
+    """What a run measured on its test images."""
+    folder = Path(folder_of(source))
+    if folder.name != MODEL or not (folder.parent / RESULT).is_file():
+        return {}
+    test = read_json(folder.parent / RESULT)["test"]
+    return {key: test[key] for key in ("reduction", "top1") if test.get(key) is not None}
 
 
 def _told(value: Any) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .engine import BenchCommand, CompileCommand, RunCommand
+from .export import ExportCommand
 from .report import ReportCommand
 from .robustness import RobustnessCommand
 from .training import (
@@ -21,6 +22,7 @@ VERBS: dict[str, Any] = {
     "evaluate": EvaluateCommand,
     "robustness": RobustnessCommand,
     "compile": CompileCommand,
+    "export": ExportCommand,
     "run": RunCommand,
     "bench": BenchCommand,
     "report": ReportCommand,

@@ -1,0 +1,47 @@
+"""The verb that writes networks for other runtimes: export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from ..deploy import export_trained
+from .options import Json, Network
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Export a trained network, gates and all, to ONNX or to torch.export's format.
+
+    The file gives the network's answers in a dense network's time: it computes every filter and
+    multiplies by the masks. `ftwt compile` writes what skips filters.
+    """
+
+    model: Network
+    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
+    Hugging Face Hub."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """File to write, NAME.onnx or NAME.pt2."""
+    masks: bool = False
+    """Give each unit's mask beside the output."""
+    batch_size: int | None = None
+    """Let the file take this many images alone, instead of any number."""
+    opset: int | None = None
+    """Of ONNX's operators, 18 or later; 23 if not given."""
+    check: bool = True
+    """Run the file and hold it to PyTorch, before it gets its name."""
+    as_json: Json = False
+
+    def __call__(self) -> Any:
+        """Export, and check."""
+        result = export_trained(
+            self.model,
+            self.output,
+            masks=self.masks,
+            batch_size=self.batch_size,
+            opset=self.opset,
+            check=self.check,
+        )
+        return result.to_json() if self.as_json else [result]
