@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .operations import Conv, Shaped, find_rule, natural_layout, operation
 from .rules import Contract, Rule, Silence, join, per_channel
-from .trace import evaluating
+from .trace import cannot_take, evaluating
 
 PROBES = 2  # samples in the shape pass: enough to see an operation that mixes them
 
@@ -194,9 +194,7 @@ def _record(
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            shapes = ", ".join(str(tuple(i.shape)) for i in inputs if isinstance(i, Tensor))
-            why = str(error).splitlines()[0]
-            raise ValueError(f"the network cannot take an input of {shapes}: {why}") from error
+            raise cannot_take(inputs, error) from error
     return values, flops
 
 

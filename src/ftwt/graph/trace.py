@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.GraphM
             raise
         except Exception as error:  # a tracer runs the user's forward: anything may come out of it
             if tracer is tracers[-1]:
+                _try(model, example)
                 raise ValueError(
                     f"cannot trace {type(model).__name__}: {_reason(error)}. Its forward must not "
                     "branch on the values of tensors; rewrite that part, or convert the traceable "
@@ -72,6 +73,26 @@ def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.GraphM
         module.training = model.get_submodule(name).training
     _dropout_as_modules(network)
     return network
+
+
+def cannot_take(inputs: Iterable[Any], error: RuntimeError) -> ValueError:
+    """Say that a network does not run on inputs of these shapes, and why."""
+    shapes = ", ".join(str(tuple(value.shape)) for value in inputs if isinstance(value, Tensor))
+    return ValueError(f"the network cannot take an input of {shapes}: {str(error).splitlines()[0]}")
+
+
+@torch.no_grad()
+def _try(model: nn.Module, example: tuple[Any, ...] | None) -> None:
+    """Refuse an example that the network itself cannot take: no tracer is to blame for that."""
+    if example is None:
+        return
+    try:
+        with evaluating(model):
+            model(*example)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise cannot_take(example, error) from error
 
 
 @contextmanager
