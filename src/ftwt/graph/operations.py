@@ -71,6 +71,7 @@ MOVING_NAMES = frozenset(
     "getitem pad unsqueeze squeeze expand narrow unbind unflatten movedim swapaxes "
     "channel_shuffle pixel_shuffle pixel_unshuffle".split()
 )
+MAXIMA = frozenset("max_pool1d max_pool2d max_pool3d MaxPool1d MaxPool2d MaxPool3d".split())
 SUMS = frozenset("add add_ iadd sub sub_ isub".split())
 PRODUCTS = frozenset("mul mul_ imul".split())
 QUOTIENTS = frozenset("div div_ truediv itruediv".split())
@@ -155,7 +156,8 @@ def find_rule(
     if name == "getitem" and isinstance(values[inputs[0]], tuple):
         return Select(sources, given, operator.index(node.args[1])), True  # type: ignore[arg-type]
     if isinstance(module, MOVING_MODULES) or (name in MOVING_NAMES and module is None):
-        places = _places(node, module, values, layouts)
+        maxima = all(operation(user, network) in MAXIMA for user in node.users)
+        places = _places(node, module, values, layouts, maxima=maxima)
         if places is not None:
             return Move(sources, given, places), True
     if name in SUMS | PRODUCTS | QUOTIENTS and module is None:
@@ -235,9 +237,12 @@ def _places(
     module: nn.Module | None,
     values: Mapping[fx.Node, Any],
     layouts: Mapping[fx.Node, Any],
+    *,
+    maxima: bool,
 ) -> Any:
     """Run a data movement on channel numbers and read off where each channel went.
 
+    A border of -inf is one of zeros where `maxima` of windows are all that reads it: it wins none.
     Returns None if the numbers do not come out as whole channels, one set for every sample.
     """
     numbers: dict[fx.Node, Tensor] = {}
@@ -263,7 +268,12 @@ def _places(
     if node.op == "call_method":
         call = operator.methodcaller(str(node.target), *args[1:], **kwargs)
         args, kwargs = args[:1], {}
-    moved = call(*args, **kwargs)
+    try:
+        moved = call(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None  # it moves no floating-point numbers
+    if maxima and isinstance(moved, Tensor):
+        moved = moved.where(moved != -torch.inf, 0)
     batch = next(iter(numbers.values())).shape[0]
     if isinstance(moved, tuple | list):
         parts = tuple(_whole_channels(part, batch) for part in moved)

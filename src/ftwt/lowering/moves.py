@@ -85,13 +85,13 @@ def places(moved: Moved) -> Places | None:
     return Places((one >> 32) - 1, (one >> 1) & (2**31 - 1))
 
 
-def without_border(moved: Moved) -> tuple[Moved, tuple[int, int, int, int]]:
-    """Take rows and columns of zeros from a map's border.
+def without_border(moved: Moved, of: float = 0) -> tuple[Moved, tuple[int, int, int, int]]:
+    """Take rows and columns that hold nothing but `of` from a map's border.
 
     Returns:
         What is left, and how many were taken above, left, below and right.
     """
-    zero = (moved.numbers == 0).all(1).all(0)
+    zero = (moved.numbers == of).all(1).all(0)
     rows, columns = ((~zero.all(dim)).nonzero().flatten() for dim in (1, 0))
     if not len(rows):
         return moved, (0, 0, 0, 0)

@@ -123,6 +123,7 @@ def max_pool2d(
     """A maximum over windows."""
     if pair(dilation) != (1, 1) or return_indices:
         draft.refuse(f"dilation={dilation}, return_indices={return_indices}; only 1 and False can")
+    input, padding = _padded(draft, input, padding, -float("inf"))
     return _windows(draft, input, kernel_size, stride, padding, "max")
 
 
@@ -139,8 +140,24 @@ def avg_pool2d(
     """A mean over windows."""
     if divisor_override is not None:
         draft.refuse(f"divisor_override={divisor_override}; only None can be")
-    padded = bool(count_include_pad)
+    input, around = _padded(draft, input, padding, 0)
+    padded = bool(count_include_pad) or around is not padding
+    padding = around
     return _windows(draft, input, kernel_size, stride, padding, "mean", include_padding=padded)
+
+
+def _padded(draft: Draft, x: Data, padding: Pair, border: float) -> tuple[Data, Pair]:
+    """Take a border that was laid around a map by itself; windows lay it around by padding."""
+    if not isinstance(x, Moved) or len(x.shape) != 3:
+        return x, padding
+    inner, (top, left, bottom, right) = without_border(x, border)
+    if not any((top, left, bottom, right)):
+        return x, padding
+    over = (bottom - top, right - left)  # windows may hang over, of which a maximum sees nothing
+    if pair(padding) != (0, 0) or min(over) < 0 or (border == 0 and any(over)):
+        sides = f"{top} rows above, {bottom} below, {left} columns left, {right} right"
+        draft.refuse(f"its input has a border of {border:g} ({sides}), which it cannot lay around")
+    return inner, (top, left)
 
 
 def _windows(
