@@ -3,10 +3,15 @@
 Public names are imported when they are first used, so that `ftwt.runtime` needs numpy alone.
 """
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+# The Hugging Face library adds the user's software to its requests, and asks its server for more to
+# add, unless told; it reads this when it is first imported. To be counted after all, set it to 0.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from . import data as data

@@ -88,6 +88,8 @@ def onnx_runtime(_: nn.Module, batches: np.ndarray, threads: int, export: Export
     """ONNX Runtime: all optimisations, one session, input and output bound to fixed memory."""
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()  # which its builds for Windows would send
+
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
