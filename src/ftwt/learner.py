@@ -127,6 +127,11 @@ class Learner:
         return {name: t for name, t in state if t.is_floating_point() and t.dim()}
 
     def _place(self, model: nn.Module) -> nn.Module:
+        if self.config.channels_last and any(p.dim() == 5 for p in model.parameters()):
+            raise ValueError(
+                "channels_last=True with 3-d convolutions: it is a layout of images (B, C, H, W); "
+                "turn it off"
+            )
         return model.to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def seed(self, step: int) -> None:

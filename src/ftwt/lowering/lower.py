@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..graph.activity import ChannelGraph
 from ..graph.convolutions import inside
-from ..graph.operations import MOVING_MODULES, MOVING_NAMES, operation
+from ..graph.operations import FROZEN_NORMS, MOVING_MODULES, MOVING_NAMES, operation
 from ..graph.trace import trace
 from ..method import Gate
 from ..runtime.program import Fixed, Predict, Program, Silence
@@ -58,7 +58,10 @@ def lower(
         network, image = trace(model, inputs), tuple(inputs[0].shape[1:])
         channels = ChannelGraph(network, inputs)
     if len(image) != 3:
-        raise ValueError(f"images of shape {image} for one sample; only (C, H, W) can be lowered")
+        raise ValueError(
+            f"inputs of shape {image} for one sample; only images (C, H, W) can be lowered: sound, "
+            "video and vectors run in PyTorch, as the network they are"
+        )
     with torch.no_grad():
         walk = _Walk(network, channels, cast(tuple[int, int, int], image))
         output = walk.run()
@@ -107,9 +110,10 @@ class _Walk:
         dynamic = any(node.target in ARGUMENTS for node in self.network.graph.nodes)
         found = self._given(result[0] if dynamic else result)
         if not isinstance(found, Data):
+            kind = type(found).__name__.removeprefix("immutable_")  # as torch.fx keeps dicts
             raise ValueError(
-                f"the network returns {type(found).__name__}; an engine needs one tensor: wrap the "
-                "network in a module that returns it"
+                f"the network returns a {kind}; an engine needs one tensor: wrap the network in "
+                "a module that returns it, and convert that"
             )
         self.draft.label = self.draft.name = "output"
         return self.draft.whole(found)
@@ -172,6 +176,10 @@ class _Walk:
                 if getattr(module, "inplace", False) and isinstance(module, nn.Module):
                     self._changed(node, result)
                 return result
+        if kind.__name__ in FROZEN_NORMS:
+            given = {field: getattr(module, field) for field in MODULES[nn.BatchNorm2d][1][:4]}
+            eps = getattr(module, "eps", 1e-5)  # DETR's has no name for it
+            return HANDLERS["batch_norm"](self.draft, args[0], **given, eps=eps)
         if isinstance(module, nn.Conv2d):
             return self._own_convolution(module, args[0])
         self.draft.refuse()
