@@ -3,13 +3,15 @@
 import re
 from pathlib import Path
 
+import pytest
 from matplotlib.figure import Figure
 
 import tiny
-from ftwt import Estimate, Recording
+from ftwt import Calibration, Estimate, Recording
 from ftwt.run import RunResult
+from ftwt.summary import Summary
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def cells(source: str) -> list[str]:
@@ -29,11 +31,17 @@ def shown(code: str, names: dict) -> object:
     return None
 
 
-def test_the_quickstart_runs_cell_by_cell_and_shows_results_and_figures(tiny_home):
-    source = QUICKSTART.read_text(encoding="utf-8")
-    for name, value in (("MODEL", repr(tiny.NAME)), ("EPOCHS", "1")):
+def quick(example: str, **constants: str) -> str:
+    """The source of an example, with other values for some of its constants."""
+    source = (EXAMPLES / example).read_text(encoding="utf-8")
+    for name, value in constants.items():
         source, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", source, flags=re.MULTILINE)
         assert count == 1
+    return source
+
+
+def test_the_quickstart_runs_cell_by_cell_and_shows_results_and_figures(tiny_home):
+    source = quick("quickstart.py", MODEL=repr(tiny.NAME), EPOCHS="1")
     names: dict = {"__name__": "__main__"}
     values = [shown(code, names) for code in cells(source)]
     seen = [value for value in values if value is not None]
@@ -46,3 +54,17 @@ def test_the_quickstart_runs_cell_by_cell_and_shows_results_and_figures(tiny_hom
             assert value._repr_html_().startswith("<table>")
     assert "run.json" in {path.name for path in Path("runs/quickstart").iterdir()}
     assert len(list(Path("runs/quickstart/figures").glob("*.pdf"))) >= 8
+
+
+def test_a_loop_of_ones_own_prunes_a_network_with_two_outputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "__main__"}
+    values = [shown(code, names) for code in cells(quick("segmentation.py", STEPS="6"))]
+    for kind in (Estimate, Calibration, Summary):
+        assert sum(isinstance(value, kind) for value in values) == 1, kind
+    assert [unit.kind for unit in names["dynamic"].units].count("linear") == 2
+    dense, dynamic = (names["found"][name] for name in ("dense", "dynamic"))
+    assert dense.keys() | {"reduction"} == dynamic.keys() == {"pixels", "number", "reduction"}
+    assert dynamic["reduction"] == pytest.approx(0.3, abs=0.1)  # calibrated on other images
+    assert "reduction" in capsys.readouterr().out
+    assert Path("runs/segmentation/model.safetensors").exists()
