@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import ftwt as library
 import tiny
 from ftwt import data, models
 from ftwt.checkpoint import save_pretrained, saved_classes
@@ -102,6 +103,11 @@ def test_from_training_to_the_engines_guesses(home: Path, ftwt: Any) -> None:
 
     told = ftwt("estimate", "net", *DATA, "--images", "20", "--json")
     assert told.status == 0 and json.loads(told.out)["images"] == 20
+
+    missing = {each.what: each.command for each in library.report.write_report("net").missing}
+    flags = "--dataset folder --data-root shapes --validation 6"
+    assert missing["the curve r -> reduction"].startswith(f"ftwt estimate {tiny.NAME} {flags} ")
+    assert "accuracy under corruption" not in missing
 
     economies = ("--remove-silent", "--layout", "--engine", "reference")
     told = ftwt("compile", "net", "-o", "net.ftwt", *economies, *DATA)

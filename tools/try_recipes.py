@@ -28,7 +28,7 @@ from make_image_folder import make_image_folder
 
 from ftwt import recipes
 from ftwt.config import RunConfig
-from ftwt.results import provenance, read_json, write_json
+from ftwt.results import provenance, write_json
 from ftwt.run import run
 from ftwt.tensors import load_tensors
 from ftwt.train import METRICS, Interrupted
@@ -36,7 +36,7 @@ from ftwt.train import METRICS, Interrupted
 IMAGES = {"classes": 4, "train": 8, "val": 2, "side": 256}
 VALIDATION = 8
 ROOT = Path(__file__).resolve().parent.parent
-OUTPUT = ROOT / "results" / "imagenet" / "recipes.json"
+OUTPUT = ROOT / "results" / "imagenet"
 
 
 @dataclass(frozen=True)
@@ -143,18 +143,18 @@ def main() -> int:
     known = [name for name in recipes.names() if name.startswith("imagenet-")]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="which; all by default")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write, JSON")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for a file of each")
     given = parser.parse_args()
-    trials = read_json(given.output)["trials"] if given.output.exists() else {}
+    same = True
     with tempfile.TemporaryDirectory() as folder:
         images = make_image_folder(Path(folder) / "images", **IMAGES)
         for name in given.recipes or known:
             trial = try_recipe(name, images, Path(folder) / name)
             print(trial, flush=True)
-            trials[name] = vars(trial)
+            same &= trial.same
             origin = provenance(config=IMAGES | {"validation": VALIDATION, "batch_size": 8})
-            write_json(given.output, {"trials": trials, "provenance": origin})
-    return 0 if all(trial["same"] for trial in trials.values()) else 1
+            write_json(given.output / f"{name}.json", vars(trial) | {"provenance": origin})
+    return 0 if same else 1
 
 
 if __name__ == "__main__":

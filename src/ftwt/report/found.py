@@ -146,6 +146,7 @@ def _missing(found: Found) -> Iterator[Missing]:
     dynamic = [run for run in found.runs if run.kind == "dynamic"]
     names = [run.network for run in dynamic] + [demo.network for demo in found.demos]
     networks = list(dict.fromkeys(names))
+    images = {name: _images(run) for run in dynamic for name in (run.network, run.folder)}
     known = {curve.network for curve in found.curves}
     for run in dynamic:
         known |= {run.network} if known & {*run.aliases, run.folder} else set()
@@ -157,7 +158,7 @@ def _missing(found: Found) -> Iterator[Missing]:
     yield from lacks(
         "images, their routes, heatmaps, and the work for each class",
         [run for run in found.runs if run.kind == "dynamic" and run.recording_path is None],
-        lambda run: f"ftwt evaluate {run.folder} --record",
+        lambda run: f"ftwt evaluate {run.folder}{_images(run)} --record",
     )
     yield from lacks(
         "the static twin, which shows what the gates are worth",
@@ -167,7 +168,10 @@ def _missing(found: Found) -> Iterator[Missing]:
     yield from lacks(
         "what the dense network achieved",
         [run for run in dynamic if found.dense(run) is None],
-        lambda run: f"ftwt evaluate {run.config.get('weights') or run.network} --output dense.json",
+        lambda run: (
+            f"ftwt evaluate {run.config.get('weights') or run.network}{_images(run)} "
+            "--output dense.json"
+        ),
     )
     yield from lacks(
         "a spread over seeds, of which there is one",
@@ -177,20 +181,29 @@ def _missing(found: Found) -> Iterator[Missing]:
     yield from lacks(
         "the curve r -> reduction",
         [name for name in networks if not known & {name, None}],
-        lambda name: f"ftwt estimate {name} --output estimate.json",
+        lambda name: f"ftwt estimate {name}{images.get(name, '')} --output estimate.json",
     )
     if not found.corruptions:
         yield from lacks(
             "accuracy under corruption",
-            dynamic,
+            [run for run in dynamic if not _images(run)],  # of CIFAR
             lambda run: f"ftwt robustness {run.folder} --output corrupted",
         )
     if not found.benchmarks:
         yield from lacks(
             "latencies",
             [run.folder for run in dynamic] or networks,
-            lambda name: f"ftwt bench {name} --output bench.json",
+            lambda name: f"ftwt bench {name}{images.get(name, '')} --output bench.json",
         )
+
+
+def _images(run: Run) -> str:
+    """The flags that name a run's images, where these are a folder's."""
+    data = run.config.get("data", {})
+    if data.get("dataset") != "folder":
+        return ""
+    root = f" --data-root {data['data_root']}" if data.get("data_root") else ""
+    return f" --dataset folder{root} --validation {data.get('validation')}"
 
 
 def _is_twin(run: Run, of: Run) -> bool:
