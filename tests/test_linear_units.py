@@ -271,6 +271,15 @@ def test_a_linear_layer_that_is_no_unit_says_why(name: str) -> None:
     assert torch.equal(dynamic.eval()(example), network.eval()(example))
 
 
+def test_layers_inside_what_is_traced_whole_are_named() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 4))
+    with pytest.warns(UserWarning, match="no unit found"):
+        dynamic = ftwt.convert(model, torch.randn(2, 5, 8), linear=True)
+    whole = "inside 0, which is traced as one operation"
+    assert dynamic.reasons["0.linear1"] == dynamic.reasons["0.self_attn.out_proj"] == whole
+    assert f"not gated: 0.linear1: {whole}" in str(dynamic.summary())
+
+
 def test_frames_in_the_batch_have_no_gate_of_their_own() -> None:
     model = Network(
         lambda n, x: n.out(n.frame(x.reshape(-1, 3, 8, 8)).reshape(-1, 16, 8, 8)),

@@ -52,7 +52,8 @@ class Summary:
             table.add_row(unit.name, f"{unit.in_channels} -> {unit.out_channels}", r, share, cost)
         yield table
         for name, reason in self.reasons.items():
-            yield f"not gated: {name} ({self.macs[name] / total:.1%} of the MACs): {reason}"
+            share = f" ({self.macs[name] / total:.1%} of the MACs)" if name in self.macs else ""
+            yield f"not gated: {name}{share}: {reason}"
         for name in self.unknown:
             yield f"counted as fully active: {name}"
 

@@ -114,7 +114,18 @@ def find_units(
         if name not in reasons:
             masked[end] = source or name
             units.append(Unit(name, *_channels(layer), source, node.name, end.name))
-    return tuple(units), reasons
+    return tuple(units), reasons | (_inside(network) if linear else {})
+
+
+def _inside(network: fx.GraphModule) -> dict[str, str]:
+    """Name the linear layers that no node calls, for a module around them is one operation."""
+    called = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    return {
+        name: f"inside {whole}, which is traced as one operation"
+        for name, module in network.named_modules()
+        for whole in dict.fromkeys(called)
+        if isinstance(module, nn.Linear) and name.startswith(f"{whole}.")
+    }
 
 
 def _channels(layer: nn.Module) -> tuple[Kind, int, int]:
