@@ -79,6 +79,18 @@ def test_an_architecture_of_ones_own_is_given_as_model(tmp_path: Path) -> None:
     assert not blank[0].weight.any()
 
 
+def test_gates_that_cost_more_than_they_save_come_back(tmp_path: Path) -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=4), nn.ReLU()]
+    own = nn.Sequential(*layers, nn.Conv2d(8, 4, 1), nn.Flatten())
+    example = torch.randn(2, 3, 4, 3)
+    assert [unit.name for unit in convert(own, example).units] == ["0"]
+    saved = convert(own, example, min_gain=-10.0).eval()
+    assert [unit.name for unit in saved.units] == ["0", "2"]
+    save_pretrained(saved, tmp_path)
+    loaded = from_pretrained(tmp_path, model=own)
+    assert torch.equal(loaded(example), saved(example))
+
+
 def test_arguments_of_the_architecture_are_kept(tmp_path: Path) -> None:
     save_pretrained(
         models.create(NAME, num_classes=3), tmp_path, name=NAME, arguments={"num_classes": 3}

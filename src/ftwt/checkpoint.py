@@ -137,7 +137,8 @@ def from_pretrained(
             options = dict(config["convert"])
             static = options.pop("static", False)
             example = torch.zeros(2, *config["input_shape"])
-            built = convert(built, example, **options)
+            # Of the gates that are not named in `skip` each was built, dear or not.
+            built = convert(built, example, min_gain=-math.inf, **options)
             built = built.freeze([(example, torch.zeros(2))]) if static else built
     load_weights(built, tensors, source=directory)
     return built.eval()

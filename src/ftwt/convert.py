@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -132,7 +133,7 @@ def convert(
             left[unit.name] = "sees a single position, as in squeeze-excitation"
         elif min_gain is None and _weights(_predictor(unit, form)) >= layers[unit.name].macs:
             left[unit.name] = _TOO_DEAR[unit.kind]
-    if min_gain is not None:
+    if min_gain is not None and min_gain > -math.inf:
         for name, gain in _gains(build(left), inputs).items():
             if gain < min_gain:
                 left[name] = f"its gate saves {gain:.2%} of all MACs, below min_gain={min_gain:g}"
