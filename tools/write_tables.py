@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from tables.comparisons import corruption_kinds, corruptions, static
+from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_torchvision
 from tables.exports import exports
 from tables.files import ROOT
 from tables.imagenet import recipes
@@ -33,6 +34,7 @@ from tables.training import (
 
 PAGES = (
     "README.md",
+    "docs/coverage.md",
     "docs/engine.md",
     "docs/export.md",
     "docs/imagenet.md",
@@ -61,6 +63,10 @@ TABLES: dict[str, Callable[[], str]] = {
         corruption_kinds,
         recipes,
         exports,
+        coverage,
+        coverage_reasons,
+        coverage_torchvision,
+        coverage_timm,
     )
 }
 

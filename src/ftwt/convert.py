@@ -48,7 +48,8 @@ def convert(
     """Make a network dynamic: find its units and give each a gate.
 
     Args:
-        model: Any network that `torch.fx` can trace. It is copied, never changed.
+        model: Any network that can be traced, if need be for the size of `example` alone. It is
+            copied, never changed.
         example: Its input, (B, C, *spatial), or a tuple of its inputs. One sample is enough, but
             `min_gain` judges by these images.
         r: Share of the heatmap mass that a target mask keeps, in (0, 1]; a mapping unit -> r names

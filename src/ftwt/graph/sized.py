@@ -193,7 +193,8 @@ class Stand(fx.Proxy):
         self._refuse("computes with")
 
     def __setitem__(self, place: Any, value: Any) -> None:
-        raise ValueError("its forward writes into a part of a tensor, which cannot be followed")
+        arguments = (self, place, value)
+        self.node = self.tracer.create_proxy("call_function", written, arguments, {}).node
 
     @property
     def _value(self) -> Any:
@@ -202,6 +203,13 @@ class Stand(fx.Proxy):
     def _refuse(self, what: str) -> NoReturn:
         of = "the values of a tensor" if _holds_tensor(self._value) else "the number of images"
         raise ValueError(f"its forward {what} {of}")
+
+
+def written(tensor: Tensor, place: Any, value: Any) -> Tensor:
+    """Return a tensor with a part written anew: what `tensor[place] = value` leaves."""
+    result = tensor.clone()
+    result[place] = value
+    return result
 
 
 def _batch(part: Any, length: int) -> Any:

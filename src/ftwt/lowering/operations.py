@@ -225,18 +225,20 @@ def over_space(kind: Kind) -> Handler:
     return reduce
 
 
-def add(draft: Draft, input: Any, other: Any, *, alpha: float = 1) -> Value:
+def add(draft: Draft, input: Any, other: Any, *, alpha: float = 1) -> Data:
     """A sum of two maps, or of a map and numbers."""
     if alpha != 1:
         draft.refuse(f"alpha={alpha}; only 1 can be")
     if isinstance(input, Data) and isinstance(other, Data):
         return _combine(draft, input, other, "add")
     x, numbers = (input, other) if isinstance(input, Data) else (other, input)
+    if isinstance(numbers, int | float) and numbers == 0:
+        return x  # the start of a sum: what is zero stays so
     shift = _of_channels(draft, x, numbers)
     return draft.affine(x, np.ones_like(shift), shift)
 
 
-def sub(draft: Draft, input: Any, other: Any, *, alpha: float = 1) -> Value:
+def sub(draft: Draft, input: Any, other: Any, *, alpha: float = 1) -> Data:
     """A map less numbers."""
     if isinstance(other, Data):
         draft.refuse("only numbers can be subtracted")
