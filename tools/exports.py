@@ -42,13 +42,14 @@ SEED = 0
 def main() -> int:
     """Hold each network's file to PyTorch; an error if one deviates."""
     names = sys.argv[1:] or list(NETWORKS)
-    known: dict[str, Any] = read_json(RESULT)["networks"] if RESULT.exists() else {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            known[name] = hold(name, Path(folder) / "network.onnx")
+            found = hold(name, Path(folder) / "network.onnx")
+        known: dict[str, Any] = read_json(RESULT)["networks"] if RESULT.exists() else {}
+        known[name] = found
         ordered = {key: known[key] for key in NETWORKS if key in known}
         write_json(RESULT, {"networks": ordered, "provenance": provenance(seed=SEED)})
-        print(name, known[name], flush=True)
+        print(name, found, flush=True)
     return 0
 
 
