@@ -148,11 +148,15 @@ BUILDERS: dict[str, Callable[[nn.Module, np.ndarray, int, Export], Contestant]] 
 
 
 def export_onnx(network: nn.Module, example: np.ndarray) -> bytes:
-    """The network as an ONNX file, for inputs of the example's very shape."""
+    """The network as an ONNX file, for inputs of the example's very shape.
+
+    By PyTorch's older exporter, not by `ftwt.export`: from both files ONNX Runtime makes the same
+    convolutions, but only in this one it knows the last pooling for one, which runs as it lies.
+    """
     import onnx  # noqa: F401  (for the exporter, which would not say how to install it)
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is the older exporter: the new one finds nothing more
+        warnings.simplefilter("ignore")  # of its age
         path = Path(folder, "network.onnx")
         image = torch.from_numpy(example)
         names: dict[str, Any] = {"input_names": ["image"], "output_names": ["output"]}
