@@ -356,7 +356,7 @@ TORCHVISION: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...], int]] 
     "r3d_18": (lambda m: m.video.r3d_18(), (3, 8, 32, 32), 17),
     "mc3_18": (lambda m: m.video.mc3_18(), (3, 8, 32, 32), 17),
     "r2plus1d_18": (lambda m: m.video.r2plus1d_18(), (3, 8, 32, 32), 34),
-    "s3d": (lambda m: m.video.s3d(), (3, 16, 224, 224), 73),
+    "s3d": (lambda m: m.video.s3d(), (3, 16, 224, 224), 77),
 }
 
 

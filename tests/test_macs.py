@@ -162,6 +162,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         lambda n, x: (lambda y: sum([n.a(y / 2), n.b(y + 1), n.c(2 * y), n.d(y + y)]))(n.stem(x)),
         stem=bare(3, 8), a=conv(8, 8), b=conv(8, 8), c=conv(8, 8), d=conv(8, 8),
     ),
+    "a squared activation": lambda: Network(
+        lambda n, x: n.c(n.b(n.a(x) ** 2).relu().pow(3)), a=bare(3, 8), b=conv(8, 8), c=bare(8, 8)
+    ),
     "padded input beside masked channels": lambda: Network(
         lambda n, x: n.out(torch.cat([F.pad(x, (0, 0, 0, 0, 0, 2)), n.stem(x)], 1)),
         stem=bare(3, 8), out=bare(13, 8),

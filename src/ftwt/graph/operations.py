@@ -75,6 +75,7 @@ MAXIMA = frozenset("max_pool1d max_pool2d max_pool3d MaxPool1d MaxPool2d MaxPool
 SUMS = frozenset("add add_ iadd sub sub_ isub".split())
 PRODUCTS = frozenset("mul mul_ imul".split())
 QUOTIENTS = frozenset("div div_ truediv itruediv".split())
+POWERS = frozenset("pow pow_ ipow".split())
 REDUCTIONS = frozenset("mean sum amax".split())
 FIRST = 2**32  # number of the first channel that is moved: no constant in a network is as large
 
@@ -160,7 +161,7 @@ def find_rule(
         places = _places(node, module, values, layouts, maxima=maxima)
         if places is not None:
             return Move(sources, given, places), True
-    if name in SUMS | PRODUCTS | QUOTIENTS and module is None:
+    if name in SUMS | PRODUCTS | QUOTIENTS | POWERS and module is None:
         if (rule := _arithmetic(node, name, values, inputs, given)) is not None:
             return rule, True
     if name in REDUCTIONS and module is None:
@@ -204,6 +205,9 @@ def _arithmetic(
         return None
     numbers = [values.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in operands]
     number = next((n for n in numbers if isinstance(n, int | float)), None)
+    if name in POWERS:
+        positive = operands[0] is inputs[0] and number is not None and number > 0
+        return Rule(sources, given) if positive else None
     if len(sources) == 1 and number is not None:
         if name in SUMS:
             return Renew(sources, given) if number else Rule(sources, given)
