@@ -37,7 +37,14 @@ NETWORKS = {  # name -> image size, images a process in a step
     "timm:mobilenetv1_100": (224, 1),
     "torchvision:resnet50": (224, 1),
 }
-PHASES = {"dense": None, "warm-up": 0, "gated": 1, "cooldown": 2}  # epochs of one step
+EPOCH = 1000  # steps: a network warms up in the first epoch, and cools down in the third
+PHASES: dict[str, tuple[int, int | None] | None] = {  # the epoch, and the predictors' rank
+    "dense": None,
+    "warm-up": (0, None),
+    "gated": (1, None),
+    "gated, rank 16": (1, 16),
+    "cooldown": (2, None),
+}
 PROCESSES = 2
 
 
@@ -73,19 +80,19 @@ def measure(name: str, phase: str, steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     images, labels = torch.randn(count, 3, side, side), torch.randint(0, 10, (count,))
     model = create(name)
-    gated = PHASES[phase]
-    if gated is not None:
-        model = ftwt.convert(model, images[:1], r=0.9)
+    epoch, rank = PHASES[phase] or (0, None)
+    if gated := PHASES[phase] is not None:
+        model = ftwt.convert(model, images[:1], r=0.9, rank=rank)
     config = TrainConfig(
         epochs=3,
         batch_size=count * PROCESSES,
-        predictor_warmup_steps=1000 * (gated is not None),
+        predictor_warmup_steps=EPOCH * gated,
         cooldown=2 / 3,
     )
-    schedule = Schedule(config, steps_per_epoch=1000)
+    schedule = Schedule(config, steps_per_epoch=EPOCH)
     accelerator = accelerate()
     learner = Learner(model, config, schedule, accelerator)
-    first = 1000 * (gated or 0) + 1  # of the phase; measurements of masks fall on other steps
+    first = EPOCH * epoch + 1  # of the phase; measurements of masks fall on other steps
     learner.begin(first)
     seen = Seen()
     learner.model.register_comm_hook(seen, average)

@@ -19,6 +19,7 @@ from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_
 from tables.exports import exports
 from tables.files import ROOT
 from tables.imagenet import recipes
+from tables.scaling import communication, ring
 from tables.speed import engine, rivals, speed, traffic
 from tables.training import (
     baseline,
@@ -40,6 +41,7 @@ PAGES = (
     "docs/imagenet.md",
     "docs/models.md",
     "docs/results.md",
+    "docs/scaling.md",
 )
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[], str]] = {
@@ -67,6 +69,8 @@ TABLES: dict[str, Callable[[], str]] = {
         coverage_reasons,
         coverage_torchvision,
         coverage_timm,
+        communication,
+        ring,
     )
 }
 

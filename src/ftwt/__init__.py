@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .macs import MacCount as MacCount
     from .macs import count_macs as count_macs
     from .method import mask_loss as mask_loss
+    from .processes import shard as shard
     from .record import record as record
     from .recording import Recording as Recording
     from .robustness import Robustness as Robustness
@@ -78,6 +79,7 @@ _HOMES = {  # name -> the module that it comes from, as above
     "MacCount": "macs",
     "count_macs": "macs",
     "mask_loss": "method",
+    "shard": "processes",
     "record": "record",
     "Recording": "recording",
     "Robustness": "robustness",

@@ -46,7 +46,7 @@ def ring() -> str:
     result = read(PATH)
     rows = []
     for step in result["steps"]:
-        if step["phase"] in ("dense", "gated"):
+        if step["phase"] == "dense" or step["phase"].startswith("gated"):
             sent = [2 * (n - 1) / n * sum(step["buckets_bytes"]) for n in GPUS]
             times = [f"{1e3 * b / speed:.3f} ms" for speed in LINKS.values() for b in sent]
             rows.append((f"{step['network']}, {step['phase']}", *times))
