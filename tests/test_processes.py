@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from dataclasses import asdict, replace
@@ -20,7 +21,8 @@ from ftwt.checkpoint import load_tensors
 from ftwt.cli import main
 from ftwt.config import TrainConfig
 from ftwt.data import Batches
-from ftwt.processes import first, gathered, processes, shard
+from ftwt.interrupts import requests
+from ftwt.processes import explained, first, gathered, processes, shard
 from ftwt.train import train
 from toys import CONFIG, fit, run_python, same, untimed
 
@@ -159,6 +161,8 @@ class Stopping:
             self.left -= 1
             if self.left == 0:
                 Path("signalled").write_text(str(time.time()))
+                if self.number == signal.SIGTERM:  # as a cluster does it: all are told, some twice
+                    os.kill(os.getppid(), self.number)
                 os.kill(os.getpid(), self.number)
             yield batch
 
@@ -295,6 +299,33 @@ def test_ways_of_sharing_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=r"ACCELERATE_USE_FSDP cuts the weights up.*\(DDP\)"):
         fit(toys.Toy())
+
+
+def test_an_error_that_another_process_caused_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:6001")
+    assert explained(lost) == str(lost)  # alone, it is about something else
+    monkeypatch.setitem(processes()._shared_state, "num_processes", 2)
+    assert re.search("another process of this run has ended.*--resume.*peer", explained(lost))
+    assert explained(ValueError("lr=-1")) == "lr=-1"
+
+
+def test_a_signal_that_comes_twice_is_one_request_where_it_is_passed_on() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with requests(grace_s=60) as stop:
+            assert not stop.is_set()
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            assert stop.is_set()
+    for seconds in (0.0, 1e-9):
+        with pytest.raises(KeyboardInterrupt), requests(grace_s=seconds) as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.is_set()
+            time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_one_process_has_the_whole_of_the_first_images() -> None:

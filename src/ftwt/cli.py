@@ -15,7 +15,7 @@ from rich.console import Console
 from . import recipes
 from .config import PruneConfig
 from .names import nearest
-from .processes import leave, processes
+from .processes import explained, leave, processes
 from .verbs import VERBS
 from .verbs.training import TrainCommand
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("FTWT_TRACEBACK"):
             raise
-        print(f"ftwt {verb}: {error}", file=sys.stderr)
+        print(f"ftwt {verb}: {explained(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"ftwt {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)

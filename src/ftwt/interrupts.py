@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def requests() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; the second acts as ever."""
+def requests(*, grace_s: float = 0.0) -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C or SIGTERM sets; the second acts as ever.
+
+    Args:
+        grace_s: What comes within so many seconds of the first is the same request.
+    """
     stop = threading.Event()
+    asked = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -27,8 +33,15 @@ def requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     def handle(number: int, frame: Any) -> None:
-        stop.set()
-        restore()
+        nonlocal asked
+        if not stop.is_set():
+            stop.set()
+            asked = time.monotonic()
+        if not grace_s:
+            restore()
+        elif time.monotonic() - asked > grace_s:
+            restore()
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, handle)

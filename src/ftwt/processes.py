@@ -78,6 +78,17 @@ def check_sharing(accelerator: Accelerator, config: TrainConfig) -> None:
         )
 
 
+def explained(error: Exception) -> str:
+    """Say what an error means, where it may be another process that failed."""
+    signs = ("closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "NCCL")
+    if not any(sign in str(error) for sign in signs) or processes().num_processes == 1:
+        return str(error)
+    return (
+        "another process of this run has ended, or does not answer; what it told says why, and "
+        f"--resume goes on, with any number of processes ({error})"
+    )
+
+
 def alone(accelerator: Any) -> bool:
     """Say whether there are no other processes to share with."""
     return accelerator is None or accelerator.num_processes == 1

@@ -30,6 +30,8 @@ from .results import provenance, write_json
 from .schedules import Schedule
 from .tensors import load_tensors, refusing, save_tensors
 
+LOOK = 10  # steps after which processes ask one another whether to stop: torchrun waits for 30 s
+GRACE_S = 5.0  # in which a signal comes twice, for torchrun passes on what all of them got
 LOG = 50  # steps between lines of metrics.jsonl, fewer in short epochs: each waits for the GPU
 CHECKPOINT, METRICS, RESULT = "checkpoint.safetensors", "metrics.jsonl", "result.json"
 
@@ -79,7 +81,8 @@ def train(
     folder = None if output is None else Path(output)
     if folder is None and (resume or config.tracker):
         raise ValueError("resume and tracker need a folder; give output=")
-    with requests() as stop, held(folder):
+    many = processes().num_processes > 1
+    with requests(grace_s=GRACE_S * many) as stop, held(folder):
         run = _Run(model, train_batches, val_batches, config, folder, teacher, stop)
         if folder is not None and resume:
             run.restore(folder / CHECKPOINT)
@@ -116,7 +119,6 @@ class _Run:
         stop: threading.Event,
     ) -> None:
         self.config, self.folder, self.stop = config, folder, stop
-        processes()  # joined as every verb joins them
         self.accelerator = Accelerator(
             cpu=without_gpu(),
             log_with=config.tracker,
@@ -183,7 +185,8 @@ class _Run:
         self.journal.advance(self.step)
         due = self.step % self.log_every == 0
         alone = self.accelerator.num_processes == 1
-        stop = (due or (alone and self.stop.is_set())) and self._look()
+        asked = self.stop.is_set() if alone else self.step % LOOK == 0
+        stop = (due or asked) and self._look()
         if due:
             totals, now = self._totals(), time.perf_counter()
             window = Totals(*(a - b for a, b in zip(totals, self.logged, strict=True)))
