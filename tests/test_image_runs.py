@@ -21,6 +21,7 @@ from ftwt.run import load_network, load_splits, run
 from ftwt.train import Interrupted
 from test_cli import Told
 from test_image_folder import CLASSES, make_image_folder
+from test_image_folder import pytestmark as pytestmark
 from test_run import timeless
 from toys import same, untimed
 

@@ -20,6 +20,7 @@ from ftwt.inputs import known
 from ftwt.results import read_json
 from ftwt.run import find_network, run
 from test_image_folder import ROOT, make_image_folder
+from test_image_folder import pytestmark as pytestmark
 from test_image_runs import CONFIG
 from test_run import timeless
 from toys import run_python, same, untimed
@@ -108,7 +109,7 @@ def test_a_run_on_files_that_was_killed_ends_as_if_it_was_not(small: Path) -> No
     lines = Path("parts/metrics.jsonl")
     while not (lines.exists() and '"step": 7' in lines.read_text()):  # in the second epoch
         assert process.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.1)
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -101,5 +101,9 @@ class _Decoder(Dataset[Any]):
 
 
 def _leave_signals(worker: int) -> None:
-    """Let the main process alone decide what Ctrl-C means; a worker ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let the main process alone decide what Ctrl-C means, or a scheduler's SIGTERM to all.
+
+    It has a step to finish and to save, and may need images for it. A worker ends with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,8 @@ def image_folders(
 
     Returns:
         The training files, and those of `val`, the test split; labels number the folders by name.
+        Both are in a mixed order, always the same, so that the first ones, by which estimates and
+        benchmarks judge, are of all classes.
 
     Raises:
         FileNotFoundError: there is no such folder, or no `train` or `val` in it.
@@ -90,15 +93,15 @@ def image_folders(
             empty = classes[int(counts.argmin())]
             known = ", ".join(listed.extensions)
             raise ValueError(f"no images in {folder / empty} (of {known}); put some there")
-        both.append(
-            ImageFiles(
-                paths=tuple(path for path, _ in listed.samples),
-                labels=labels,
-                classes=_readable(classes, names),
-                name=folder.name,
-                how=how,
-            )
+        files = ImageFiles(
+            paths=tuple(path for path, _ in listed.samples),
+            labels=labels,
+            classes=_readable(classes, names),
+            name=folder.name,
+            how=how,
         )
+        order = np.random.default_rng(0).permutation(len(files))
+        both.append(files.select(torch.from_numpy(order)))
     return both[0], both[1]
 
 
