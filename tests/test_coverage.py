@@ -1,4 +1,4 @@
-"""What the committed sweep over other libraries' networks must show, and what its stages can tell."""
+"""What the committed sweep over other networks must show, and what its stages can tell."""
 
 from __future__ import annotations
 

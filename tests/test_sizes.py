@@ -233,5 +233,34 @@ def test_a_border_that_wins_no_maximum_is_the_pools_padding(padding: Any) -> Non
         np.testing.assert_allclose(found, dynamic(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_gate_reads_a_map_with_zeros_around() -> None:
+    torch.manual_seed(0)
+    model = Net(nn.Conv2d, lambda net, x: F.pad(x, (0, 1, 0, 1))).eval()
+    images = torch.randn(4, 3, 19, 19)
+    dynamic = ftwt.convert(model, images).eval()
+    predictor = dynamic.predictors["conv"]
+    nn.init.normal_(predictor.linear.weight)
+    nn.init.normal_(predictor.linear.bias, std=0.1)
+    predictor.standardize.running_mean.uniform_(0, 0.5)
+    predictor.standardize.running_var.uniform_(0.1, 0.2)
+    _, stats = ftwt.compile(dynamic, engine="reference").run(images.numpy())
+    mask = dynamic(images, return_gates="masks")[1]["conv"].mask
+    assert np.array_equal(stats.masks["conv"], mask.numpy()) and 0.1 < mask.float().mean() < 0.9
+
+
+def test_one_channel_may_scale_many() -> None:
+    def focused(net: Any, x: Tensor) -> Tensor:
+        return x * net.body(x)[:, :1].mean((2, 3), keepdim=True)
+
+    model = Net(nn.Conv2d, focused)
+    model.body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())
+    dynamic = ftwt.convert(model, torch.randn(1, 3, 19, 19))
+    kept = torch.arange(8) < torch.tensor([[0], [4]])  # without its one channel, all is zero
+    count = dynamic.macs({"body.0": kept})
+    dense = {layer.name: layer.macs for layer in dynamic.channels.layers}
+    assert count.layers["conv"].tolist() == [0, dense["conv"]]
+    assert count.layers["body.0"].tolist() == [0, dense["body.0"] / 8]
+
+
 def test_the_lengths_of_the_batches_do_not_meet_in_a_division() -> None:
     assert all(LENGTHS[0] // n != LENGTHS[1] // n for n in range(1, 2048))

@@ -262,7 +262,7 @@ class Combine(Rule):
         result = known[0]
         for activity in known[1:]:
             result = result & activity if self.product else result | activity
-        return result
+        return result.expand(-1, *self.layout)  # one channel may have met many
 
     def backward(self, need: Activity, active: Sequence[Activity], masks: Masks) -> list[Activity]:
         """A factor is needed only where the other factors are active."""
@@ -313,11 +313,11 @@ class Silence(Rule):
 
 
 def fit(need: Activity, layout: Layout) -> Activity:
-    """Reduce a need over the dimensions along which a source was broadcast."""
+    """Bring a need to a source's layout: reduce it where that was broadcast, else spread it."""
     if need is None or need.dim() != len(layout) + 1:
         return None
     dims = [i for i, size in enumerate(layout, 1) if size == 1 and need.shape[i] > 1]
-    return need.sum(dims, keepdim=True) > 0 if dims else need
+    return (need.sum(dims, keepdim=True) > 0 if dims else need).expand(-1, *layout)
 
 
 def per_channel(activity: Tensor, dim: int, channels: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,7 +21,7 @@ from ..runtime.program import Fixed, Predict, Program, Silence
 from ..runtime.program import Gate as Mask
 from .draft import Data, Draft
 from .fuse import fuse
-from .moves import SAMPLES, Moved, Value
+from .moves import SAMPLES, Moved, Value, without_border
 from .operations import CHANGE_THEIR_INPUT, HANDLERS, IDENTITIES, MODULES, Kind, double
 
 
@@ -255,11 +256,17 @@ class _Walk:
             value = self.draft.constant("value", gate.mask.to(torch.uint8))
             self.draft.add(Fixed(name=unit, mask=mask, value=value))
         else:
-            self._predict(gate, self.draft.whole(inputs), mask)
+            self._predict(gate, inputs, mask)
         return self._silence(outputs, mask), None
 
-    def _predict(self, gate: Gate, x: int, mask: int) -> None:
+    def _predict(self, gate: Gate, inputs: Data, mask: int) -> None:
         predictor, draft = gate.predictor, self.draft
+        inside_border, share = inputs, 1.0
+        if isinstance(inputs, Moved) and predictor.standardize and predictor.pool == "mean":
+            if len(inputs.shape) == 3:  # zeros around a map only make its means smaller
+                inside_border, _ = without_border(inputs)
+                share = math.prod(inside_border.shape) / math.prod(inputs.shape)
+        x = draft.whole(inside_border)
         kinds: tuple[Kind, ...] = ("max", "mean")
         if predictor.pool != "both":
             kinds = (predictor.pool,)
@@ -274,6 +281,7 @@ class _Walk:
             first = (weight if reduce is None else reduce) * scale
             shift = first @ double(norm.running_mean)
             bias = bias - (shift if reduce is None else weight @ shift)
+            first = first * share
             weight, reduce = (first, None) if reduce is None else (weight, first)
         draft.add(
             Predict(
