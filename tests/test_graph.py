@@ -135,6 +135,8 @@ def found(model: nn.Module, **options: Any) -> tuple[dict[str, Any], dict[str, s
         (lambda m, x: m.conv(x).relu(), "relu"),
         (lambda m, x: torch.relu(m.conv(x)), "relu"),
         (lambda m, x: m.conv(x).sigmoid(), "sigmoid"),
+        (lambda m, x: m.act(m.same(m.same(m.conv(x)))), "act"),
+        (lambda m, x: F.max_pool2d(m.same(m.conv(x)), 2), "conv"),
         (lambda m, x: m.norm(m.act(m.conv(x))), "act"),  # the norm comes too late
         (lambda m, x: F.max_pool2d(m.conv(x), 2), "conv"),
         (lambda m, x: (lambda y: m.act(y) + m.norm(y))(m.conv(x)), "conv"),  # used twice
@@ -143,7 +145,7 @@ def found(model: nn.Module, **options: Any) -> tuple[dict[str, Any], dict[str, s
 def test_a_unit_ends_with_its_norm_and_its_activation(body: Any, end: str) -> None:
     model = Lambda(
         lambda m, x: m.head(body(m, x)), conv=conv(3, 8), norm=nn.BatchNorm2d(8),
-        act=nn.Hardswish(), head=head(8),
+        act=nn.Hardswish(), same=nn.Identity(), head=head(8),
     )  # fmt: skip
     units, _ = found(model)
     assert units["conv"].end == end

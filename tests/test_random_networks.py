@@ -95,11 +95,14 @@ def network(seed: int) -> nn.Module:
         layers.append(block(dice, shape[1]).eval())
         with torch.no_grad():
             shape = layers[-1](torch.zeros(shape)).shape
-    if dice.random() < 0.5:
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[1], 5)]
-    else:
-        layers += [nn.Flatten(), nn.Linear(shape[1:].numel(), 5)]
-    return nn.Sequential(*layers)
+    pools = [nn.AdaptiveAvgPool2d(1)] if dice.random() < 0.5 else []
+    width = shape[1] if pools else shape[1:].numel()
+    layers += [*pools, nn.Flatten()]
+    for _ in range(dice.randint(0, 2)):
+        norm = nn.BatchNorm1d(7) if dice.random() < 0.5 else nn.Identity()
+        layers += [nn.Linear(width, 7), norm, dice.choice(ACTIVATIONS)()]
+        width = 7
+    return nn.Sequential(*layers, nn.Linear(width, 5))
 
 
 def dynamic(seed: int) -> ftwt.DynamicModel:
@@ -113,6 +116,7 @@ def dynamic(seed: int) -> ftwt.DynamicModel:
         pool=dice.choice(["max", "mean", "both"]),
         head=dice.choice(["softmax", "standardized"]),
         rank=dice.choice([None, None, 1]),
+        linear=True,
         min_gain=-1e9,
     )
     return scramble(model).eval()

@@ -154,12 +154,20 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def _follower(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
+    """Return what alone uses a value, but for identities between."""
+    user = _only_user(node)
+    while user is not None and isinstance(_module(user, network), nn.Identity):
+        user = _only_user(user)
+    return user
+
+
 def _end(layer: fx.Node, network: fx.GraphModule) -> fx.Node:
     """Follow a layer through its norm and its activation."""
     end = layer
-    user = _only_user(end)
+    user = _follower(end, network)
     if user is not None and is_batch_norm(_module(user, network)):
-        end, user = user, _only_user(user)
+        end, user = user, _follower(user, network)
     if user is not None and user.op != "output" and operation(user, network) in ACTIVATIONS:
         end = user
     return end
