@@ -264,3 +264,10 @@ def test_one_channel_may_scale_many() -> None:
 
 def test_the_lengths_of_the_batches_do_not_meet_in_a_division() -> None:
     assert all(LENGTHS[0] // n != LENGTHS[1] // n for n in range(1, 2048))
+
+
+def test_work_on_weights_alone_is_done_once_for_a_batch() -> None:
+    model = Net(nn.Conv2d, lambda net, x: x * net.scale(net.shift.flatten())[:, None, None])
+    model.scale = nn.Linear(8, 8)
+    count = ftwt.count_macs(model, torch.zeros(1, 3, 19, 19))
+    assert {layer.name: layer.macs for layer in count.layers}["scale"] == 64

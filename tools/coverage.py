@@ -3,7 +3,7 @@
     python tools/coverage.py torchvision            # all of its classifiers
     python tools/coverage.py timm                   # one of each family
     python tools/coverage.py timm --only resnet vgg # these families, or networks
-    python tools/coverage.py timm --again           # those that were not exact, once more
+    python tools/coverage.py timm --again           # those that crashed or were wrong, once more
 
 Writes results/coverage/LIBRARY.json after each network, so that a run can be interrupted and goes
 on where it was; a network that is in the file is not tried again unless asked for. Each network has
@@ -38,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("library", choices=("torchvision", "timm"))
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--again", action="store_true", help="also those that went wrong before")
+    parser.add_argument("--again", action="store_true", help="also those that failed before")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--minutes", type=float, default=15, help="of the CPU, for one at most")
     parser.add_argument("--memory", type=float, default=12, metavar="GIB", help="at most, for one")
@@ -51,7 +51,7 @@ def main() -> int:
         key
         for key in keys
         if (not options.only or key.split(":")[-1] in options.only)
-        and (key not in known or options.only or (options.again and not whole(known[key])))
+        and (key not in known or options.only or (options.again and failed(known[key])))
     ]
     if options.library == "torchvision":
         wanted.sort(key=families.parameters)  # the most is known soonest
@@ -102,7 +102,7 @@ def _child(pipe: Any, key: str, before: dict[str, Any] | None, options: argparse
     if ":" not in key:
         chosen = before if before and before.get("members") else families.choose(key)
     if chosen is None:
-        pipe.send(died(key, "refused", "no member of the family classifies"))
+        pipe.send(died(key, "refused", "no member of the family can be built without data"))
         return
     try:
         found = stages.examine(chosen["name"])
@@ -119,9 +119,9 @@ def died(name: str, end: str, reason: str) -> dict[str, Any]:
     return {"name": name, "stages": {"convert": stage}}
 
 
-def whole(found: dict[str, Any]) -> bool:
-    """Whether a network went through all stages."""
-    return all(stage["ok"] or stage["end"] == "size" for stage in found["stages"].values())
+def failed(found: dict[str, Any]) -> bool:
+    """Whether a network did not convert, or met a defect."""
+    return not found["stages"]["convert"]["ok"] or ended(found, "crashed", "wrong")
 
 
 def ended(found: dict[str, Any], *ends: str) -> bool:

@@ -1,8 +1,8 @@
 """Which networks the coverage sweep tries: all of torchvision's, one of each family of timm's.
 
 A family is a module of `timm.models`. Its member is the smallest by parameters, of those that
-classify and can be built without data; timm's own `test_` networks do not count, nor does what is
-called large in a family that has more.
+classify (if any does) and can be built without data; timm's own `test_` networks do not count, nor
+does what is called large in a family that has more.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def families() -> list[str]:
 
 
 def choose(family: str) -> dict[str, Any] | None:
-    """Choose the member of a family, and say how it was chosen; None if it has no classifier."""
+    """Choose the member of a family, and say what it is; None if none can be built."""
     timm = import_vision("timm")
     names = [name for name in timm.list_models(module=family) if not name.startswith("test_")]
     small = [name for name in names if not BIG & set(name.split("_"))]
@@ -53,11 +53,12 @@ def choose(family: str) -> dict[str, Any] | None:
     for name in small or names:
         if (size := _size(timm, name)) is not None:
             sizes[name] = size
-    classifiers = {name: size for name, size in sizes.items() if size["classes"]}
-    if not classifiers:
+    if not sizes:
         return None
-    name = min(classifiers, key=lambda name: (classifiers[name]["parameters"], name))
-    return {"name": f"timm:{name}", "members": len(names), **classifiers[name]}
+    best = min(
+        sizes, key=lambda name: (not sizes[name]["classes"], sizes[name]["parameters"], name)
+    )
+    return {"name": f"timm:{best}", "members": len(names), **sizes[best]}
 
 
 def _size(timm: Any, name: str) -> dict[str, Any] | None:

@@ -103,7 +103,9 @@ class ChannelGraph:
                 if not known:
                     unknown.append(f"{node.name} ({operation(node, network)})")
             if flops.get(node) or isinstance(self._rules.get(node.name), Contract):
-                self._layers[node.name] = self._layer(node, network, values, flops.get(node, 0))
+                once = not any(source in layouts for source in node.all_input_nodes)  # of weights
+                count = flops.get(node, 0) // 2 // (1 if once else PROBES)
+                self._layers[node.name] = self._layer(node, network, values, count)
         self.layers, self.unknown = tuple(self._layers.values()), tuple(unknown)
 
     def walk(self, masks: Mapping[str, Tensor], readers: Collection[str]) -> Flow:
@@ -152,14 +154,14 @@ class ChannelGraph:
         return Flow(macs, read)
 
     def _layer(
-        self, node: fx.Node, network: fx.GraphModule, values: Mapping[fx.Node, Any], flops: int
+        self, node: fx.Node, network: fx.GraphModule, values: Mapping[fx.Node, Any], macs: int
     ) -> Layer:
         rule = self._rules.get(node.name)
         name = str(node.target) if node.op == "call_module" else node.name
         if calls := sum(layer.name.split(" (")[0] == name for layer in self._layers.values()):
             name = f"{name} (call {calls + 1})"
         if not isinstance(rule, Contract):
-            return Layer(name, operation(node, network), 0, 0, 1, 0, flops // 2 // PROBES)
+            return Layer(name, operation(node, network), 0, 0, 1, 0, macs)
         module = network.get_submodule(str(node.target))
         if isinstance(module, Conv):
             place = values[node.all_input_nodes[0] if module.transposed else node].shape
