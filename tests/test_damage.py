@@ -30,7 +30,7 @@ from ftwt.results import write_json
 from ftwt.run import SETTINGS, _recall
 from ftwt.train import _Run
 
-QUICK, MANY = 60, 1000
+QUICK, MANY = 40, 1000
 SECONDS, MEMORY = 30, 2**31  # that one file may take at most
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status: 0, 1 after an error that was told, 130 after Ctrl-C. (Flags that do not exist,
         or values that do not fit them, exit with 2.)
     """
+    for stream in (sys.stdout, sys.stderr):  # where "±" cannot be shown there is a "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help", "help"):
         print(_usage())
