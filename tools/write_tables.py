@@ -20,6 +20,7 @@ from tables.exports import exports
 from tables.files import ROOT
 from tables.imagenet import recipes
 from tables.scaling import communication, ring
+from tables.soak import soak
 from tables.speed import engine, rivals, speed, traffic
 from tables.training import (
     baseline,
@@ -40,6 +41,7 @@ PAGES = (
     "docs/export.md",
     "docs/imagenet.md",
     "docs/models.md",
+    "docs/reliability.md",
     "docs/results.md",
     "docs/scaling.md",
 )
@@ -63,6 +65,7 @@ TABLES: dict[str, Callable[[], str]] = {
         rivals,
         corruptions,
         corruption_kinds,
+        soak,
         recipes,
         exports,
         coverage,
