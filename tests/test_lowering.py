@@ -378,3 +378,19 @@ def test_a_bottleneck_that_saves_nothing_is_multiplied_out() -> None:
         program = lower(gated(model, rank=rank))
         (predict,) = (o for o in program.operations if type(o).__name__ == "Predict")
         assert (predict.reduce is not None) is kept
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm that holds its activation, as timm's does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stats = (self.running_mean, self.running_var, self.weight, self.bias)
+        return self.act(self.drop(F.batch_norm(x, *stats, self.training, 0.1, self.eps)))
+
+
+def test_an_activation_in_place_behind_a_norm_leaves_the_norms_input() -> None:
+    lowered(lambda n, x: n.a(x) + n.b(x) + x, a=NormAct(4), b=NormAct(4))

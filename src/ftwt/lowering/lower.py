@@ -159,7 +159,7 @@ class _Walk:
         self.calls[name] = self.calls.get(name, 0) + 1
         return name if self.calls[name] == 1 else f"{name} (call {self.calls[name]})"
 
-    def _module(self, node: fx.Node, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _module(self, node: fx.Node | None, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = type(module)
         if kind.__name__ in IDENTITIES:
             return args[0]
@@ -168,13 +168,13 @@ class _Walk:
         if isinstance(module, nn.BatchNorm2d) and isinstance(
             getattr(module, "act", None), nn.Module
         ):
-            return self._norm_with_activation(node, module, args[0])
+            return self._norm_with_activation(module, args[0])
         for base in kind.__mro__:
             if base in MODULES and kind.forward is base.forward:
                 name, fields = MODULES[base]
                 given = {field: getattr(module, field) for field in fields}
                 result = HANDLERS[name](self.draft, args[0], **given)
-                if getattr(module, "inplace", False) and isinstance(module, nn.Module):
+                if getattr(module, "inplace", False) and node is not None:
                     self._changed(node, result)
                 return result
         if kind.__name__ in FROZEN_NORMS:
@@ -206,14 +206,14 @@ class _Walk:
                 values[node] = HANDLERS[name](self.draft, *args, **kwargs)
         raise AssertionError("a graph ends with its output")
 
-    def _norm_with_activation(self, node: fx.Node, module: Any, x: Data) -> Data:
+    def _norm_with_activation(self, module: Any, x: Data) -> Data:
         """Lower timm's batch norm, which holds the activation that follows it."""
         if not isinstance(getattr(module, "drop", None), nn.Identity):
             self.draft.refuse(f"it drops by {module.drop}")
         name, fields = MODULES[nn.BatchNorm2d]
         given = {field: getattr(module, field) for field in fields}
         normed = HANDLERS[name](self.draft, x, **given)
-        return self._module(node, module.act, normed)
+        return self._module(None, module.act, normed)  # in place, it changes what the norm made
 
     def _changed(self, node: fx.Node, result: Data) -> None:
         """An operation in place: who reads its input from now on, reads the result."""
