@@ -245,7 +245,7 @@ REFUSED: dict[str, tuple[Body, str]] = {
     "padded with ones": (lambda n, x: F.relu(F.pad(x, (1, 1), value=1.0)), "elements were changed"),
     "shapes": (lambda n, x: x + x[:, :1], r"shapes \(4, 6, 5\) and \(1, 6, 5\)"),
     "a linear layer over columns": (lambda n, x: n.columns(x), "only vectors"),
-    "two outputs": (lambda n, x: (x, x), "returns tuple; an engine needs one tensor"),
+    "two outputs": (lambda n, x: (x, x), "returns a tuple; an engine needs one tensor"),
     "tokens": (lambda n, x: F.relu(x.flatten(2)), "only .C, H, W. and .C,. can be"),
     "tokens, gathered": (lambda n, x: x.flatten(2).mean((1, 2)), "only rows and columns"),
     "another type": (lambda n, x: x.mean((2, 3), dtype=torch.float64), "dtype=torch.float64"),
@@ -288,7 +288,7 @@ def test_inputs_that_are_no_image_are_refused() -> None:
         lower(Two(), (image, image))
     with pytest.raises(ValueError, match="example=None"):
         lower(nn.ReLU())
-    with pytest.raises(ValueError, match=r"images of shape \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"inputs of shape \(4, 6\)"):
         lower(nn.ReLU(), torch.randn(2, 4, 6))
     with pytest.raises(ValueError, match="3 classes for 4 outputs"):
         lower(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.ReLU()), image, classes="abc")

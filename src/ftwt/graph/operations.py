@@ -287,7 +287,9 @@ def _places(
 
 def _whole_channels(numbers: Tensor, batch: int) -> Tensor | None:
     """Reduce (B, ...) channel numbers to one sample's, size 1 where they do not vary."""
-    if numbers.dim() < 2 or numbers.shape[0] != batch or not torch.equal(numbers[0], numbers[-1]):
+    if numbers.dim() < 2 or not numbers.numel():
+        return None
+    if numbers.shape[0] != batch or not torch.equal(numbers[0], numbers[-1]):
         return None
     if bool(((numbers != 0) & (numbers < FIRST)).any()):  # padding with something else than zero
         return None
