@@ -89,6 +89,7 @@ def test_a_recipe_runs_an_epoch_and_resumes_to_the_same_network(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_on_files_that_was_killed_ends_as_if_it_was_not(small: Path) -> None:
     whole = run(CONFIG, output="whole")
     command = [
@@ -126,16 +127,17 @@ def test_a_run_on_files_that_was_killed_ends_as_if_it_was_not(small: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_share_the_files(small: Path) -> None:
     more = ("--workers", "1", "--sync-batchnorm", "--json")
     command = ["script.py", str(small), "train", tiny.NAME, *FLAGS, *more]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = run_python(*launch, *command, "--output", "two", timeout=280)
+    done = run_python(*launch, *command, "--output", "two", timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
     assert told == read_json("two/run.json")
     assert (told["test"]["images"], told["validation"]["images"]) == (15, 6)
-    alone = run_python(*command, "--output", "one", timeout=280)
+    alone = run_python(*command, "--output", "one", timeout=600)
     assert alone.returncode == 0, alone.stderr[-3000:]
     one = json.loads(alone.stdout)
     assert told["predicted_reduction"] == pytest.approx(one["predicted_reduction"], abs=1e-6)

@@ -1,12 +1,13 @@
 """Run ImageNet recipes for an epoch on a small folder of generated images, stop and resume them.
 
     python tools/try_recipes.py                      # all of them
-    python tools/try_recipes.py imagenet-resnet50
+    python tools/try_recipes.py imagenet-resnet50 --train 40
 
 Each recipe is run as it is but for the length, the batch and the weights, which are random: there
-are 24 training images of 4 classes in batches of 8, cut at 224. It is run once as a whole, and once
-stopped in mid-epoch and resumed. What this shows is that a recipe works and loses nothing when it
-is stopped; accuracies and reductions after three steps mean nothing.
+are 24 training images of 4 classes in batches of 8, cut at 224, or more (--train, of each class,
+8 of all of which are held out). It is run once as a whole, and once stopped in mid-epoch and
+resumed. What this shows is that a recipe works and loses nothing when it is stopped; accuracies and
+reductions after three steps mean nothing.
 """
 
 from __future__ import annotations
@@ -144,15 +145,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="which; all by default")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for a file of each")
+    parser.add_argument("--train", type=int, default=IMAGES["train"], help="images of each class")
     given = parser.parse_args()
-    same = True
+    made, same = IMAGES | {"train": given.train}, True
     with tempfile.TemporaryDirectory() as folder:
-        images = make_image_folder(Path(folder) / "images", **IMAGES)
+        images = make_image_folder(Path(folder) / "images", **made)
         for name in given.recipes or known:
             trial = try_recipe(name, images, Path(folder) / name)
             print(trial, flush=True)
             same &= trial.same
-            origin = provenance(config=IMAGES | {"validation": VALIDATION, "batch_size": 8})
+            origin = provenance(config=made | {"validation": VALIDATION, "batch_size": 8})
             write_json(given.output / f"{name}.json", vars(trial) | {"provenance": origin})
     return 0 if same else 1
 
