@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib import metadata as packages
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,8 +119,10 @@ def export(
         raise ValueError(f"masks=True: {type(model).__name__} has no gates; export it without")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give 1 or more, or None for any number")
+    version = None
     if format == "ONNX":
         need_onnx()
+        version = OPSET if opset is None else opset
     network = copy.deepcopy(model).cpu().eval()
     inputs = _inputs(network, example, batch_size)
     graph = Graph(network, masks=masks)
@@ -129,11 +131,10 @@ def export(
     agreement, unchecked = None, None if check else "not asked for"
     with replacing(path) as temporary:
         program = trace_program(graph, inputs, any_size=batch_size is None)
-        if format == "ONNX":
-            written = {"opset": opset or OPSET, "metadata": notes}
-            write_onnx(program, temporary, inputs=inputs, outputs=outputs, **written)  # type: ignore[arg-type]
-        else:
+        if version is None:
             write_program(program, temporary, metadata=notes)
+        else:
+            write_onnx(program, temporary, inputs, outputs, opset=version, metadata=notes)
         if check:
             try:
                 agreement = _compare(format, temporary, graph, inputs, batch_size)
@@ -143,7 +144,7 @@ def export(
     return Exported(
         path=os.fspath(path),
         format=format,
-        opset=(opset or OPSET) if format == "ONNX" else None,
+        opset=version,
         size_bytes=os.path.getsize(path),
         inputs={name: (size, *x.shape[1:]) for name, x in named_inputs(inputs).items()},
         outputs={name: (size, *x.shape[1:]) for name, x in outputs.items()},
@@ -207,7 +208,7 @@ def _compare(
 
 def _notes(network: nn.Module) -> dict[str, Any]:
     """What a network says of itself."""
-    notes: dict[str, Any] = {"version": version("ftwt"), "kind": "dense"}
+    notes: dict[str, Any] = {"version": packages.version("ftwt"), "kind": "dense"}
     if isinstance(network, DynamicModel) and network.gates:
         kind = "dynamic" if network.predictors else "static"
         notes |= {"kind": kind, "computes": COMPUTES, "convert": network.config}

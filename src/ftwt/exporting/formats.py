@@ -39,9 +39,9 @@ def need_onnx() -> None:
 def write_onnx(
     program: torch.export.ExportedProgram,
     path: Path,
-    *,
     inputs: Inputs,
     outputs: Mapping[str, Tensor],
+    *,
     opset: int,
     metadata: Mapping[str, Any],
 ) -> None:
