@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ftwt
-from ftwt.graph.convolutions import is_convolution
+from ftwt.graph.convolutions import is_convolution, is_linear
 from ftwt.graph.sized import LENGTHS
 from ftwt.graph.trace import trace
 
@@ -271,3 +271,31 @@ def test_work_on_weights_alone_is_done_once_for_a_batch() -> None:
     model.scale = nn.Linear(8, 8)
     count = ftwt.count_macs(model, torch.zeros(1, 3, 19, 19))
     assert {layer.name: layer.macs for layer in count.layers}["scale"] == 64
+
+
+class Cast(nn.Linear):
+    """A linear layer that does as one does, in its own words."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Doubled(nn.Linear):
+    """No mere linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * 2, self.bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_in_its_own_words_is_one(bias: bool) -> None:
+    assert is_linear(Cast(16, 5, bias=bias)) and not is_linear(Doubled(16, 5, bias=bias))
+    model, images = Net(nn.Conv2d).eval(), torch.randn(2, 3, 19, 19)
+    model.head = Cast(16, 5, bias=bias)
+    dynamic = ftwt.convert(model, images).eval()
+    assert not dynamic.channels.unknown
+    count = dynamic.macs({"conv": torch.arange(16)[None] < 4})
+    assert count.layers["head"].tolist() == [4 * 5]
+    found = ftwt.compile(dynamic, engine="reference")(images.numpy())
+    with torch.no_grad():
+        np.testing.assert_allclose(found, dynamic(images).numpy(), rtol=1e-4, atol=1e-5)

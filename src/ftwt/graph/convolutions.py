@@ -1,4 +1,4 @@
-"""Convolutions with a forward of their own: paddings from sizes, weights computed from weights.
+"""Layers with a forward of their own: paddings from sizes, weights computed from weights.
 
 Libraries derive classes from torch's convolutions: to pad as TensorFlow does, to standardise the
 weights first. Each is one convolution all the same, and a unit like any other. Others do more, and
@@ -30,6 +30,27 @@ def is_convolution(module: nn.Module) -> bool:
     if not isinstance(module, Conv):
         return False
     return type(module).forward in PLAIN or inside(module) is not None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is one linear layer with a weight of its own, and does nothing else."""
+    if not isinstance(module, nn.Linear):
+        return False
+    if type(module).forward is nn.Linear.forward:
+        return True
+    example = torch.empty(1, module.in_features, device=module.weight.device)
+    try:
+        nodes = list(record(module, SizedTracer((example,))).graph.nodes)
+    except Exception:  # a forward that cannot be traced is no plain layer
+        return False
+    bias = None if module.bias is None else "bias"
+    does = [
+        (node.op, getattr(node.target, "__name__", node.target), [str(arg) for arg in node.args])
+        for node in nodes
+        if node.op.startswith("call") or node.op == "output"
+    ]
+    given = [str(nodes[0]), "weight", str(bias)]
+    return does == [("call_function", "linear", given), ("output", "output", [does[0][1]])]
 
 
 def inside(module: Conv, size: tuple[int, ...] | None = None) -> fx.GraphModule | None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .convolutions import is_convolution
+from .convolutions import is_convolution, is_linear
 from .operations import FROZEN_NORMS
 from .sized import SizedTracer, record
 
@@ -144,7 +144,7 @@ class _Tracer(fx.Tracer):
 def _is_whole(module: nn.Module) -> bool:
     """Whether a module that is not torch's is recorded as a call and not looked into."""
     frozen = type(module).__name__ in FROZEN_NORMS
-    return frozen or _depends_on_training(module) or is_convolution(module)
+    return frozen or _depends_on_training(module) or is_convolution(module) or is_linear(module)
 
 
 @torch.no_grad()

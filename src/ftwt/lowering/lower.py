@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..graph.activity import ChannelGraph
-from ..graph.convolutions import inside
+from ..graph.convolutions import inside, is_linear
 from ..graph.operations import FROZEN_NORMS, MOVING_MODULES, MOVING_NAMES, operation
 from ..graph.trace import trace
 from ..method import Gate
@@ -183,6 +183,8 @@ class _Walk:
             return HANDLERS["batch_norm"](self.draft, args[0], **given, eps=eps)
         if isinstance(module, nn.Conv2d):
             return self._own_convolution(module, args[0])
+        if is_linear(module):
+            return HANDLERS["linear"](self.draft, args[0], module.weight, module.bias)
         self.draft.refuse()
 
     def _own_convolution(self, module: nn.Conv2d, x: Data) -> Any:
