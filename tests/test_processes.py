@@ -364,6 +364,49 @@ def test_batch_norm_over_one_process_is_batch_norm(
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
+VERBS = """
+import sys, tiny
+from ftwt.cli import parse
+tiny.register(Path(sys.argv[1]))
+rank, replace_file, written = shard()[0], os.replace, []
+os.replace = lambda *paths: (written.append(str(paths[1])), replace_file(*paths))
+data = ["--dataset", "cifar10-embedded"]
+held = [*data, "--validation", "399"]
+told = {
+    "estimate": parse("estimate", [tiny.NAME, *held, "--output", "estimate.json", "--json"])(),
+    "evaluate": parse("evaluate", [tiny.NAME, *held, "--output", "evaluate.json", "--json"])(),
+    "robustness": parse(
+        "robustness",
+        [tiny.NAME, *data, "--images", "41", "--corruptions", "gaussian_noise", "fog",
+         "--severities", "3", "--output", "robustness", "--json"],
+    )(),
+}
+if len(sys.argv) > 2:
+    Path(f"{sys.argv[2]}{rank}.json").write_text(json.dumps([told, written]))
+"""
+
+
+@pytest.mark.slow
+def test_verbs_share_their_work_and_the_first_process_writes(tiny_home: Path) -> None:
+    leaving = "\nfrom ftwt.processes import leave\nleave()"
+    for world in (1, 2):
+        done = launch(world, VERBS + leaving, tiny_home, f"of{world}-", timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    def read(name: str) -> Any:
+        told, written = json.loads(Path(name).read_text())
+        for verb in ("estimate", "evaluate"):
+            told[verb].pop("provenance")
+        for network in told["robustness"].values():
+            network.pop("provenance")
+        return told, [os.path.relpath(path, tiny_home) for path in written]
+
+    one, first, second = read("of1-0.json"), read("of2-0.json"), read("of2-1.json")
+    assert one[0] == first[0] == second[0]
+    assert one[1] == first[1] == ["estimate.json", "evaluate.json", "robustness/cifar10-tiny.json"]
+    assert second[1] == []
+
+
 ALONE = """
 import sys
 sys.exit(main(["bench", "cifar10-resnet20"]))

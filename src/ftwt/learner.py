@@ -238,7 +238,8 @@ class Learner:
 
     def _phase(self, step: int) -> tuple[bool, bool]:
         """Whether only the predictors learn, and whether only the network does."""
-        return self.warms_up(step), self.schedule.cools_down(step)
+        cools = self.schedule.cools_down(step) and len(self.sgd.param_groups) > 1
+        return self.warms_up(step), cools
 
     def release(self) -> None:
         """Let every parameter learn again that did so before: training is over."""
