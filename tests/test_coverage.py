@@ -103,3 +103,22 @@ def test_a_refusal_of_ours_is_told_from_a_crash(
 
     monkeypatch.setattr(stages.ftwt, "convert", fails)
     assert run(stages, monkeypatch, Net())["convert"]["end"] == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("name", "one_size", "last"),
+    [
+        # only its convolutions pad by the size of the image, and they are not looked into
+        ("timm:tf_mobilenetv3_small_minimal_100", False, "engine"),
+        ("timm:efficientvit_m0", True, "save"),  # windows, as many as there are
+    ],
+)
+def test_networks_that_torch_cannot_trace(
+    stages: Any, name: str, one_size: bool, last: str
+) -> None:
+    pytest.importorskip("ftwt.runtime._native")
+    found = stages.examine(name)["stages"]
+    assert found["convert"]["one_size"] is one_size and found["convert"]["units"] > 30
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        assert found[stage]["ok"], (stage, found[stage])
+    assert found["engine"].get("end", "refused") == "refused"
