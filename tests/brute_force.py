@@ -68,6 +68,9 @@ def executed(dynamic: DynamicModel, images: Tensor) -> tuple[dict[str, Tensor], 
             inputs = torch.full_like(inputs, read[name].shape[1])
         inputs = inputs * (2 if predictor.pool == "both" else 1)
         rank = None if predictor.reduce is None else predictor.reduce.out_features
+        full = read[name].shape[1] * (2 if predictor.pool == "both" else 1)
+        if rank is not None and rank * (full + width) >= full * width:
+            rank = None  # cheaper as one matrix
         costs[name] = inputs * width if rank is None else inputs * rank + rank * width
     return layers, costs
 

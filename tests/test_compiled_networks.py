@@ -32,6 +32,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 SOME = [  # a form for each network, and each form for one
     *((name, OPTIONS[i % len(OPTIONS)]) for i, name in enumerate(NETWORKS)),
     *(("cifar10-resnet20", options) for options in OPTIONS[1:]),
+    ("torchvision:vgg16", {"linear": True, "rank": 4}),  # more than the first layer has
 ]
 
 PLAIN = ("vgg16-bn", "mobilenet-v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1")

@@ -107,12 +107,18 @@ def predictor_macs(predictor: MaskPredictor, active: Tensor | int) -> Tensor | i
     Returns:
         MACs, in the form of `active`.
     """
+    linear, reduce = predictor.linear, predictor.reduce
+    width = (linear if reduce is None else reduce).in_features
+    if reduce is not None:
+        apart = reduce.weight.numel() + linear.weight.numel()
+        if apart >= linear.out_features * width:
+            reduce = None  # no bottleneck: the two matrices are multiplied beforehand
     inputs = active * (2 if predictor.pool == "both" else 1)
-    first = predictor.linear if predictor.reduce is None else predictor.reduce
     if predictor.head == "softmax":
-        inputs = inputs * 0 + first.in_features
-    rest = 0 if predictor.reduce is None else predictor.linear.weight.numel()
-    return inputs * first.out_features + rest
+        inputs = inputs * 0 + width
+    if reduce is None:
+        return inputs * linear.out_features
+    return inputs * reduce.out_features + linear.weight.numel()
 
 
 def masked_macs(
