@@ -394,3 +394,12 @@ class NormAct(nn.BatchNorm2d):
 
 def test_an_activation_in_place_behind_a_norm_leaves_the_norms_input() -> None:
     lowered(lambda n, x: n.a(x) + n.b(x) + x, a=NormAct(4), b=NormAct(4))
+
+
+def test_a_layer_that_reads_no_image_is_refused() -> None:
+    def shifted(net: Any, x: Tensor) -> Tensor:
+        return x + net.layer(net.other.weight[:1, :, :1, :1])
+
+    model = Network(shifted, layer=conv(kernel=1), other=conv())
+    with pytest.raises(ValueError, match="cannot lower Conv2d.*the same for all images"):
+        lower(model, torch.randn(1, 4, 6, 6))

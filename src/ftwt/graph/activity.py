@@ -186,6 +186,8 @@ def _record(
         def run_node(self, node: fx.Node) -> Any:
             before = counter.get_total_flops()
             result = super().run_node(node)
+            if isinstance(result, Tensor):
+                result = result.detach()  # views of weights ask for gradients: the counter trips
             values[node], flops[node] = _shaped(result), counter.get_total_flops() - before
             return result
 
@@ -195,7 +197,7 @@ def _record(
             Recorder(network).run(*inputs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except Exception as error:  # the network's own code runs: anything may come out of it
             raise cannot_take(inputs, error) from error
     return values, flops
 

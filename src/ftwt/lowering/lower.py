@@ -24,6 +24,8 @@ from .fuse import fuse
 from .moves import SAMPLES, Moved, Value, without_border
 from .operations import CHANGE_THEIR_INPUT, HANDLERS, IDENTITIES, MODULES, Kind, double
 
+_UNHEARD_OF = (TypeError, IndexError, RuntimeError, AttributeError, KeyError)  # by a handler
+
 
 def lower(
     model: nn.Module,
@@ -96,7 +98,7 @@ class _Walk:
             else:
                 try:
                     self.values[node] = self._value(node)
-                except (TypeError, IndexError, RuntimeError) as error:  # arguments unheard of
+                except _UNHEARD_OF as error:
                     self.draft.refuse(str(error).splitlines()[0])
         raise AssertionError("a graph ends with its output")
 
@@ -161,6 +163,8 @@ class _Walk:
 
     def _module(self, node: fx.Node | None, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = type(module)
+        if not any(isinstance(part, Data) for part in _leaves(args)):
+            self.draft.refuse("its input is the same for all images")
         if kind.__name__ in IDENTITIES:
             return args[0]
         if isinstance(module, MOVING_MODULES):
