@@ -50,7 +50,8 @@ def sound() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(3, 8, 5, stride=2), nn.BatchNorm1d(8), nn.ReLU(),
         nn.Conv1d(8, 8, 3, padding=1, groups=8), nn.ReLU6(), nn.MaxPool1d(2),
-        nn.Conv1d(8, 12, 3, groups=2), nn.LeakyReLU(), nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(24, 4),
+        nn.Conv1d(8, 12, 3, groups=2), nn.LeakyReLU(), nn.AdaptiveAvgPool1d(2),
+        nn.Flatten(), nn.Linear(24, 4),
     )  # fmt: skip
 
 
