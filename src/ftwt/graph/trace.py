@@ -75,10 +75,11 @@ def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.GraphM
     return network
 
 
-def cannot_take(inputs: Iterable[Any], error: RuntimeError) -> ValueError:
+def cannot_take(inputs: Iterable[Any], error: Exception) -> ValueError:
     """Say that a network does not run on inputs of these shapes, and why."""
     shapes = ", ".join(str(tuple(value.shape)) for value in inputs if isinstance(value, Tensor))
-    return ValueError(f"the network cannot take an input of {shapes}: {str(error).splitlines()[0]}")
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    return ValueError(f"the network cannot take an input of {shapes}: {why}")
 
 
 @torch.no_grad()
