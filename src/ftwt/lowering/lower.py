@@ -189,7 +189,7 @@ class _Walk:
             return self._own_convolution(module, args[0])
         if is_linear(module):
             return HANDLERS["linear"](self.draft, args[0], module.weight, module.bias)
-        self.draft.refuse()
+        self.draft.refuse("there is no rule for " + ("it" if node else f"its {kind.__name__}"))
 
     def _own_convolution(self, module: nn.Conv2d, x: Data) -> Any:
         """Lower a convolution with a forward of its own: what it pads, and the weight it makes."""
