@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from ftwt.files import sweep
 from ftwt.results import Shown, command_line, provenance, read_json, replacing, write_json
 
 
@@ -94,6 +95,34 @@ def test_a_file_that_is_not_json_is_a_clear_error(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": 1, "a": 2}', "[NaN]", "[1e999]", f"[1{'0' * 400}]", "[" * 9000, r'["\ud800"]'],
+)
+def test_json_that_was_never_written_here_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match="a.json is not a JSON file .*; write it again"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(r'["\ud83d\ude00", 4611686018427387904, -1.5e300]')
+    assert read_json(tmp_path / "a.json") == ["😀", 2**62, -1.5e300]
+
+
+def test_what_killed_processes_left_is_swept_and_what_is_being_written_is_not(
+    tmp_path: Path,
+) -> None:
+    path, other = tmp_path / "a.json", tmp_path / "b.json"
+    left = [tmp_path / name for name in (".a.json.1.2.tmp", ".b.json.1.2.tmp")]
+    for one in left:
+        one.write_text("{")
+    with replacing(path) as temporary:
+        assert [one.exists() for one in left] == [False, True]
+        sweep(tmp_path)
+        assert temporary.exists() and not left[1].exists()
+        write_json(other, {})
+        temporary.write_text("{}")
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "b.json"]
 
 
 def test_notebooks_show_a_result_as_html_tables() -> None:

@@ -108,7 +108,9 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: It is no such JSON.
     """
-    hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite}
+    hooks: dict[str, Any] = {
+        "parse_constant": _finite, "parse_float": _finite, "parse_int": _whole
+    }  # fmt: skip
     try:
         value = json.loads(text, object_pairs_hook=_unique, **hooks)
         if "\\ud" in text or "\\uD" in text:  # half of a pair could be neither written nor shown
@@ -122,6 +124,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"its JSON holds the number {reprlib.repr(text)}")
     return value
+
+
+def _whole(text: str) -> int:
+    _finite(text)  # no integer here is larger than a float can be, so all can be compared
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -203,8 +203,6 @@ class _Reader:
         if "ftwt" not in header:
             raise ValueError(f"{path} is not a recording: no metadata `ftwt`; {MADE_BY}")
         text = header["ftwt"]
-        if header.get("sha256", found := _digest(self.tensors, text)) != found:  # older: none
-            raise ValueError(f"{path} was altered after it was written; {MADE_BY}")
         try:
             self.head = parse_json(text)
         except ValueError as error:
@@ -214,6 +212,8 @@ class _Reader:
                 f"{path} is not a recording, but another file of tensors, such as a network's "
                 f"weights; {MADE_BY}"
             )
+        if header.get("sha256", found := _digest(self.tensors, text)) != found:  # older: none
+            raise ValueError(f"{path} was altered after it was written; {MADE_BY}")
         known = self.head.get("format")
         if not isinstance(known, int) or known > FORMAT:
             raise self.fault("format", f"is {known!r}, this ftwt reads {FORMAT}: update it")
