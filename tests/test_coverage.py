@@ -29,6 +29,12 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_every_network_was_tried(library: str) -> None:
+    file = json.loads((ROOT / f"results/coverage/{library}.json").read_text())
+    assert len(file["networks"]) == file["all"] >= 80
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_nothing_crashed_and_no_figure_is_wrong(library: str) -> None:
     for key, found in networks(library).items():
         for stage, result in found["stages"].items():

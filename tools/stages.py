@@ -82,6 +82,9 @@ def _attempt(stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except (ValueError, NotImplementedError) as error:
         ours = any("ftwt" in str(f.filename) for f in _frames(error)[-1:])
         end, said = "refused" if ours else "crashed", str(error)
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        end, said = "size" if full else "crashed", f"{type(error).__name__}: {error}"
     except Exception as error:  # what this sweep is for
         end, said = "crashed", f"{type(error).__name__}: {error}"
     return {"ok": False, "end": end, "reason": " ".join(said.split())[:400]}

@@ -113,7 +113,7 @@ def answer(result: Found | None) -> str:
 def general(reason: str) -> str:
     """Leave out of a reason what differs from network to network."""
     reason = re.sub(r" \(node [^)]*\)", "", reason)
-    reason = re.sub(r"\([\d, ]+\)|\d[\d,.]*(e-\d+)?", "N", reason)
+    reason = re.sub(r"\([\d, ]+\)|\b\d[\d,.]*(e-\d+)?\b", "N", reason)
     return reason.split("; ")[0].split(". Its forward")[0]
 
 
@@ -133,10 +133,18 @@ def untried() -> str:
     return f"\nNot tried yet: {', '.join(left)}.\n" if left else ""
 
 
+def latest() -> dict[str, Any]:
+    """Where the younger of the two files comes from."""
+    made = [read(path)["provenance"] for path in FILES.values() if (ROOT / path).exists()]
+    return max(made, key=lambda provenance: provenance["date"])
+
+
 def made() -> str:
     """Say where the figures come from."""
     found = [n for library in FILES for n in networks(library).values()]
     at = commits({"git": {"commit": n.get("commit") or ""}} for n in found)
+    if (several := at.count(",") + 1) > 4:  # a long sweep; each network has its own in the files
+        at = f"{several} commits, the last {commits([latest()])}"
     files = " and ".join(f"[{path}]({path})" for path in FILES.values())
     command = "`python tools/coverage.py torchvision`, `python tools/coverage.py timm`"
     return f"\n{command} at {at}: {files}.\n"
