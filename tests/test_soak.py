@@ -27,7 +27,7 @@ def samples(soak, *, rounds=60, growth=0.0, files=6, threads=2, jump=0):
         soak.Sample(
             seconds=30.0 * (n + 1),
             round=n,
-            rss_mb=400 - 40 * 0.5**n + 8 * (n * 7919 % 13) / 13 + growth * n,
+            memory_mb=400 - 40 * 0.5**n + 8 * (n * 7919 % 13) / 13 + growth * n,
             files=files + jump * n // 20,
             threads=threads,
             objects=1000,

@@ -4,8 +4,8 @@
 
 Each round trains a small dynamic network under a budget, stops it in mid-epoch, resumes it, saves
 it, loads it, evaluates it, compiles it, and runs its engines on batches of changing sizes. Between
-rounds it notes the resident memory, the open files and the threads. After a warm-up all three have
-to stay flat: memory is judged by its slope, files and threads by their most.
+rounds it notes its memory (its own, swapped out or not), the open files and the threads. After a
+warm-up all three have to stay flat: memory is judged by its slope, files and threads by their most.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Sample:
 
     seconds: float
     round: int
-    rss_mb: float
+    memory_mb: float
     files: int
     threads: int
     objects: int
@@ -93,7 +93,9 @@ def judge(samples: Sequence[Sample], *, bound: float = BOUND_MB_PER_HOUR) -> Jud
     kept = [sample for sample in samples if sample.seconds >= WARM_UP * end]
     if len(kept) < 6:
         raise ValueError(f"{len(kept)} rounds after the warm-up, 6 are needed; give more --minutes")
-    slopes = [(b.rss_mb - a.rss_mb) / (b.seconds - a.seconds) for a, b in combinations(kept, 2)]
+    slopes = [
+        (b.memory_mb - a.memory_mb) / (b.seconds - a.seconds) for a, b in combinations(kept, 2)
+    ]
     growth = 3600 * statistics.median(slopes)
     third = len(kept) // 3
     files, threads = (
@@ -202,10 +204,11 @@ def soak(
     while time.monotonic() - began < 60 * minutes:
         rounds(len(samples))
         gc.collect()
+        memory = process.memory_full_info()
         sample = Sample(
             seconds=round(time.monotonic() - began, 2),
             round=len(samples),
-            rss_mb=round(process.memory_info().rss / 2**20, 2),
+            memory_mb=round((memory.uss + getattr(memory, "swap", 0)) / 2**20, 2),
             files=process.num_fds(),
             threads=process.num_threads(),
             objects=len(gc.get_objects()),
