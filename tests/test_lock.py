@@ -97,3 +97,29 @@ def test_a_folder_that_cannot_be_written_is_told(
 def test_nothing_is_held_where_nothing_is_written() -> None:
     with held(None):
         pass
+
+
+SHARED = """
+import sys, toys
+from ftwt.lock import held
+from ftwt.processes import processes
+try:
+    with held(sys.argv[1]):
+        print(processes().process_index, "holds it")
+except ValueError as error:
+    print(processes().process_index, error)
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_one_run_share_a_folder_or_are_all_refused(tmp_path: Path) -> None:
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    start = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    place = tmp_path / "run"
+    free = run_python(*start, str(script), str(place), timeout=240)
+    assert {"0 holds it", "1 holds it"} <= set(free.stdout.splitlines()), free.stderr
+    with held(place):
+        taken = run_python(*start, str(script), str(place), timeout=240)
+    said = f"{place} is in use by process {os.getpid()}"
+    assert all(f"{rank} {said}" in taken.stdout for rank in (0, 1)), taken.stdout + taken.stderr
