@@ -272,6 +272,13 @@ def test_work_on_weights_alone_is_done_once_for_a_batch() -> None:
     count = ftwt.count_macs(model, torch.zeros(1, 3, 19, 19))
     assert {layer.name: layer.macs for layer in count.layers}["scale"] == 64
 
+    def for_each(net: Any, x: Tensor) -> Tensor:
+        return x * net.scale(net.shift.flatten().expand(x.shape[0], -1))[:, :, None, None]
+
+    model.between = for_each
+    count = ftwt.count_macs(model, torch.zeros(1, 3, 19, 19))
+    assert {layer.name: layer.macs for layer in count.layers}["scale"] == 64
+
 
 class Cast(nn.Linear):
     """A linear layer that does as one does, in its own words."""

@@ -88,7 +88,10 @@ class ChannelGraph:
         self._results: tuple[str, ...] = ()
         layouts: dict[fx.Node, Any] = {}
         unknown = []
+        batched: set[fx.Node] = set()  # what inputs, or how many there are, have a part in
         for node in network.graph.nodes:
+            if node.op == "placeholder" or not batched.isdisjoint(node.all_input_nodes):
+                batched.add(node)
             if node.op == "placeholder" and isinstance(value := values[node], Shaped):
                 layouts[node] = natural_layout(value.shape)
             elif node.op == "output":
@@ -103,8 +106,7 @@ class ChannelGraph:
                 if not known:
                     unknown.append(f"{node.name} ({operation(node, network)})")
             if flops.get(node) or isinstance(self._rules.get(node.name), Contract):
-                once = not any(source in layouts for source in node.all_input_nodes)  # of weights
-                count = flops.get(node, 0) // 2 // (1 if once else PROBES)
+                count = flops.get(node, 0) // 2 // (PROBES if node in batched else 1)
                 self._layers[node.name] = self._layer(node, network, values, count)
         self.layers, self.unknown = tuple(self._layers.values()), tuple(unknown)
 
