@@ -1,6 +1,6 @@
 """A trained ImageNet MobileNetV1 on photographs: what an estimate says, and what gates learn.
 
-    python benchmarks/photographs.py FOLDER --output results/imagenet/mobilenet-v1.json
+    python benchmarks/photographs.py FOLDER --output results/photographs/mobilenet-v1.json
 
 FOLDER holds `mobilenet_v1_folded.safetensors` and photographs `photo_NN_LABEL.jpg`. The network is
 MobileNetV1 1.0/224, its batch norm folded into the convolutions: keys `stem`, `blocks.N.depthwise`,
@@ -224,7 +224,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of the weights and the photographs")
-    parser.add_argument("--output", default="results/imagenet/mobilenet-v1.json")
+    parser.add_argument("--output", default="results/photographs/mobilenet-v1.json")
     parser.add_argument("--r", type=float, nargs="+", default=[1.0, 0.99, 0.95], help="to learn")
     parser.add_argument("--rank", type=int, help="of the predictors; full ones if not given")
     parser.add_argument("--folds", type=int, default=5)

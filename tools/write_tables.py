@@ -19,6 +19,7 @@ from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_
 from tables.exports import exports
 from tables.files import ROOT
 from tables.imagenet import recipes
+from tables.photographs import photograph_gates, photograph_targets
 from tables.scaling import communication, ring
 from tables.soak import soak
 from tables.speed import engine, rivals, speed, traffic
@@ -67,6 +68,8 @@ TABLES: dict[str, Callable[[], str]] = {
         corruption_kinds,
         soak,
         recipes,
+        photograph_targets,
+        photograph_gates,
         exports,
         coverage,
         coverage_reasons,
