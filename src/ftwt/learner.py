@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -137,7 +138,9 @@ class Learner:
     def seed(self, step: int) -> None:
         """Make randomness a function of seed, step and process: there is no state to resume."""
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        torch.manual_seed((self.config.seed << 32) + step * processes + process)
+        # Mixed, for the CPU's generator looks at the lower 32 bits alone.
+        parts = np.random.SeedSequence((self.config.seed, step * processes + process))
+        torch.manual_seed(int(parts.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def begin(self, step: int) -> None:
         """Set modes and phase for the steps from `step` on.
