@@ -60,7 +60,9 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_leaves_a_network_and_what_it_achieved(finished: tuple[Path, RunResult]) -> None:
     folder, result = finished
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "settings.json"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*FILES, ".lock", "settings.json"]
+    )
     told = read_json(folder / "run.json")
     assert told == json.loads(json.dumps(result.to_json()))
     assert RunConfig.from_json(told["config"]) == result.config
