@@ -243,7 +243,7 @@ def test_a_run_is_estimated_with_its_own_gates(folder: Path, ftwt: Any) -> None:
         ([*TRAIN, "--model", "cifar10-resnet21"], "unknown ftwt model 'cifar10-resnet21'; the nea"),
         ([*TRAIN, "--weights", "nowhere"], "nowhere holds no config.json"),
         ([*TRAIN, "--resume"], "so there is nothing to resume; leave out --resume"),
-        ([*TRAIN, "--output", "file/run"], "cannot write file/run/settings.json (Not a directory)"),
+        ([*TRAIN, "--output", "file/run"], "cannot write file/run/.lock (Not a directory)"),
         ([*TRAIN, "--validation", "5000"], "lower count (--validation)"),
         ([*TRAIN, "--batch-size", "1601"], "empty loader: 1600 images make no batch of 1601"),
         ([*TRAIN, "--r", "conv9", "0.5"], "r names an unknown unit 'conv9'; Known: 0, 3, 6"),
