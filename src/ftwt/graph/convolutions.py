@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .operations import Conv
+from .operations import Conv, ancestors
 from .sized import SizedTracer, record
 
 PLAIN = frozenset(
@@ -87,7 +87,7 @@ def _is_plain(module: Conv, graph: fx.Graph, tracer: SizedTracer) -> bool:
     convolved = False
     for node in nodes:
         if here not in node.all_input_nodes:
-            if image in _sources(node):
+            if image in ancestors(node):
                 return False  # a second use of the image
             continue
         if node.op == "output":
@@ -115,17 +115,6 @@ def _is_plain(module: Conv, graph: fx.Graph, tracer: SizedTracer) -> bool:
             return False
         here = node
     return False
-
-
-def _sources(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = list(node.all_input_nodes)
-    while stack:
-        source = stack.pop()
-        if source not in found:
-            found.add(source)
-            stack += source.all_input_nodes
-    return found
 
 
 def _spread(value: Any, module: Conv) -> tuple[int, ...]:

@@ -314,3 +314,15 @@ def _unknown_layout(
         if values[source] == value:
             return layout
     return natural_layout(value.shape)
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node depends on, without itself."""
+    found: set[fx.Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        current = stack.pop()
+        if current not in found:
+            found.add(current)
+            stack.extend(current.all_input_nodes)
+    return found

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import fx, nn
 
-from .operations import SUMS, Conv, is_batch_norm, operation
+from .operations import SUMS, Conv, ancestors, is_batch_norm, operation
 
 Kind = Literal["conv", "linear"]
 Residual = Literal["before", "after"]
@@ -186,7 +186,7 @@ def _is_shortcut(conv: fx.Node, add: fx.Node, network: fx.GraphModule) -> bool:
     start = conv.all_input_nodes[0]
     others = [_last_conv(term, network) for term in add.all_input_nodes]
     return any(
-        start in _ancestors(other.all_input_nodes[0])
+        start in ancestors(other.all_input_nodes[0])
         for other in others
         if other is not None and other is not conv
     )
@@ -199,18 +199,6 @@ def _last_conv(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
             return None
         node = node.all_input_nodes[0]
     return node
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """All nodes that a node depends on, without itself."""
-    found: set[fx.Node] = set()
-    stack = list(node.all_input_nodes)
-    while stack:
-        current = stack.pop()
-        if current not in found:
-            found.add(current)
-            stack.extend(current.all_input_nodes)
-    return found
 
 
 def _producer(conv: fx.Node, network: fx.GraphModule) -> fx.Node:
