@@ -17,7 +17,30 @@ VALUES: tuple[Any, ...] = (
 PIECES = (b'{"', b'":', b"[", b"]", b"9" * 30, b"\\ud800", b"\0", b"\xff", b"NaN", b"[" * 5000)
 
 
-class Damage:
+class Chance:
+    """Damage by chance, to the bytes of a content whatever they are."""
+
+    original: bytes
+
+    def cut(self, rng: np.random.Generator) -> bytes:
+        """A part at the end or anywhere is missing, or there is more."""
+        start, end = sorted(int(n) for n in rng.integers(0, len(self.original) + 1, size=2))
+        whole = self.original
+        kinds = (whole[:start], whole[:start] + whole[end:],
+                 whole + bytes(end - start), whole + whole[start:end])  # fmt: skip
+        return kinds[rng.integers(len(kinds))]
+
+    def splice(self, rng: np.random.Generator) -> bytes:
+        """Something else in the place of some bytes, or between them."""
+        start, other = (int(n) for n in rng.integers(0, len(self.original), size=2))
+        piece = PIECES[rng.integers(len(PIECES))]
+        if rng.random() < 0.5:
+            piece = self.original[other : other + int(rng.integers(1, 40))]
+        end = start + len(piece) * int(rng.integers(2))
+        return self.original[:start] + piece + self.original[end:]
+
+
+class Damage(Chance):
     """Makes damaged copies of one file's content, each from its own seed.
 
     Args:
@@ -47,23 +70,6 @@ class Damage:
         for _ in range(int(rng.geometric(0.6))):
             damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
         return damaged
-
-    def cut(self, rng: np.random.Generator) -> bytes:
-        """A part at the end or anywhere is missing, or there is more."""
-        start, end = sorted(int(n) for n in rng.integers(0, len(self.original) + 1, size=2))
-        whole = self.original
-        kinds = (whole[:start], whole[:start] + whole[end:],
-                 whole + bytes(end - start), whole + whole[start:end])  # fmt: skip
-        return kinds[rng.integers(len(kinds))]
-
-    def splice(self, rng: np.random.Generator) -> bytes:
-        """Something else in the place of some bytes, or between them."""
-        start, other = (int(n) for n in rng.integers(0, len(self.original), size=2))
-        piece = PIECES[rng.integers(len(PIECES))]
-        if rng.random() < 0.5:
-            piece = self.original[other : other + int(rng.integers(1, 40))]
-        end = start + len(piece) * int(rng.integers(2))
-        return self.original[:start] + piece + self.original[end:]
 
     def json(self, rng: np.random.Generator) -> bytes:
         """A value of a JSON file, or of a line of one; or a key that stands there twice."""

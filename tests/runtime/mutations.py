@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from programs import Builder
 
-from damage import PIECES, replace
+from damage import Chance, replace
 from ftwt.runtime import Program, load, save
 
 
@@ -38,7 +38,7 @@ def small_program() -> Program:
     return build.program(classes=("a", "b", "c"), notes={"made": ["for", {"tests": 1.5}]})
 
 
-class Mutant:
+class Mutant(Chance):
     """Makes damaged copies of one file, each from its own seed."""
 
     def __init__(self, original: bytes) -> None:
@@ -61,23 +61,6 @@ class Mutant:
             end = len(damaged) if rng.random() < 0.5 else len(damaged) - len(self.data)
             damaged[rng.integers(end)] ^= 1 << int(rng.integers(8))
         return damaged
-
-    def cut(self, rng: np.random.Generator) -> bytes:
-        """A part at the end or anywhere is missing, or there is more."""
-        start, end = sorted(int(n) for n in rng.integers(0, len(self.original) + 1, size=2))
-        whole = self.original
-        kinds = (whole[:start], whole[:start] + whole[end:],
-                 whole + bytes(end - start), whole + whole[start:end])  # fmt: skip
-        return kinds[rng.integers(len(kinds))]
-
-    def splice(self, rng: np.random.Generator) -> bytes:
-        """Something else in the place of some bytes, or between them."""
-        start, other = (int(n) for n in rng.integers(0, len(self.original), size=2))
-        piece = PIECES[rng.integers(len(PIECES))]
-        if rng.random() < 0.5:
-            piece = self.original[other : other + int(rng.integers(1, 40))]
-        end = start + len(piece) * int(rng.integers(2))
-        return self.original[:start] + piece + self.original[end:]
 
     def edit(self, rng: np.random.Generator) -> bytes:
         """A value of the program, with a checksum as if nothing had happened."""
