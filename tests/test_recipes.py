@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import toys
-from ftwt import convert, models, recipes
+from ftwt import convert, estimate, models, recipes
 from ftwt.config import RunConfig
 from ftwt.schedules import Schedule
 
@@ -47,6 +47,19 @@ OURS = (
     "cifar10-resnet20-gates-only",
 )
 
+# the reduction asked, and what of the accuracy may be lost
+GOALS = {
+    "cifar10-resnet56-dynamic-55": (0.55, "0.3 points"),
+    "cifar10-resnet56-dynamic-62": (0.62, "0.6 points"),
+    "cifar10-vgg16-bn-dynamic-75": (0.75, "0.2 points"),
+    "cifar10-mobilenet-v1-dynamic-60": (0.60, "nothing"),
+}
+HELD_TO = (
+    "cifar10-resnet56-dense-30",
+    "cifar10-vgg16-bn-dense-30",
+    "cifar10-mobilenet-v1-dense-30",
+)
+
 # r, the accuracy and reduction that were published (if they were), hours on 4 V100, the units
 IMAGENET_ROWS = {
     "imagenet-resnet18-r91-decoupled": (0.91, "69.76% -> 67.49% at 51.56%", "40 hours", 17),
@@ -61,7 +74,7 @@ IMAGENET_ROWS = {
     "imagenet-mobilenet-v1-r100-decoupled": (1.0, "69.57% -> 69.66% at 41.07%", "41 hours", 27),
 }
 IMAGENET_OURS = ("imagenet-resnet50", "imagenet-resnet50-dense", "imagenet-mobilenet-v2")
-CIFAR = [*BASELINES, *OURS, *ROWS]
+CIFAR = [*BASELINES, *OURS, *GOALS, *HELD_TO, *ROWS]
 IMAGENET = [*IMAGENET_ROWS, *IMAGENET_OURS]
 
 
@@ -79,9 +92,12 @@ def test_gates_only_leaves_the_weights_alone() -> None:
     assert learned and all("predictor" in name for name in learned)
 
 
-def test_a_dense_network_is_trained_as_long_as_the_pruned_one() -> None:
-    pruned, dense = (recipes.get(f"cifar10-resnet20-{kind}") for kind in ("dynamic-40", "dense-30"))
+@pytest.mark.parametrize("name", ["cifar10-resnet20-dynamic-40", *GOALS])
+def test_a_dense_network_is_trained_as_long_as_the_pruned_one(name: str) -> None:
+    pruned = recipes.get(name)
+    dense = recipes.get(f"{pruned.model}-dense-30")
     assert dense.prune is None and pruned.prune is not None and dense.weights == pruned.weights
+    assert dense.model == pruned.model
     gates = {"target_reduction": None, "predictor_warmup_steps": 0}
     assert dense.train == replace(pruned.train, **gates)  # type: ignore[arg-type]
 
@@ -97,9 +113,25 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert (config.weights is None) == (name in BASELINES)
     assert (config.prune is None) == (name in BASELINES or "-dense-" in name)
     assert BASELINES.get(name, "") in told
-    if name in ROWS:
+    if name in [*GOALS, *HELD_TO, *ROWS]:
         assert f"--weights runs/{config.model}-baseline" in told
         assert f"{config.model}-baseline" in recipes.names()
+
+
+@pytest.mark.parametrize("name", GOALS)
+def test_a_goal_is_a_budget_that_its_network_can_meet(name: str) -> None:
+    reduction, lost = GOALS[name]
+    config, told = recipes.get(name), recipes.describe(name)
+    assert f"{reduction:.0%} fewer MACs" in told and f"{lost} lost" in told
+    assert name == f"{config.model}-dynamic-{100 * reduction:.0f}"
+    assert config.train.target_reduction == reduction
+    assert config.allocate and config.train.distillation == 1
+    assert config.prune is not None
+    settings = asdict(config.prune)
+    del settings["r"]
+    network = models.create(config.model)
+    plan = estimate(network, [torch.randn(8, 3, 32, 32)], **settings)
+    assert plan.allocate(reduction=reduction).reduction == pytest.approx(reduction, abs=0.02)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -45,6 +45,32 @@ def baseline(model: str, *, epochs: int = 200, lr: float = 0.1) -> RunConfig:
     return RunConfig(model=model, train=train)
 
 
+def budget(model: str, *, reduction: float, lr: float = 0.05) -> RunConfig:
+    """Prune a trained network to a budget, our way: 30 epochs, r by unit, the dense one teaches."""
+    return RunConfig(
+        model=model,
+        weights="pretrained",
+        prune=PruneConfig(),
+        allocate=True,
+        train=TrainConfig(
+            epochs=30,
+            lr=lr,
+            predictor_warmup_steps=200,
+            target_reduction=reduction,
+            distillation=1.0,
+            precision="bf16",
+            channels_last=True,
+        ),
+    )
+
+
+def dense(model: str, *, lr: float = 0.05) -> RunConfig:
+    """Train a dense network for as long, and in the same way, as `budget` prunes it."""
+    config = budget(model, reduction=0.5, lr=lr)
+    train = replace(config.train, target_reduction=None, predictor_warmup_steps=0)
+    return replace(config, prune=None, allocate=False, train=train)
+
+
 @RECIPES.add
 def cifar10_resnet20_baseline() -> RunConfig:
     """Dense ResNet-20, 45 epochs: the network of the demo.
@@ -142,9 +168,7 @@ def cifar10_resnet20_dynamic_40() -> RunConfig:
     Its static twin: the same with `--twin-of runs/cifar10-resnet20-dynamic-40 --target-reduction
     None --no-allocate --output runs/twin`. docs/results.md has what came of both.
     """
-    config = cifar10_resnet20_short()
-    train = replace(config.train, epochs=30, lr=0.05, target_reduction=0.4, distillation=1.0)
-    return replace(config, allocate=True, train=train)
+    return budget("cifar10-resnet20", reduction=0.4)
 
 
 @RECIPES.add
@@ -153,9 +177,7 @@ def cifar10_resnet20_dense_30() -> RunConfig:
 
     ftwt train cifar10-resnet20-dense-30
     """
-    config = cifar10_resnet20_dynamic_40()
-    train = replace(config.train, target_reduction=None, predictor_warmup_steps=0)
-    return replace(config, prune=None, allocate=False, train=train)
+    return dense("cifar10-resnet20")
 
 
 @RECIPES.add
@@ -178,6 +200,54 @@ def cifar10_resnet20_gates_only() -> RunConfig:
         target_reduction=0.2,
     )
     return replace(config, allocate=True, train=train)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """Less work than the paper's rows, counted as executed, and what that may cost."""
+
+    model: str
+    reduction: float
+    told: str
+    lr: float = 0.05
+    prune: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-dynamic-{100 * self.reduction:.0f}"
+
+    def config(self) -> RunConfig:
+        config = budget(self.model, reduction=self.reduction, lr=self.lr)
+        assert config.prune is not None
+        return replace(config, prune=replace(config.prune, **self.prune))
+
+    def describe(self) -> str:
+        return (
+            f"Prune {self.model} to {self.reduction:.0%} fewer MACs in 30 epochs; the goal: "
+            f"{self.told}.\n\n"
+            f"    ftwt train {self.name} --weights runs/{self.model}-baseline\n\n"
+            "r by unit, taught by the dense network, as cifar10-resnet20-dynamic-40 is.\n"
+            "docs/results.md says whether it was run, and for how long."
+        )
+
+
+_GOALS = (
+    _Goal("cifar10-resnet56", 0.55, "0.3 points lost at most"),
+    _Goal("cifar10-resnet56", 0.62, "0.6 points lost at most"),
+    _Goal("cifar10-vgg16-bn", 0.75, "0.2 points lost at most", 0.02),
+    _Goal("cifar10-mobilenet-v1", 0.60, "nothing lost", prune={"rank": 16}),
+)
+
+for _goal in _GOALS:
+    RECIPES.add_row(_goal.name, _goal.describe(), _goal.config())
+
+for _model, _lr in {goal.model: goal.lr for goal in _GOALS}.items():
+    _name = f"{_model}-dense-30"
+    _told = (
+        f"Train the dense {_model} for the same 30 epochs more: what a pruned one is held to.\n\n"
+        f"    ftwt train {_name} --weights runs/{_model}-baseline"
+    )
+    RECIPES.add_row(_name, _told, dense(_model, lr=_lr))
 
 
 @dataclass(frozen=True)
