@@ -25,11 +25,11 @@ import torch.distributed as dist
 
 import ftwt
 from ftwt.config import TrainConfig
-from ftwt.learner import Learner
 from ftwt.models import create
 from ftwt.processes import leave, processes, without_gpu
 from ftwt.results import provenance, write_json
-from ftwt.schedules import Schedule
+from ftwt.training.learner import Learner
+from ftwt.training.schedules import Schedule
 
 NETWORKS = {  # name -> image size, images a process in a step
     "cifar10-resnet20": (32, 16),

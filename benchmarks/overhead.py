@@ -21,10 +21,10 @@ from torch import nn
 
 import ftwt
 from ftwt.config import TrainConfig
-from ftwt.learner import Learner
 from ftwt.models import create
 from ftwt.results import provenance, write_json
-from ftwt.schedules import Schedule
+from ftwt.training.learner import Learner
+from ftwt.training.schedules import Schedule
 
 NETWORKS = ("cifar10-resnet20", "cifar10-vgg16-bn")
 BATCH = 128

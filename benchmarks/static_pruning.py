@@ -44,7 +44,7 @@ from ftwt.evaluate import Evaluation
 from ftwt.results import provenance, read_json, write_json
 from ftwt.run import MODEL, RESULT, RunResult, find_network, load_network, load_splits
 from ftwt.runtime.engine import Kind
-from ftwt.train import CHECKPOINT, Interrupted
+from ftwt.training.loop import CHECKPOINT, Interrupted
 
 try:
     from race import Race, as_fast

@@ -32,7 +32,7 @@ from ftwt import DynamicModel, compile, from_pretrained, runtime, save_pretraine
 from ftwt.recording import Recording
 from ftwt.results import read_json, write_json
 from ftwt.tensors import load_tensors
-from ftwt.train import train
+from ftwt.training.loop import train
 
 WRITERS = re.compile(
     r"ftwt/(files|tensors|checkpoint|journal|results|recording|runtime/stored)\.py$"

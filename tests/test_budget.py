@@ -8,7 +8,7 @@ from torch import nn
 
 import toys
 from ftwt import DynamicModel
-from ftwt.budget import MARGIN, BudgetController, calibrate
+from ftwt.training.budget import MARGIN, BudgetController, calibrate
 
 
 def simulate(

@@ -366,7 +366,7 @@ STOPPED = """
 import os, signal, sys, tiny
 from pathlib import Path
 from ftwt.cli import main
-from ftwt.learner import Learner
+from ftwt.training.learner import Learner
 
 learn = Learner.learn
 

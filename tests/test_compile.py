@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import ftwt
 from forced import close, kinds, scramble
-from ftwt import tuning
+from ftwt.lowering import tuning
+from ftwt.lowering.tuning import ForcedEngine
 from ftwt.runtime import Engine, Predict
-from ftwt.tuning import ForcedEngine
 
 NATIVE = any(kind.engine == "native" for kind in kinds())
 native = pytest.mark.skipif(not NATIVE, reason="the native engine is not built")

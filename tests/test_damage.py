@@ -23,12 +23,12 @@ import toys
 from damage import Damage, joined, split
 from ftwt import Recording, from_pretrained, recording, save_pretrained, tensors
 from ftwt.config import TrainConfig
-from ftwt.interrupts import requests
 from ftwt.report import read, write_report
 from ftwt.report.read import read_metrics
 from ftwt.results import write_json
 from ftwt.run import SETTINGS, _recall
-from ftwt.train import _Run
+from ftwt.training.interrupts import requests
+from ftwt.training.loop import _Run
 
 QUICK, MANY = 40, 1000
 SECONDS, MEMORY = 30, 2**31  # that one file may take at most

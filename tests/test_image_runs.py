@@ -18,7 +18,7 @@ from ftwt.data import FileBatches
 from ftwt.recording import Recording
 from ftwt.results import read_json
 from ftwt.run import load_network, load_splits, run
-from ftwt.train import Interrupted
+from ftwt.training.loop import Interrupted
 from test_cli import Told
 from test_image_folder import CLASSES, make_image_folder
 from test_image_folder import pytestmark as pytestmark

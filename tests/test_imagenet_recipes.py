@@ -16,7 +16,7 @@ import tiny
 from ftwt import recipes
 from ftwt.config import changes
 from ftwt.data import image_folders
-from ftwt.inputs import known
+from ftwt.data.inputs import known
 from ftwt.results import read_json
 from ftwt.run import find_network, run
 from test_image_folder import ROOT, make_image_folder

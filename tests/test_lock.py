@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import toys
-from ftwt.lock import LOCK, held
+from ftwt.training.lock import LOCK, held
 from toys import fit, run_python
 
 HOLD = """
 import sys, time
-from ftwt.lock import held
+from ftwt.training.lock import held
 with held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -101,7 +101,7 @@ def test_nothing_is_held_where_nothing_is_written() -> None:
 
 SHARED = """
 import sys, toys
-from ftwt.lock import held
+from ftwt.training.lock import held
 from ftwt.processes import processes
 try:
     with held(sys.argv[1]):

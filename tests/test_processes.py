@@ -15,15 +15,15 @@ from torch import Tensor
 
 import toys
 from ftwt import estimate, evaluate
-from ftwt.batchnorm import synchronized_batch_norm
-from ftwt.budget import calibrate
 from ftwt.checkpoint import load_tensors
 from ftwt.cli import main
 from ftwt.config import TrainConfig
 from ftwt.data import Batches
-from ftwt.interrupts import requests
 from ftwt.processes import explained, first, gathered, processes, shard
-from ftwt.train import train
+from ftwt.training.batchnorm import synchronized_batch_norm
+from ftwt.training.budget import calibrate
+from ftwt.training.interrupts import requests
+from ftwt.training.loop import train
 from toys import CONFIG, fit, run_python, same, untimed
 
 UNEVEN = 49  # images: in batches of 16 the last one is a single image, which one process gets
@@ -186,7 +186,7 @@ def shared(output: str, *, resume: bool, batches: Any = None) -> Any:
 
 STOPPED = """
 import sys
-from ftwt.train import Interrupted
+from ftwt.training.loop import Interrupted
 batches = Stopping(21, int(sys.argv[2]), rank=1)
 try:
     shared(sys.argv[1], resume=False, batches=batches)

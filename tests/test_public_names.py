@@ -57,7 +57,7 @@ def test_other_names_do_not_exist():
 
 
 def test_there_are_functions_of_the_name_of_their_module():
-    assert {"convert", "estimate", "evaluate", "run", "train"} <= set(TWINS)
+    assert {"convert", "estimate", "evaluate", "run"} <= set(TWINS)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_there_are_functions_of_the_name_of_their_module():
         "from ftwt.{name} import {name}",
         "import importlib; importlib.import_module('ftwt.{name}')",
         "import ftwt.cli",
-        "from ftwt import checkpoint, learner, data",
+        "from ftwt import checkpoint, training, data",
         "import ftwt; ftwt.{name}; import ftwt.{name}, ftwt.cli",
         "from ftwt import {name}; import ftwt.{name}; ftwt.{name} = ftwt.{name}",
     ],
@@ -90,12 +90,12 @@ def test_a_function_hides_its_module_in_any_order_of_imports(before):
 
 
 def test_a_name_can_be_replaced_and_put_back(monkeypatch):
-    train = ftwt.train
+    evaluate = ftwt.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(ftwt, "train", print)
-        assert ftwt.train is print
-    assert ftwt.train is train
-    assert isinstance(sys.modules["ftwt.train"], types.ModuleType)
+        patch.setattr(ftwt, "evaluate", print)
+        assert ftwt.evaluate is print
+    assert ftwt.evaluate is evaluate
+    assert isinstance(sys.modules["ftwt.evaluate"], types.ModuleType)
 
 
 def test_the_runtime_needs_numpy_alone():

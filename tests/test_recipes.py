@@ -8,7 +8,7 @@ import torch
 import toys
 from ftwt import convert, estimate, models, recipes
 from ftwt.config import RunConfig
-from ftwt.schedules import Schedule
+from ftwt.training.schedules import Schedule
 
 # r, the accuracy and reduction that were published (if they were), and the units: all convolutions.
 ROWS = {

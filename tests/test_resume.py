@@ -12,7 +12,7 @@ import torch
 import toys
 from ftwt.checkpoint import load_tensors
 from ftwt.config import TrainConfig
-from ftwt.train import Interrupted, train
+from ftwt.training.loop import Interrupted, train
 from toys import CONFIG, FULL, Watched, fit, run_python, same, untimed
 
 

@@ -19,10 +19,10 @@ from ftwt.config import PruneConfig, RunConfig
 from ftwt.dynamic import DynamicModel
 from ftwt.estimate import estimate
 from ftwt.evaluate import evaluate
-from ftwt.learner import Learner
 from ftwt.results import read_json
 from ftwt.run import RunResult, find_network, gated, load_network, load_splits, run
-from ftwt.train import Interrupted
+from ftwt.training.learner import Learner
+from ftwt.training.loop import Interrupted
 from toys import run_python, same, untimed
 
 FILES = ["checkpoint.safetensors", "metrics.jsonl", "model", "result.json", "run.json"]

@@ -3,7 +3,7 @@
 import pytest
 
 from ftwt.config import TrainConfig
-from ftwt.schedules import Schedule
+from ftwt.training.schedules import Schedule
 
 
 def test_published_milestones_fall_at_epochs_81_122_151_of_200() -> None:

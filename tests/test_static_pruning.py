@@ -28,12 +28,12 @@ import tiny  # noqa: E402
 from ftwt import count_macs, models  # noqa: E402
 from ftwt.config import RunConfig, TrainConfig  # noqa: E402
 from ftwt.evaluate import evaluate  # noqa: E402
-from ftwt.learner import Learner  # noqa: E402
 from ftwt.models import vgg as vgg_module  # noqa: E402
 from ftwt.models.mobilenet import mobilenet_v1, mobilenet_v2  # noqa: E402
 from ftwt.models.resnet import resnet  # noqa: E402
 from ftwt.results import read_json, write_json  # noqa: E402
 from ftwt.run import load_splits, run  # noqa: E402
+from ftwt.training.learner import Learner  # noqa: E402
 from toys import same  # noqa: E402
 
 IMAGE = torch.zeros(1, 3, 32, 32)

@@ -11,7 +11,7 @@ import torch
 
 import toys
 from ftwt.results import read_json
-from ftwt.train import train
+from ftwt.training.loop import train
 from toys import CONFIG, fit, run_python, same
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ftwt import DynamicModel, convert
 from ftwt.config import TrainConfig
 from ftwt.data import Batches, Images
-from ftwt.train import TrainResult, train
+from ftwt.training.loop import TrainResult, train
 
 
 class Toy(nn.Module):

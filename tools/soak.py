@@ -33,7 +33,7 @@ import ftwt
 from ftwt import data, models, runtime
 from ftwt.data import Batches
 from ftwt.results import provenance, write_json
-from ftwt.train import Interrupted
+from ftwt.training.loop import Interrupted
 
 NETWORK = "cifar10-mobilenet-v1-x0.25"
 CONFIG = ftwt.TrainConfig(

@@ -32,7 +32,7 @@ from ftwt.config import RunConfig
 from ftwt.results import provenance, write_json
 from ftwt.run import run
 from ftwt.tensors import load_tensors
-from ftwt.train import METRICS, Interrupted
+from ftwt.training.loop import METRICS, Interrupted
 
 IMAGES = {"classes": 4, "train": 8, "val": 2, "side": 256}
 VALIDATION = 8

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from . import shipped as shipped
     from .bench import Benchmark as Benchmark
     from .bench import bench as bench
-    from .budget import Calibration as Calibration
     from .checkpoint import from_pretrained as from_pretrained
     from .checkpoint import push_to_hub as push_to_hub
     from .checkpoint import save_pretrained as save_pretrained
@@ -50,14 +49,15 @@ if TYPE_CHECKING:
     from .robustness import Robustness as Robustness
     from .robustness import evaluate_corrupted as evaluate_corrupted
     from .run import run as run
-    from .train import TrainResult as TrainResult
-    from .train import train as train
+    from .training.budget import Calibration as Calibration
+    from .training.loop import TrainResult as TrainResult
+    from .training.loop import train as train
 
 _MODULES = ("data", "models", "recipes", "report", "runtime", "shipped")
 _HOMES = {  # name -> the module that it comes from, as above
     "Benchmark": "bench",
     "bench": "bench",
-    "Calibration": "budget",
+    "Calibration": "training.budget",
     "from_pretrained": "checkpoint",
     "push_to_hub": "checkpoint",
     "save_pretrained": "checkpoint",
@@ -85,8 +85,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "Robustness": "robustness",
     "evaluate_corrupted": "robustness",
     "run": "run",
-    "TrainResult": "train",
-    "train": "train",
+    "TrainResult": "training.loop",
+    "train": "training.loop",
 }
 
 
@@ -106,8 +106,8 @@ class _Package(ModuleType):
         return module if name in _MODULES else getattr(module, name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        # Whoever first imports the module `ftwt.train` makes Python set it as the attribute `train`
-        # of this package, whose `train` is the function.
+        # Whoever first imports the module `ftwt.evaluate` makes Python set it as the attribute
+        # `evaluate` of this package, whose `evaluate` is the function.
         if isinstance(value, ModuleType) and _HOMES.get(name) == name:
             value = getattr(value, name)
         super().__setattr__(name, value)

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from . import tuning
 from .convert import convert
 from .dynamic import Batches, DynamicModel, images_of
-from .lowering import economies, lower
+from .lowering import economies, lower, tuning
+from .lowering.tuning import ForcedEngine
 from .runtime import Engine, Program
 from .runtime.engine import Kind
-from .tuning import ForcedEngine
 
 Option = Batches | bool | None
 TUNED_ON = 4  # images

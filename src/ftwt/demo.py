@@ -21,13 +21,13 @@ from .convert import convert
 from .data import Epochs
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
-from .lock import held
 from .record import record
 from .recording import RECORDING
 from .report.write import write_report
 from .results import provenance, write_json
 from .run import load_network, load_splits
-from .train import Epoch, train
+from .training.lock import held
+from .training.loop import Epoch, train
 
 MODEL = "cifar10-resnet20"
 ROUNDS = 5  # of timing images on the engine

@@ -19,9 +19,9 @@ from . import runtime
 from .checkpoint import saved_classes, saved_name
 from .compile import compile
 from .config import DataConfig
+from .data.inputs import known
 from .dynamic import Batches, DynamicModel
 from .export import IMAGES, Exported, export
-from .inputs import known
 from .pictures import PREPROCESSING, SUFFIX, Preprocessing
 from .results import read_json
 from .run import (

@@ -183,9 +183,9 @@ class DynamicModel(nn.Module):
     def calibrate(self, batches: Batches, *, reduction: float, accelerator: Any = None) -> Any:
         """Shift all gates' thresholds until `batches` execute exactly `reduction` fewer MACs.
 
-        See `ftwt.budget.calibrate`.
+        See `ftwt.training.budget.calibrate`.
         """
-        from .budget import calibrate
+        from .training.budget import calibrate
 
         return calibrate(self, batches, reduction=reduction, accelerator=accelerator)
 

@@ -17,19 +17,19 @@ from .checkpoint import from_pretrained, load_weights, save_pretrained, saved_na
 from .config import DataConfig, RunConfig, changes
 from .convert import convert
 from .data import Epochs
+from .data.inputs import known
+from .data.splits import Splits as Splits
+from .data.splits import load_splits as load_splits
 from .dynamic import GATES, DynamicModel
 from .estimate import estimate
 from .evaluate import Evaluation, evaluate
 from .graph.trace import evaluating
-from .inputs import known
-from .lock import held
 from .names import nearest
 from .processes import gathered, processes
 from .results import Shown, provenance, read_json, write_json
-from .splits import Splits as Splits
-from .splits import load_splits as load_splits
 from .tensors import refusing
-from .train import CHECKPOINT, METRICS, TrainResult, train
+from .training.lock import held
+from .training.loop import CHECKPOINT, METRICS, TrainResult, train
 
 SETTINGS, MODEL, RESULT = "settings.json", "model", "run.json"  # of a run's folder
 

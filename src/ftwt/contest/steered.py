@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..lowering.tuning import by_lot
 from ..runtime import Engine, Predict, Program, Stats
-from ..tuning import by_lot
 from .turns import Contestant
 
 Masks = Mapping[int, np.ndarray]  # gate's number -> (B, C) uint8

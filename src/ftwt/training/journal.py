@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .files import parse_json, replacing
+from ..files import parse_json, replacing
 
 SHOWN = {  # what a reader sees of a line, in this order
     "epoch": "epoch {:.0f}",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from .config import TrainConfig
+from ..config import TrainConfig
 from .journal import Epoch
 from .learner import Totals
 

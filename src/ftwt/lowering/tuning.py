@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .lowering.economies import noted, open_gates
-from .runtime import Conv, Engine, Predict, Program
+from ..runtime import Conv, Engine, Predict, Program
+from .economies import noted, open_gates
 
 DRAWN = 1024  # masks drawn in advance for each gate; sample n takes those of n modulo this
 ROUNDS = (3, 15)  # at least and at most, of timing all images through all engines in turns

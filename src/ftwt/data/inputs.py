@@ -5,10 +5,10 @@ Training, evaluation and `ftwt run` all ask here, so that they show a network th
 
 from __future__ import annotations
 
-from .data.cifar import CIFAR10, CIFAR100
-from .data.subset import SIDE, read_index
-from .models.vision import import_vision
-from .pictures import Preprocessing
+from ..models.vision import import_vision
+from ..pictures import Preprocessing
+from .cifar import CIFAR10, CIFAR100
+from .subset import SIDE, read_index
 
 CIFAR100_CLASSES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import data
-from .config import DataConfig
-from .data import Epochs
+from .. import data
+from ..config import DataConfig
+from ..processes import processes
+from . import Epochs
 from .inputs import known
-from .processes import processes
 
 EVALUATION_BATCH = 500  # of images of 32x32
 FOLDER_BATCH = 128  # of image files, which are larger

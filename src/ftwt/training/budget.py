@@ -15,10 +15,10 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
-from .dynamic import DynamicModel
-from .graph.trace import evaluating
-from .method import Gate
-from .processes import alone, first
+from ..dynamic import DynamicModel
+from ..graph.trace import evaluating
+from ..method import Gate
+from ..processes import alone, first
 
 SLOPE = 0.2  # reduction gained when the lost mass grows e-fold, a typical network at moderate r
 START = 0.005  # lost mass that a controller starts from where every r is 1

@@ -16,19 +16,19 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
 
+from ..config import TrainConfig, changes
+from ..evaluate import Evaluation, evaluate
+from ..processes import check_sharing, processes, without_gpu
+from ..results import provenance, write_json
+from ..tensors import load_tensors, refusing, save_tensors
 from .budget import Calibration, calibrate
-from .config import TrainConfig, changes
-from .evaluate import Evaluation, evaluate
 from .interrupts import Interrupted as Interrupted
 from .interrupts import requests
 from .journal import Epoch, Journal, TrainResult
 from .learner import NEVER, Learner, Totals
 from .lock import held
-from .processes import check_sharing, processes, without_gpu
 from .progress import Progress
-from .results import provenance, write_json
 from .schedules import Schedule
-from .tensors import load_tensors, refusing, save_tensors
 
 LOOK = 10  # steps after which processes ask one another whether to stop: torchrun waits for 30 s
 GRACE_S = 5.0  # in which a signal comes twice, for torchrun passes on what all of them got
