@@ -24,7 +24,7 @@ from damage import Damage, joined, split
 from ftwt import Recording, from_pretrained, recording, save_pretrained, tensors
 from ftwt.config import TrainConfig
 from ftwt.report import read, write_report
-from ftwt.report.read import read_metrics
+from ftwt.report.reading.read import read_metrics
 from ftwt.results import write_json
 from ftwt.run import SETTINGS, _recall
 from ftwt.training.interrupts import requests

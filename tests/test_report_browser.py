@@ -12,7 +12,7 @@ import browser
 import synthetic
 from ftwt import cli, demo
 from ftwt.recording import Recording
-from ftwt.report.page import unpacked
+from ftwt.report.page.html import unpacked
 from ftwt.report.write import write_report
 from test_report_page import ENGINE, Parsed
 

@@ -16,11 +16,12 @@ import pytest
 import synthetic
 from ftwt import cli
 from ftwt.recording import Recording
-from ftwt.report import compose, write
+from ftwt.report import write
 from ftwt.report.answer import answers
-from ftwt.report.page import ASSETS, MOST_BYTES, unpacked
-from ftwt.report.page_words import in_words
-from ftwt.report.read import read
+from ftwt.report.page import compose
+from ftwt.report.page.html import ASSETS, MOST_BYTES, unpacked
+from ftwt.report.page.words import in_words
+from ftwt.report.reading.read import read
 from ftwt.report.rows import accuracy_rows
 from ftwt.report.rows_of_run import unit_rows
 from ftwt.report.write import write_report

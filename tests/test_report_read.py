@@ -17,8 +17,8 @@ import toys
 from ftwt import bench, config, estimate, evaluate, record
 from ftwt.data import Batches
 from ftwt.report import read
-from ftwt.report.groups import USUAL
 from ftwt.report.palette import DYNAMIC, TWIN
+from ftwt.report.reading.groups import USUAL
 from ftwt.results import write_json
 from ftwt.robustness import Corrupted, Figures, NetworkRobustness
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..recording import Recording
-from .found import Found
-from .groups import Group
-from .records import Demo, Evaluated, Run
+from .reading.found import Found
+from .reading.groups import Group
+from .reading.records import Demo, Evaluated, Run
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .found import Baseline, Found
-from .groups import Group
 from .published import COMPUTE_HOURS, architecture, rows_for
-from .records import Demo, Run
+from .reading.found import Baseline, Found
+from .reading.groups import Group
+from .reading.records import Demo, Run
 
 Row = dict[str, Any]
 EXECUTED, PUBLISHED = "executed", "as published"  # how a row's MACs are counted

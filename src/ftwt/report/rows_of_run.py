@@ -7,12 +7,25 @@ from typing import Any
 import numpy as np
 
 from ..recording import Recording
-from .found import LoneRecording
-from .records import Demo, Log, Run
+from .reading.found import Found, LoneRecording
+from .reading.records import Demo, Log, Run
 from .rows import Row
 
 Subject = Run | Demo | LoneRecording
 Source = Subject | Recording
+
+
+def subjects(found: Found) -> list[Subject]:
+    """What figures about one network are about: a run of each dynamic setting, demos, recordings.
+
+    Of a setting's runs it is the first that has a recording, or the first.
+    """
+    listed: list[Subject] = []
+    for part in found.groups:
+        if part.kind == "dynamic":
+            recorded = [run for run in part.runs if run.recording_path is not None]
+            listed.append((recorded or list(part.runs))[0])
+    return [*listed, *found.demos, *found.recordings]
 
 
 def recording_of(subject: Source) -> Recording:

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from ..results import replacing
 from .answer import Answer, answers
-from .compose import compose
-from .found import Missing
-from .page import MOST_BYTES, render
-from .page_words import accuracy, in_words, macs, percent, percent_spread
-from .plots import Format, save_figures
-from .read import read
+from .page.compose import compose
+from .page.html import MOST_BYTES, render
+from .page.words import accuracy, in_words, macs, percent, percent_spread
+from .plots.save import Format, save_figures
+from .reading.found import Missing
+from .reading.read import read
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ..report.plots import Format
+from ..report.plots.save import Format
 from ..report.write import write_report
 from .options import Json
 

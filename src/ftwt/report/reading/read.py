@@ -12,9 +12,9 @@ from typing import Any
 
 import safetensors
 
-from .. import shipped
-from ..files import parse_json
-from ..recording import RECORDING, Recording
+from ... import shipped
+from ...files import parse_json
+from ...recording import RECORDING, Recording
 from . import parse
 from .fields import Fields, load_json
 from .found import Found as Found

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from . import palette
-from .found import Found
-from .page import Figure
-from .records import Demo, Run
-from .rows import Row
+from .. import palette
+from ..reading.found import Found
+from ..reading.records import Demo, Run
+from ..rows import Row
+from .html import Figure
 
 THEMED = {palette.DENSE: "@ink", palette.OTHERS: "@soft", palette.GRID: "@off"}  # by the theme
 SYMBOLS = {  # matplotlib's markers as plotly calls them

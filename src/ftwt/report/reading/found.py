@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import shipped
-from ..recording import Recording
+from ... import shipped
+from ...recording import Recording
 from . import parse
 from .fields import Fields, load_json
 from .groups import Group, Method, group, method_of

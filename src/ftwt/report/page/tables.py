@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .answer import Answer
-from .found import Found
-from .page import Table
-from .page_words import MINUS, NBSP, accuracy, macs, percent, percent_spread
-from .rows import Row, compute_rows, joint_rows, summary_rows
+from ..answer import Answer
+from ..reading.found import Found
+from ..rows import Row, compute_rows, joint_rows, summary_rows
+from .html import Table
+from .words import MINUS, NBSP, accuracy, macs, percent, percent_spread
 
 NONE = MINUS  # where a file has no such figure
 

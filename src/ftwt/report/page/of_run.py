@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..recording import Recording
-from . import palette
-from .page import Figure
-from .page_style import SHARE, axis, bars, figure, marker, plain, scatter, themed
-from .records import Demo, Run
-from .rows import Row
-from .rows_of_run import Subject, class_rows, training_rows, unit_rows
+from ...recording import Recording
+from .. import palette
+from ..reading.records import Demo, Run
+from ..rows import Row
+from ..rows_of_run import Subject, class_rows, training_rows, unit_rows
+from .html import Figure
+from .style import SHARE, axis, bars, figure, marker, plain, scatter, themed
 
 BINS = 40
 MANY_EPOCHS = 16  # from here on, a curve has no markers

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from .page_words import AnswerWords
+from .words import AnswerWords
 
 MOST_BYTES = 8_000_000  # of a page
 ASSETS = Path(__file__).parent / "assets"

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from . import palette
-from .found import Found
-from .page import Figure
-from .page_style import SHARE, Looks, axis, bars, commands, figure, marker, plain, scatter
-from .rows import (
+from .. import palette
+from ..reading.found import Found
+from ..rows import (
     PUBLISHED,
     Row,
     accuracy_rows,
@@ -18,6 +16,8 @@ from .rows import (
     latency_rows,
     mean_std,
 )
+from .html import Figure
+from .style import SHARE, Looks, axis, bars, commands, figure, marker, plain, scatter
 
 DASHES = ("solid", "dot", "dash", "dashdot")
 RIVALS = "s^v<>*"  # markers of the other contestants, all of one colour

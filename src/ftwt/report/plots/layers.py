@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import palette
-from .records import Demo, Log, Run
-from .rows_of_run import Source, training_rows, unit_rows
+from .. import palette
+from ..reading.records import Demo, Log, Run
+from ..rows_of_run import Source, training_rows, unit_rows
 from .style import WIDTH, Axes, Figure, drawing, figure, note, nothing, only, percent
 
 TALLEST = 9.5  # inches: a page

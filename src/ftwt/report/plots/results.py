@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import palette
-from .found import Found
-from .rows import (
+from .. import palette
+from ..reading.found import Found
+from ..rows import (
     EXECUTED,
     Row,
     accuracy_rows,

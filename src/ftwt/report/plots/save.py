@@ -1,16 +1,4 @@
-"""Figures for papers: functions that return matplotlib figures, and all of them as files.
-
-Each draws the rows of a function in `rows` or `rows_of_run`, and nothing else:
-
-| figure | data |
-|---|---|
-| `accuracy`, `curve`, `latency`, `corruptions` | `accuracy_rows`, `curve_rows`, ... |
-| `keep_ratios`, `core_filters` | `unit_rows` |
-| `training` | `training_rows` |
-| `heatmaps` | `heatmap_rows` |
-| `work` | `image_rows`, `class_rows` |
-| `extremes` | `extreme_rows` |
-"""
+"""All figures for papers and tables as files: which there are, and their data beside them."""
 
 from __future__ import annotations
 
@@ -25,20 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..results import replacing
-from .draw_images import extremes as extremes
-from .draw_images import heatmaps as heatmaps
-from .draw_images import work as work
-from .draw_layers import core_filters as core_filters
-from .draw_layers import keep_ratios as keep_ratios
-from .draw_layers import training as training
-from .draw_results import accuracy as accuracy
-from .draw_results import corruptions as corruptions
-from .draw_results import curve as curve
-from .draw_results import latency as latency
-from .found import Found
-from .records import Demo, Run
-from .rows import (
+from ...results import replacing
+from ..reading.found import Found
+from ..reading.records import Demo, Run
+from ..rows import (
     Row,
     accuracy_rows,
     compute_rows,
@@ -48,16 +26,20 @@ from .rows import (
     latency_rows,
     summary_rows,
 )
-from .rows_of_run import (
+from ..rows_of_run import (
     Subject,
     class_rows,
     extreme_rows,
     heatmap_rows,
     image_rows,
     recording_of,
+    subjects,
     training_rows,
     unit_rows,
 )
+from .images import extremes, heatmaps, work
+from .layers import core_filters, keep_ratios, training
+from .results import accuracy, corruptions, curve, latency
 from .style import Figure, matplotlib, styled
 
 Format = Literal["png", "svg", "pdf"]
@@ -94,19 +76,6 @@ def sheets(found: Found) -> list[Sheet]:
                       partial(training_rows, log), partial(training, log), ())
             )  # fmt: skip
     return [*listed, *_tables(found)]
-
-
-def subjects(found: Found) -> list[Subject]:
-    """What figures about one network are about: a run of each dynamic setting, demos, recordings.
-
-    Of a setting's runs it is the first that has a recording, or the first.
-    """
-    listed: list[Subject] = []
-    for part in found.groups:
-        if part.kind == "dynamic":
-            recorded = [run for run in part.runs if run.recording_path is not None]
-            listed.append((recorded or list(part.runs))[0])
-    return [*listed, *found.demos, *found.recordings]
 
 
 def _over_runs(found: Found) -> Iterator[Sheet]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from . import palette
-from .rows_of_run import (
+from .. import palette
+from ..rows_of_run import (
     Source,
     class_rows,
     extreme_rows,

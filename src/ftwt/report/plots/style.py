@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from . import palette
+from .. import palette
 
 Figure = Any  # matplotlib.figure.Figure, which needs the extra `report`
 Axes = Any  # matplotlib.axes.Axes

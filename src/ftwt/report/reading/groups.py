@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import palette
+from .. import palette
 from .records import Run
 
 NOT_SETTINGS = {"data_root", "seed", "tracker", "twin_of"}  # say where or which, not how

@@ -6,18 +6,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..recording import Recording
-from .answer import Answer, answers
-from .found import Found
-from .page import Ends, Figure, Gap, Page, Strip, StripItem, Table
-from .page_explorer import LOSSLESS, data_address, explorer
-from .page_of_run import figures_of_run
-from .page_of_runs import MOST_TIMED, figures_of_runs, timed
-from .page_tables import settings_table, tables
-from .page_words import in_words, macs, percent
-from .plots import subjects
-from .records import Demo, Run
-from .rows_of_run import Subject, extreme_rows
+from ...recording import Recording
+from ..answer import Answer, answers
+from ..reading.found import Found
+from ..reading.records import Demo, Run
+from ..rows_of_run import Subject, extreme_rows, subjects
+from .explorer import LOSSLESS, data_address, explorer
+from .html import Ends, Figure, Gap, Page, Strip, StripItem, Table
+from .of_run import figures_of_run
+from .of_runs import MOST_TIMED, figures_of_runs, timed
+from .tables import settings_table, tables
+from .words import in_words, macs, percent
 
 MOST_SUBJECTS = 3  # networks with figures of their own
 ENDS = 6  # pictures in a strip

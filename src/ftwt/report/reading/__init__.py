@@ -1,0 +1,1 @@
+"""Result files, found and read into records that hold together."""
