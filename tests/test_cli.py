@@ -416,3 +416,18 @@ def test_flags_of_gates_are_those_that_a_dense_recipe_refuses() -> None:
     for flag in flags:
         with pytest.raises(ValueError, match=f"has no {flag};"):
             cli.parse("train", ["cifar10-vgg16-bn-baseline", flag])
+
+
+@pytest.mark.parametrize("flags", [["--twin-of", "runs/x"], ["--twin_of=runs/x"]])
+def test_a_recipe_with_a_budget_has_a_twin_as_any_other(flags: list[str]) -> None:
+    name = "cifar10-resnet20-dynamic-40"
+    recipe = recipes.get(name)
+    assert recipe.allocate and recipe.train.target_reduction == 0.4
+    told = cli.parse("train", [name, *flags])
+    assert isinstance(told, training.TrainCommand)
+    assert told.run.twin_of == "runs/x"
+    assert not told.run.allocate and told.run.train.target_reduction is None
+    assert told.run.train.distillation == recipe.train.distillation
+    for asked in (["--target-reduction", "0.4"], ["--allocate"]):
+        with pytest.raises((ValueError, SystemExit)):
+            cli.parse("train", [name, *flags, *asked])

@@ -77,6 +77,8 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
         config = recipes.get(recipe)
         if config.prune is None:
             _refuse_gates(recipe, config.model, rest)
+        if any(flag.split("=")[0].replace("_", "-") == "--twin-of" for flag in rest):
+            config = config.without_budget()
         program, description = f"{program} {recipe}", recipes.describe(recipe)
         default = TrainCommand(output=f"runs/{recipe.replace(':', '-')}", run=config)
     elif verb == "train":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from .graph.units import Depthwise, Residual
@@ -276,6 +276,10 @@ class RunConfig(_Config):
                 f"distillation={self.train.distillation} from random weights; give the weights of "
                 "a trained network"
             )
+
+    def without_budget(self) -> RunConfig:
+        """The same, asked for no reduction: a static twin has that of the run it is of."""
+        return replace(self, allocate=False, train=replace(self.train, target_reduction=None))
 
 
 def changes(before: _Config, after: _Config) -> list[str]:

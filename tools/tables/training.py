@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from statistics import mean
+from statistics import mean, median
 from typing import Any
+
+from ftwt.report.published import COMPUTE_HOURS
 
 from .files import ROOT, SHIPPED, grouped, read
 from .layout import commits, million, origin, over, percent, table
+
+CIFAR10_IMAGES = 50_000  # to train on, those held out among them
+PUBLISHED_EPOCHS = 200
 
 
 def demo() -> str:
@@ -88,6 +93,39 @@ def thirty() -> str:
     return of_runs(grouped("results/resnet20-40"), of="results/resnet20-40")
 
 
+def short() -> str:
+    """VGG16-BN and MobileNetV1 at schedules far shorter than any that was published."""
+    return of_runs(grouped("results/short"), of="results/short")
+
+
+def cost() -> str:
+    """What training costs on the machine of the result files, beside what the paper's took."""
+    rows = []
+    for name, seeds in [*grouped("results/resnet20-40"), *grouped("results/short")]:
+        model = seeds[0]["config"]["model"]
+        speed = median(seed["training"]["images_per_s"] for seed in seeds)
+        epoch = (CIFAR10_IMAGES - seeds[0]["config"]["data"]["validation"]) / speed
+        paper = COMPUTE_HOURS.get(("cifar10", model.removeprefix("cifar10-")))
+        rows.append(
+            (
+                model.removeprefix("cifar10-"),
+                re.sub(".*-", "", name),
+                f"{speed:.0f}",
+                f"{epoch / 60:.1f}",
+                f"{PUBLISHED_EPOCHS * epoch / 3600:.1f}",
+                "" if paper is None or name.endswith(("-dense", "-baseline")) else f"{paper:.1f}",
+            )
+        )
+    head = (
+        "network", "training", "images/s", "minutes an epoch", "200 epochs at this speed, hours",
+        "the paper's, hours on 4 V100",
+    )  # fmt: skip
+    return table(head, rows) + (
+        "\nOne thread for each run, beside other runs; images per second are those of the median "
+        "epoch. 200 epochs are the paper's schedule, which was not run here.\n"
+    )
+
+
 def gates_only() -> str:
     """Gates put on a trained network whose weights stay, beside its static twin."""
     return of_runs(grouped("results/gates-only"), of="results/gates-only")
@@ -148,6 +186,7 @@ def of_runs(runs: list[tuple[str, list[dict[str, Any]]]], *, of: str = "") -> st
                 over(seed["test"]["mask_accuracy"] for seed in seeds) if dynamic else "",
                 shares,
                 f"{mean(gate['entropy'] for gate in gates):.2f}",
+                str(len(seeds[0]["training"]["history"])),
                 str(len(seeds)),
                 f"{mean(seed['training']['seconds'] for seed in seeds) / 3600:.2f}",
                 f"{mean(seed['training']['images_per_s'] for seed in seeds):.0f}",
@@ -155,7 +194,8 @@ def of_runs(runs: list[tuple[str, list[dict[str, Any]]]], *, of: str = "") -> st
         )
     head = (
         "run", "gates", "top-1", "predicted", "executed", "published", "mask accuracy",
-        "filters always / sometimes / never", "entropy, bits", "seeds", "hours", "images/s",
+        "filters always / sometimes / never", "entropy, bits", "epochs", "seeds", "hours",
+        "images/s",
     )  # fmt: skip
     made = [seed["provenance"] for _, seeds in runs for seed in seeds]
     files = f": [{of}]({of})" if of else ""

@@ -165,8 +165,8 @@ def cifar10_resnet20_dynamic_40() -> RunConfig:
 
         ftwt train cifar10-resnet20-dynamic-40
 
-    Its static twin: the same with `--twin-of runs/cifar10-resnet20-dynamic-40 --target-reduction
-    None --no-allocate --output runs/twin`. docs/results.md has what came of both.
+    Its static twin: the same with `--twin-of runs/cifar10-resnet20-dynamic-40 --output runs/twin`.
+    docs/results.md has what came of both.
     """
     return budget("cifar10-resnet20", reduction=0.4)
 
@@ -187,8 +187,8 @@ def cifar10_resnet20_gates_only() -> RunConfig:
         ftwt train cifar10-resnet20-gates-only
 
     Only the predictors learn; batch norm goes on averaging. Its static twin: the same with
-    `--twin-of runs/cifar10-resnet20-gates-only --target-reduction None --no-allocate --output
-    runs/twin`. docs/results.md has what came of both.
+    `--twin-of runs/cifar10-resnet20-gates-only --output runs/twin`. docs/results.md has what came
+    of both.
     """
     config = cifar10_resnet20_short()
     train = replace(
