@@ -113,7 +113,7 @@ def cost() -> str:
                 f"{speed:.0f}",
                 f"{epoch / 60:.1f}",
                 f"{PUBLISHED_EPOCHS * epoch / 3600:.1f}",
-                "" if paper is None or name.endswith(("-dense", "-baseline")) else f"{paper:.1f}",
+                f"{paper:.1f}" if paper and name.endswith("-dynamic") else "",
             )
         )
     head = (
