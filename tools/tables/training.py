@@ -180,6 +180,7 @@ def of_runs(runs: list[tuple[str, list[dict[str, Any]]]], *, of: str = "") -> st
                 name,
                 kind(seeds[0]),
                 over(seed["test"]["top1"] for seed in seeds),
+                over(seed["validation"]["top1"] for seed in seeds),
                 over(seed["predicted_reduction"] for seed in seeds) if dynamic else "",
                 over(seed["test"]["reduction"] for seed in seeds),
                 over(seed["test"]["published_reduction"] for seed in seeds),
@@ -193,9 +194,9 @@ def of_runs(runs: list[tuple[str, list[dict[str, Any]]]], *, of: str = "") -> st
             )
         )
     head = (
-        "run", "gates", "top-1", "predicted", "executed", "published", "mask accuracy",
-        "filters always / sometimes / never", "entropy, bits", "epochs", "seeds", "hours",
-        "images/s",
+        "run", "gates", "top-1", "on validation", "predicted", "executed", "published",
+        "mask accuracy", "filters always / sometimes / never", "entropy, bits", "epochs", "seeds",
+        "hours", "images/s",
     )  # fmt: skip
     made = [seed["provenance"] for _, seeds in runs for seed in seeds]
     files = f": [{of}]({of})" if of else ""
