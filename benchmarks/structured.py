@@ -3,6 +3,10 @@
 Torch-Pruning finds the layers whose channels belong together (everything that a residual stream
 passes, say), ranks such groups of channels over the whole network, and takes the least important
 out. As in the library's own benchmarks that is done in many small steps, until the MACs are met.
+Every layer keeps a share of its channels: a ranking of all layers at once, by magnitude say, would
+leave first layers of wide networks a channel or two. The library has a limit of its own
+(`max_pruning_ratio`), which counts from the network that a pruner begins with, here one that may be
+pruned already, and holds only after the step that went past it.
 What was taken out is a `History`, which makes the same network again from the dense one.
 
 Source: Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023.
@@ -11,6 +15,7 @@ Source: Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning", CV
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -26,6 +31,7 @@ from ftwt.models.resnet import Subsample
 Importance = Literal["magnitude", "taylor"]
 History = list[tuple[str, bool, list[int]]]  # layer, whether its outputs went, which of them
 
+LIMIT = 0.8  # the most that a layer may lose, as a share of its channels
 STEPS = 400  # of a whole path, as in the library's benchmarks
 REFRESH = 20  # steps for which gradients are good
 CHUNK = 125  # images of a backward pass
@@ -79,6 +85,43 @@ class _ShortcutPruner(torch_pruning.BasePruningFunc):
 
     def get_in_channels(self, layer: nn.Module) -> int:
         return layer.in_channels
+
+
+class _Limit:
+    """How many outputs every layer of a pruner's network keeps, whatever the ranking says.
+
+    Args:
+        pruner: Of a copy of the dense network, pruned already or not.
+        dense: The network whose channels `LIMIT` is a share of.
+    """
+
+    def __init__(self, pruner: torch_pruning.pruner.BasePruner, dense: nn.Module) -> None:
+        self._rank, self._takes_outputs = pruner.importance, pruner.DG.is_out_channel_pruning_fn
+        self._least = {
+            pruner.model.get_submodule(name): math.ceil((1 - LIMIT) * len(layer.weight))
+            for name, layer in dense.named_modules()
+            if isinstance(layer, _LAYERS)
+        }
+
+    def importance(self, group: torch_pruning.Group) -> Tensor | None:
+        """Rank a group's channels, those that have to stay behind all others."""
+        scores = self._rank(group)
+        if scores is not None and (losing := self._losing(group)):
+            stay = min(max(self._least[layer] for layer, _ in losing), len(scores))
+            scores[scores.topk(stay).indices] = math.inf
+        return scores
+
+    def allows(self, group: torch_pruning.Group) -> bool:
+        """Whether the layers that would lose a group's channels keep as many as they must."""
+        losing = self._losing(group)
+        return all(len(layer.weight) - lost >= self._least[layer] for layer, lost in losing)
+
+    def _losing(self, group: torch_pruning.Group) -> list[tuple[nn.Module, int]]:
+        return [
+            (dependency.target.module, len(which))
+            for dependency, which in group
+            if dependency.target.module in self._least and self._takes_outputs(dependency.handler)
+        ]
 
 
 @dataclass(frozen=True)
@@ -144,7 +187,8 @@ def prune_to(task: Task, reduction: float, *, tolerance: float = 0.003) -> Histo
     if most < reduction:
         raise ValueError(
             f"reduction={reduction:.1%} is out of reach: {most:.1%} is the most that "
-            f"Torch-Pruning takes from {type(task.dense).__name__}; match a run that saves less"
+            f"Torch-Pruning takes from {type(task.dense).__name__} where every layer keeps "
+            f"{1 - LIMIT:.0%} of its channels; match a run that saves less"
         )
     return nearest[1]
 
@@ -156,7 +200,7 @@ def walk(
     fixed: frozenset[str] = frozenset(),
     single: bool = False,
 ) -> Iterator[tuple[History, float]]:
-    """Take channels out, step by step, the least important first, until hardly any are left.
+    """Take channels out, step by step, the least important first, until no layer may lose more.
 
     Args:
         task: What to prune.
@@ -189,11 +233,15 @@ def walk(
             ignored_layers=[network.get_submodule(name) for name in (last, *fixed)],
             customized_pruners={Shortcut: _ShortcutPruner()},
         )
+        limit = _Limit(pruner, task.dense)
+        pruner.importance = limit.importance
         before: History = list(begin or [])
         for step in range(pruner.iterative_steps):
             if task.importance == "taylor" and step % REFRESH == 0:
                 _gather_gradients(network, task.batches)
-            pruner.step()
+            for group in pruner.step(interactive=True):
+                if limit.allows(group):
+                    group.prune()
             removed = [(n, bool(out), list(which)) for n, out, which in pruner.pruning_history()]
             history = (begin or []) + [entry for entry in removed if entry[2]]
             if len(history) > len(before):

@@ -105,6 +105,26 @@ def test_a_network_of_any_kind_meets_a_reduction(name: str) -> None:
     assert bool(depthwise) == name.startswith("mobilenet")
 
 
+@pytest.mark.usefixtures("coarse")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_layer_loses_more_than_the_limit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside one loud filter, a layer's others are the least of the network: not all may go."""
+    network = NETWORKS[name]()
+    for _, layer in convolutions(network)[-2:]:
+        layer.weight.data[0] *= 100
+    given = task(network)
+
+    def least() -> tuple[float, int]:
+        pruned = replay(given, prune_to(given, 0.5, tolerance=0.02))
+        both = zip(convolutions(network), convolutions(pruned), strict=True)
+        kept = [(left.out_channels, whole.out_channels) for (_, whole), (_, left) in both]
+        return min(left / whole for left, whole in kept), min(kept)[0]
+
+    assert least()[0] >= 1 - structured.LIMIT
+    monkeypatch.setattr(structured, "LIMIT", 1.0)
+    assert least()[1] == 1
+
+
 def test_what_stays_is_what_the_dense_network_computes_without_the_rest() -> None:
     """Channels taken out of a residual network, shortcuts included, against the same set to 0."""
     network = resnet(8).eval()
@@ -170,7 +190,7 @@ def test_the_nearest_is_taken_where_single_channels_are_too_much() -> None:
 
 
 def test_what_cannot_be_reached_is_refused() -> None:
-    with pytest.raises(ValueError, match="99.9% is out of reach: 9.* is the most.*saves less"):
+    with pytest.raises(ValueError, match="99.9% .* 87.5% is the most.*keeps 20% .*less"):
         prune_to(task(tiny.network()), 0.999)
     with pytest.raises(ValueError, match=r"reduction=-0.1 is outside \(0, 1\)"):
         prune_to(task(tiny.network()), -0.1)
