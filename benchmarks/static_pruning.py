@@ -28,7 +28,7 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,7 +38,7 @@ from torch import nn
 
 import ftwt
 from ftwt.checkpoint import from_pretrained, save_pretrained
-from ftwt.config import RunConfig, TrainConfig, changes
+from ftwt.config import RunConfig, changes
 from ftwt.deploy import first
 from ftwt.evaluate import Evaluation
 from ftwt.results import provenance, read_json, write_json
@@ -59,14 +59,6 @@ Match = Literal["macs", "latency"]
 PRUNING = "pruning.json"  # of a pruned network's folder
 GRADIENT_IMAGES = 1000  # that Taylor's importance sees
 ROUNDS = 25  # of timing both networks, at the end
-GATES_ONLY = (
-    "predictor_lr",
-    "predictor_warmup_steps",
-    "mask_loss_weight",
-    "cooldown",
-    "anneal_epochs",
-    "target_reduction",
-)  # settings of a training that mean nothing without gates
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -260,11 +252,10 @@ def static_config(
     config: RunConfig, *, seed: int | None = None, epochs: int | None = None
 ) -> RunConfig:
     """Return a dynamic run's settings without what only gates have."""
-    default = TrainConfig()
-    plain = {f.name: getattr(default, f.name) for f in fields(default) if f.name in GATES_ONLY}
+    plain = config.without_gates()
     told = {"seed": seed, "epochs": epochs}
-    plain |= {name: value for name, value in told.items() if value is not None}
-    return replace(config, prune=None, allocate=False, train=replace(config.train, **plain))
+    given = {name: value for name, value in told.items() if value is not None}
+    return replace(plain, train=replace(plain.train, **given))
 
 
 def against(evaluation: Evaluation, dense: int, pruned: int, convolutions: int) -> Evaluation:

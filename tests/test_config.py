@@ -68,3 +68,21 @@ def test_changes_are_named_also_inside() -> None:
     assert changes(a, b) == expected
     assert changes(a, replace(a)) == []
     assert changes(a, replace(a, prune=None)) == [f"prune was {a.prune}, is None"]
+
+
+def test_without_gates_the_rest_of_the_training_stays() -> None:
+    train = TrainConfig(
+        epochs=7,
+        lr=0.3,
+        predictor_lr=0.2,
+        predictor_warmup_steps=9,
+        mask_loss_weight=2.0,
+        cooldown=1.0,
+        anneal_epochs=3.0,
+        target_reduction=0.4,
+        distillation=0.5,
+        seed=4,
+    )
+    gated = RunConfig(weights="pretrained", prune=PruneConfig(), allocate=True, train=train)
+    kept = {"epochs": 7, "lr": 0.3, "distillation": 0.5, "seed": 4}
+    assert gated.without_gates() == RunConfig(weights="pretrained", train=TrainConfig(**kept))

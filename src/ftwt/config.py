@@ -213,6 +213,16 @@ class TrainConfig(_Config):
             )
 
 
+_OF_GATES = (
+    "predictor_lr",
+    "predictor_warmup_steps",
+    "mask_loss_weight",
+    "cooldown",
+    "anneal_epochs",
+    "target_reduction",
+)  # settings of a training that mean nothing without gates
+
+
 @dataclass(frozen=True)
 class DataConfig(_Config):
     """Which images, and which of them are held out for validation."""
@@ -280,6 +290,12 @@ class RunConfig(_Config):
     def without_budget(self) -> RunConfig:
         """The same, asked for no reduction: a static twin has that of the run it is of."""
         return replace(self, allocate=False, train=replace(self.train, target_reduction=None))
+
+    def without_gates(self) -> RunConfig:
+        """The same training of a plain network; what only gates have is back at its default."""
+        default = TrainConfig()
+        plain = {name: getattr(default, name) for name in _OF_GATES}
+        return replace(self, prune=None, allocate=False, train=replace(self.train, **plain))
 
 
 def changes(before: _Config, after: _Config) -> list[str]:

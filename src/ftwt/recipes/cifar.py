@@ -66,8 +66,7 @@ def budget(model: str, *, reduction: float, lr: float = 0.05) -> RunConfig:
 
 def dense(model: str, *, lr: float = 0.05) -> RunConfig:
     """Train a dense network for as long, and in the same way, as `budget` prunes it."""
-    config = budget(model, reduction=0.5, lr=lr).without_budget()
-    return replace(config, prune=None, train=replace(config.train, predictor_warmup_steps=0))
+    return budget(model, reduction=0.5, lr=lr).without_gates()
 
 
 @RECIPES.add
