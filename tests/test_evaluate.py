@@ -108,6 +108,15 @@ def test_dynamism_weighs_units_by_their_filters(model: DynamicModel) -> None:
     )
 
 
+def test_no_filter_fires_sometimes_where_all_fire_always_or_never(model: DynamicModel) -> None:
+    """Exactly none: a remainder of shares, a hair below 0, would be printed as -0.0%."""
+    found = ftwt.evaluate(model, DATA)
+    for filters in range(1, 100):
+        units = [UnitStats("a", filters, 0.5, 0.1, n, filters - n, 0.5, 1) for n in range(filters)]
+        shares = [dataclasses.replace(found, units=(unit,)).dynamism["sometimes"] for unit in units]
+        assert min(shares) == max(shares) == 0, filters
+
+
 def test_without_targets_there_is_no_mask_accuracy_and_all_else_is_the_same(
     model: DynamicModel,
 ) -> None:

@@ -90,13 +90,13 @@ class Evaluation(Shown):
         filters = sum(unit.channels for unit in self.units)
         if not filters:
             return {"always": 1.0, "sometimes": 0.0, "never": 0.0, "entropy": 0.0}
-        always = sum(unit.always for unit in self.units) / filters
-        never = sum(unit.never for unit in self.units) / filters
+        always = sum(unit.always for unit in self.units)
+        never = sum(unit.never for unit in self.units)
         entropy = sum(unit.entropy * unit.channels for unit in self.units) / filters
         return {
-            "always": always,
-            "sometimes": 1 - always - never,
-            "never": never,
+            "always": always / filters,
+            "sometimes": (filters - always - never) / filters,
+            "never": never / filters,
             "entropy": entropy,
         }
 
