@@ -21,9 +21,11 @@ def static() -> str:
         return "No results yet: `python benchmarks/static_pruning.py runs/NAME`.\n"
     runs = [read(str(path.relative_to(ROOT))) for path in sorted(ROOT.glob("results/*/*.json"))]
     twins = [run for run in runs if (run.get("config") or {}).get("twin_of")]
-    rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}  # run, method, epochs -> figures
+    # network, run, method, epochs -> figures
+    rows: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for result in made:
         name = result["matched"]["to"]
+        network = result["config"]["model"].removeprefix("cifar10-")
         run = re.sub(r"-seed\d+$", "", name)
         on = {"macs": "MACs"}.get(result["matched"]["on"], result["matched"]["on"])
         method = f"Torch-Pruning, {result['importance']}, equal {on}"
@@ -34,12 +36,13 @@ def static() -> str:
             if Path(twin["config"]["twin_of"]).name == name
         ]
         for kind, figures in (*found, (method, outcome(result))):
-            same = rows.setdefault((run, kind, figures["epochs"]), [])
+            same = rows.setdefault((network, run, kind, figures["epochs"]), [])
             if figures not in same:  # one dynamic run, pruned several ways
                 same.append(figures)
     order = {"dynamic": 0, "static twin": 1}
     lines = [
         (
+            network,
             run,
             method,
             over(figures["top1"] for figures in seeds),
@@ -48,11 +51,11 @@ def static() -> str:
             str(epochs),
             str(len(seeds)),
         )
-        for (run, method, epochs), seeds in sorted(
-            rows.items(), key=lambda row: (row[0][0], order.get(row[0][1], 2), row[0][1:])
+        for (network, run, method, epochs), seeds in sorted(
+            rows.items(), key=lambda row: (*row[0][:2], order.get(row[0][2], 2), row[0][2:])
         )
     ]
-    head = ("run", "method", "top-1", "executed", "latency / dynamic", "epochs", "seeds")
+    head = ("network", "run", "method", "top-1", "executed", "latency / dynamic", "epochs", "seeds")
     version = ", ".join(sorted({result["library"]["version"] for result in made}))
     return table(head, lines) + (
         f"\nTorch-Pruning {version}, `benchmarks/static_pruning.py` at "
