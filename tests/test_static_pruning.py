@@ -371,8 +371,9 @@ def test_the_table_sets_it_beside_the_dynamic_run_and_the_twin(
     rows = [line.strip("| ").split(" | ") for line in static().splitlines() if "|" in line][2:]
     saved = f"{compared['test']['reduction']:.2%}"
     pruned = ["55.00% ± 7.07", f"{saved} ± 0.00"]
-    assert [row[:2] for row in rows[:2]] == [["dynamic", "dynamic"], ["dynamic", "static twin"]]
+    assert [row[0] for row in rows] == 4 * ["tiny"]
+    assert [row[1:3] for row in rows[:2]] == [["dynamic", "dynamic"], ["dynamic", "static twin"]]
     assert rows[0][-2:] == rows[1][-2:] == ["1", "1"]  # epochs, seeds
-    assert rows[0][2] == f"{compared['dynamic']['top1']:.2%}" and rows[1][3] == saved
-    assert rows[2][1:] == ["Torch-Pruning, magnitude, equal MACs", *pruned, "", "1", "2"]
-    assert rows[3][1:] == ["Torch-Pruning, magnitude, equal latency", *pruned, "0.98", "1", "2"]
+    assert rows[0][3] == f"{compared['dynamic']['top1']:.2%}" and rows[1][4] == saved
+    assert rows[2][2:] == ["Torch-Pruning, magnitude, equal MACs", *pruned, "", "1", "2"]
+    assert rows[3][2:] == ["Torch-Pruning, magnitude, equal latency", *pruned, "0.98", "1", "2"]
