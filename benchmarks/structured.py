@@ -112,7 +112,10 @@ class _Limit:
         return scores
 
     def allows(self, group: torch_pruning.Group) -> bool:
-        """Whether the layers that would lose a group's channels keep as many as they must."""
+        """Whether the layers that would lose a group's channels keep as many as they must.
+
+        The ranking alone does not see to it: once only infinities are left, they are asked for.
+        """
         losing = self._losing(group)
         return all(len(layer.weight) - lost >= self._least[layer] for layer, lost in losing)
 

@@ -213,7 +213,7 @@ class TrainConfig(_Config):
             )
 
 
-_OF_GATES = (
+GATES_ONLY = (
     "predictor_lr",
     "predictor_warmup_steps",
     "mask_loss_weight",
@@ -294,7 +294,7 @@ class RunConfig(_Config):
     def without_gates(self) -> RunConfig:
         """The same training of a plain network; what only gates have is back at its default."""
         default = TrainConfig()
-        plain = {name: getattr(default, name) for name in _OF_GATES}
+        plain = {name: getattr(default, name) for name in GATES_ONLY}
         return replace(self, prune=None, allocate=False, train=replace(self.train, **plain))
 
 
