@@ -12,7 +12,7 @@ RUNS = [
     RunConfig(
         model="cifar10-vgg16-bn",
         weights="pretrained",
-        data=DataConfig(validation=100),
+        data=DataConfig(validation=100, mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.2)),
         prune=PruneConfig(r={"conv1": 0.85, "conv2": 1.0}, skip=("conv3",), rank=4),
         train=TrainConfig(epochs=50, milestones=(0.58, 0.78, 0.98), target_reduction=0.5),
     ),
@@ -51,6 +51,9 @@ def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
         (TrainConfig, {"warmup_epochs": 9, "epochs": 8}, "warmup_epochs=9"),
         (TrainConfig, {"predictor_warmup_steps": 9, "mask_loss_weight": 0}, "mask_loss_weight"),
         (DataConfig, {"validation": 0}, "validation=0"),
+        (DataConfig, {"mean": (0.5, 0.5, 0.5)}, "std=None belong together"),
+        (DataConfig, {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.0, 0.2)}, "above 0"),
+        (DataConfig, {"mean": (float("nan"), 0, 0), "std": (1, 1, 1)}, "finite"),
         (RunConfig, {"train": TrainConfig(target_reduction=0.3)}, "0.3 needs gates"),
         (RunConfig, {"train": TrainConfig(distillation=1.0)}, "random weights"),
         (RunConfig, {"prune": PruneConfig(), "allocate": True}, "needs gates and a target"),

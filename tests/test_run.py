@@ -15,7 +15,7 @@ from torch import nn
 import tiny
 from ftwt import data, models
 from ftwt.checkpoint import from_pretrained, save_pretrained
-from ftwt.config import PruneConfig, RunConfig
+from ftwt.config import DataConfig, PruneConfig, RunConfig
 from ftwt.dynamic import DynamicModel
 from ftwt.estimate import estimate
 from ftwt.evaluate import evaluate
@@ -261,3 +261,17 @@ def test_two_processes_do_one_run(tiny_home: Path) -> None:
     curve = estimate(load_network(tiny.NAME, "pretrained"), splits.plain, head="softmax")
     r = dict.fromkeys(("0", "3", "6"), curve.r_for(reduction=0.2))
     assert told["predicted_reduction"] == curve.reduction_at(r)  # from all the images, too
+
+
+def test_images_are_prepared_as_the_weights_expect():
+    plain = load_splits(DataConfig(dataset="cifar10-embedded", validation=100)).test
+    own = DataConfig(
+        dataset="cifar10-embedded", validation=100, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2)
+    )
+    before, after = (next(iter(test))[0] for test in (plain, load_splits(own).test))
+    images = plain.images
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (images.mean, images.std))
+    wanted = (before * std + mean - torch.tensor(own.mean).view(3, 1, 1)) / torch.tensor(
+        own.std
+    ).view(3, 1, 1)
+    torch.testing.assert_close(after, wanted, atol=1e-5, rtol=0)

@@ -237,12 +237,22 @@ class DataConfig(_Config):
     """Decides which images are held out."""
     workers: int = 4
     """Processes that decode a folder's images, beside each that trains; they change no result."""
+    mean: tuple[float, float, float] | None = None
+    """Mean that the weights expect, per channel, of pixels in [0, 1]; None: the dataset's own."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation that the weights expect, likewise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("validation", 1, fix="5000 is usual on CIFAR")
         self._check("workers", 0, fix="0 lets the training process decode")
         self._check("split_seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean={self.mean} and std={self.std} belong together; give both")
+        if not all(math.isfinite(value) for value in (*(self.mean or ()), *(self.std or ()))):
+            raise ValueError(f"mean={self.mean} and std={self.std} must be finite numbers")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std={self.std} must be above 0 in each channel")
 
 
 @dataclass(frozen=True)

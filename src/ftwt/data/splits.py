@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,8 @@ def load_splits(
                 "dataset='folder' needs the network's name, which says the images' size"
             )
         how, names = known(model)
+        if config.mean is not None and config.std is not None:
+            how = replace(how, mean=config.mean, std=config.std)
         both = data.image_folders(config.data_root, how, names=names)
         fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
         test = both[1]
@@ -79,6 +81,8 @@ def load_splits(
                 data.load(config.dataset, config.data_root, train=train, download=True)
                 for train in (True, False)
             ]
+        if config.mean is not None and config.std is not None:
+            whole = [replace(images, mean=config.mean, std=config.std) for images in whole]
         parts = data.hold_out(whole[0], count=config.validation, seed=config.split_seed)
         fit, held, test = (images.to(state.device) for images in (*parts, whole[1]))
         batches, size = data.Batches, EVALUATION_BATCH
