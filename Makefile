@@ -44,7 +44,8 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): $(BUILDER) $(wildcard native/*)
+# A folder's own date changes with the files in it: the installation lists them.
+$(INSTALLED): $(BUILDER) $(wildcard native/*) $(shell find src -type d ! -name __pycache__)
 	@echo "Installing into .venv; the first time, this takes a minute or two."
 	@$(PIP) --no-build-isolation --config-settings build-dir=build/native -e '.[dev]'
 	@$(BIN)/python -c 'import ftwt.runtime._native' 2>/dev/null || { rm -rf build/native; \

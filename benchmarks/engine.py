@@ -21,8 +21,8 @@ from rich.console import Console
 import ftwt
 from ftwt.config import DataConfig
 from ftwt.contest.result import Benchmark
-from ftwt.deploy import to_time
-from ftwt.run import load_splits
+from ftwt.deployment.deploy import to_time
+from ftwt.networks.splits import load_splits
 
 NETWORKS = (
     "cifar10-vgg16-bn",

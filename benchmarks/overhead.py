@@ -21,8 +21,9 @@ from torch import nn
 
 import ftwt
 from ftwt.config import TrainConfig
+from ftwt.files.json import write_json
+from ftwt.files.provenance import provenance
 from ftwt.models import create
-from ftwt.results import provenance, write_json
 from ftwt.training.learner import Learner
 from ftwt.training.schedules import Schedule
 

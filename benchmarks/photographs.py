@@ -29,10 +29,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ftwt
-from ftwt.method import GateOutput, mask_loss, target_mask
+from ftwt.files.json import write_json
+from ftwt.files.pictures import Preprocessing, read_picture
+from ftwt.files.provenance import provenance
 from ftwt.models.vision import import_vision
-from ftwt.pictures import Preprocessing, read_picture
-from ftwt.results import provenance, write_json
+from ftwt.pruning.method import GateOutput, mask_loss, target_mask
 
 WEIGHTS = "mobilenet_v1_folded.safetensors"
 VIEW = Preprocessing(resize=256, crop=224, mean=(0.5,) * 3, std=(0.5,) * 3)  # to [-1, 1]

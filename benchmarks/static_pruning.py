@@ -37,14 +37,18 @@ from rich.console import Console
 from torch import nn
 
 import ftwt
-from ftwt.checkpoint import from_pretrained, save_pretrained
 from ftwt.config import RunConfig, changes
-from ftwt.deploy import first
-from ftwt.evaluate import Evaluation
-from ftwt.results import provenance, read_json, write_json
-from ftwt.run import MODEL, RESULT, RunResult, find_network, load_network, load_splits
+from ftwt.deployment.deploy import first
+from ftwt.evaluation.evaluate import Evaluation
+from ftwt.files.json import read_json, write_json
+from ftwt.files.provenance import provenance
+from ftwt.networks.pretrained import from_pretrained, save_pretrained
+from ftwt.networks.sources import find_network, load_network
+from ftwt.networks.splits import load_splits
+from ftwt.records.folder import CHECKPOINT, MODEL, RESULT
+from ftwt.runs.run import RunResult
 from ftwt.runtime.engine import Kind
-from ftwt.training.loop import CHECKPOINT, Interrupted
+from ftwt.training.loop import Interrupted
 
 try:
     from race import Race, as_fast

@@ -21,7 +21,8 @@ from rich.table import Table
 
 import ftwt
 from ftwt.contest.steered import Steered, draw
-from ftwt.results import provenance, write_json
+from ftwt.files.json import write_json
+from ftwt.files.provenance import provenance
 from ftwt.runtime import Conv, Engine, Operation, Program, Stats
 
 LARGE = 8192  # inputs and outputs of the layer that streams: 256 MiB

@@ -150,7 +150,7 @@ dynamic.train()
 for step, (images, wanted) in enumerate(train):
     if step == STEPS // 2:
         dynamic.hold_predictors()
-        dynamic.calibrate(validation, reduction=0.3)
+        ftwt.calibrate(dynamic, validation, reduction=0.3)
     outputs, gates = dynamic(images, return_gates=True)
     loss = loss_of(outputs, wanted)
     if step < STEPS // 2:
@@ -159,7 +159,7 @@ for step, (images, wanted) in enumerate(train):
     loss.backward()
     optimizer.step()
 dynamic.eval()
-settled = dynamic.calibrate(validation, reduction=0.3)
+settled = ftwt.calibrate(dynamic, validation, reduction=0.3)
 settled
 
 
@@ -197,7 +197,7 @@ for name, figures in found.items():
 # A network of your own has no name that ftwt knows, so loading it takes the dense one.
 
 # %%
-dynamic.save_pretrained(FOLDER)
+ftwt.save_pretrained(dynamic, FOLDER)
 again = ftwt.from_pretrained(FOLDER, model=Segmenter())
 assert torch.equal(again(test[0][0])["pixels"], dynamic(test[0][0])["pixels"])
 print(f"saved in {FOLDER}")

@@ -27,7 +27,8 @@ import families
 import stages
 import torch
 
-from ftwt.results import provenance, read_json, write_json
+from ftwt.files.json import read_json, write_json
+from ftwt.files.provenance import provenance
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "coverage"
 GIB = 2**30

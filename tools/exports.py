@@ -23,8 +23,9 @@ import ftwt
 from ftwt.exporting.agreement import compare
 from ftwt.exporting.formats import Run
 from ftwt.exporting.graph import INPUT, Inputs
+from ftwt.files.json import read_json, write_json
+from ftwt.files.provenance import provenance
 from ftwt.models.init import he_init
-from ftwt.results import provenance, read_json, write_json
 
 NETWORKS = {  # name -> side of its images
     "cifar10-resnet20": 32,

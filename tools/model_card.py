@@ -14,7 +14,7 @@ from typing import Any
 
 from ftwt import shipped
 from ftwt.config import DataConfig, PruneConfig
-from ftwt.results import replacing
+from ftwt.files.atomic import replacing
 from ftwt.shipped import RUN, Name
 
 CARD = "MODEL_CARD.md"

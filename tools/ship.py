@@ -27,12 +27,15 @@ from rich.table import Table
 from torch import nn
 
 from ftwt import shipped
-from ftwt.checkpoint import from_pretrained, save_pretrained
 from ftwt.config import DataConfig
-from ftwt.dynamic import DynamicModel
-from ftwt.evaluate import Evaluation, evaluate
-from ftwt.results import provenance, read_json, replacing, write_json
-from ftwt.run import RESULT, load_splits
+from ftwt.evaluation.evaluate import Evaluation, evaluate
+from ftwt.files.atomic import replacing
+from ftwt.files.json import read_json, write_json
+from ftwt.files.provenance import provenance
+from ftwt.networks.pretrained import from_pretrained, save_pretrained
+from ftwt.networks.splits import load_splits
+from ftwt.pruning.dynamic import DynamicModel
+from ftwt.records.folder import RESULT
 from ftwt.shipped import CONFIG, MODEL, Name, catalogue
 
 MOST_BYTES = 25_000_000  # of all shipped networks together

@@ -32,7 +32,8 @@ from torch import Tensor
 import ftwt
 from ftwt import data, models, runtime
 from ftwt.data import Batches
-from ftwt.results import provenance, write_json
+from ftwt.files.json import write_json
+from ftwt.files.provenance import provenance
 from ftwt.training.loop import Interrupted
 
 NETWORK = "cifar10-mobilenet-v1-x0.25"

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ftwt
 from ftwt import models
-from ftwt.method import mask_loss
+from ftwt.pruning.method import mask_loss
 
 SIZES = (64, 128, 224)  # of images: the first that the network takes, else its own
 LARGE = 200e6  # parameters: larger networks are converted and compared alone
@@ -190,7 +190,7 @@ class _Work:
     def save(self) -> dict[str, Any]:
         self._draw()
         with tempfile.TemporaryDirectory() as folder:
-            self.dynamic.save_pretrained(folder)
+            ftwt.save_pretrained(self.dynamic, folder)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 again = ftwt.from_pretrained(folder, model=self.model)

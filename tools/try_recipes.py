@@ -29,10 +29,12 @@ from make_image_folder import make_image_folder
 
 from ftwt import recipes
 from ftwt.config import RunConfig
-from ftwt.results import provenance, write_json
-from ftwt.run import run
-from ftwt.tensors import load_tensors
-from ftwt.training.loop import METRICS, Interrupted
+from ftwt.files.json import write_json
+from ftwt.files.provenance import provenance
+from ftwt.files.tensors import load_tensors
+from ftwt.records.folder import METRICS
+from ftwt.runs.run import run
+from ftwt.training.loop import Interrupted
 
 IMAGES = {"classes": 4, "train": 8, "val": 2, "side": 256}
 VALIDATION = 8

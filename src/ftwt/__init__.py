@@ -4,9 +4,7 @@ Public names are imported when they are first used, so that `ftwt.runtime` needs
 """
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # The Hugging Face library adds the user's software to its requests, and asks its server for more to
@@ -20,100 +18,92 @@ if TYPE_CHECKING:
     from . import report as report
     from . import runtime as runtime
     from . import shipped as shipped
-    from .bench import Benchmark as Benchmark
-    from .bench import bench as bench
-    from .checkpoint import from_pretrained as from_pretrained
-    from .checkpoint import push_to_hub as push_to_hub
-    from .checkpoint import save_pretrained as save_pretrained
-    from .compile import compile as compile
+    from .budget.calibration import Calibration as Calibration
+    from .budget.calibration import calibrate as calibrate
+    from .budget.estimate import Allocation as Allocation
+    from .budget.estimate import Estimate as Estimate
+    from .budget.estimate import estimate as estimate
     from .config import DataConfig as DataConfig
     from .config import PruneConfig as PruneConfig
     from .config import RunConfig as RunConfig
     from .config import TrainConfig as TrainConfig
-    from .convert import convert as convert
+    from .contest.bench import Benchmark as Benchmark
+    from .contest.bench import bench as bench
     from .data.corruptions import corrupt as corrupt
-    from .dynamic import DynamicModel as DynamicModel
-    from .estimate import Allocation as Allocation
-    from .estimate import Estimate as Estimate
-    from .estimate import estimate as estimate
-    from .evaluate import Evaluation as Evaluation
-    from .evaluate import evaluate as evaluate
-    from .export import Exported as Exported
-    from .export import export as export
-    from .macs import MacCount as MacCount
-    from .macs import count_macs as count_macs
-    from .method import mask_loss as mask_loss
+    from .evaluation.evaluate import Evaluation as Evaluation
+    from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.record import record as record
+    from .evaluation.robustness import Robustness as Robustness
+    from .evaluation.robustness import evaluate_corrupted as evaluate_corrupted
+    from .exporting.export import Exported as Exported
+    from .exporting.export import export as export
+    from .lowering.compile import compile as compile
+    from .networks.pretrained import from_pretrained as from_pretrained
+    from .networks.pretrained import push_to_hub as push_to_hub
+    from .networks.pretrained import save_pretrained as save_pretrained
     from .processes import shard as shard
-    from .record import record as record
-    from .recording import Recording as Recording
-    from .robustness import Robustness as Robustness
-    from .robustness import evaluate_corrupted as evaluate_corrupted
-    from .run import run as run
-    from .training.budget import Calibration as Calibration
+    from .pruning.convert import convert as convert
+    from .pruning.dynamic import DynamicModel as DynamicModel
+    from .pruning.macs import MacCount as MacCount
+    from .pruning.macs import count_macs as count_macs
+    from .pruning.method import mask_loss as mask_loss
+    from .records.recording import Recording as Recording
+    from .runs.run import run as run
     from .training.loop import TrainResult as TrainResult
     from .training.loop import train as train
 
 _MODULES = ("data", "models", "recipes", "report", "runtime", "shipped")
 _HOMES = {  # name -> the module that it comes from, as above
-    "Benchmark": "bench",
-    "bench": "bench",
-    "Calibration": "training.budget",
-    "from_pretrained": "checkpoint",
-    "push_to_hub": "checkpoint",
-    "save_pretrained": "checkpoint",
-    "compile": "compile",
+    "Calibration": "budget.calibration",
+    "calibrate": "budget.calibration",
+    "Allocation": "budget.estimate",
+    "Estimate": "budget.estimate",
+    "estimate": "budget.estimate",
     "DataConfig": "config",
     "PruneConfig": "config",
     "RunConfig": "config",
     "TrainConfig": "config",
-    "convert": "convert",
+    "Benchmark": "contest.bench",
+    "bench": "contest.bench",
     "corrupt": "data.corruptions",
-    "DynamicModel": "dynamic",
-    "Allocation": "estimate",
-    "Estimate": "estimate",
-    "estimate": "estimate",
-    "Evaluation": "evaluate",
-    "evaluate": "evaluate",
-    "Exported": "export",
-    "export": "export",
-    "MacCount": "macs",
-    "count_macs": "macs",
-    "mask_loss": "method",
+    "Evaluation": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
+    "record": "evaluation.record",
+    "Robustness": "evaluation.robustness",
+    "evaluate_corrupted": "evaluation.robustness",
+    "Exported": "exporting.export",
+    "export": "exporting.export",
+    "compile": "lowering.compile",
+    "from_pretrained": "networks.pretrained",
+    "push_to_hub": "networks.pretrained",
+    "save_pretrained": "networks.pretrained",
     "shard": "processes",
-    "record": "record",
-    "Recording": "recording",
-    "Robustness": "robustness",
-    "evaluate_corrupted": "robustness",
-    "run": "run",
+    "convert": "pruning.convert",
+    "DynamicModel": "pruning.dynamic",
+    "MacCount": "pruning.macs",
+    "count_macs": "pruning.macs",
+    "mask_loss": "pruning.method",
+    "Recording": "records.recording",
+    "run": "runs.run",
     "TrainResult": "training.loop",
     "train": "training.loop",
 }
 
 
-class _Package(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        home = name if name in _MODULES else _HOMES.get(name)
-        if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        try:
-            module = import_module(f".{home}", __name__)
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"{__name__}.{name} needs {error.name}, which is not installed: install {__name__} "
-                f"with its dependencies, or use {__name__}.runtime, which needs numpy alone",
-                name=error.name,
-            ) from error
-        return module if name in _MODULES else getattr(module, name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # Whoever first imports the module `ftwt.evaluate` makes Python set it as the attribute
-        # `evaluate` of this package, whose `evaluate` is the function.
-        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted([*_MODULES, *_HOMES])
+def __getattr__(name: str) -> Any:
+    home = name if name in _MODULES else _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f".{home}", __name__)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{__name__}.{name} needs {error.name}, which is not installed: install {__name__} "
+            f"with its dependencies, or use {__name__}.runtime, which needs numpy alone",
+            name=error.name,
+        ) from error
+    return module if name in _MODULES else getattr(module, name)
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted([*_MODULES, *_HOMES])

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from .graph.units import Depthwise, Residual
-from .method import Head, Mode, Pool, Saliency, Variant
 from .names import nearest
+from .pruning.method import Head, Mode, Pool, Saliency, Variant
 
 
 class _Config:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import Builder, random_program
 
 from ftwt.runtime import Conv, Engine, Operation, Program, check
 from ftwt.runtime.check import MAX_MAP, MAX_STEP
+from programs import Builder, random_program
 
 
 def base() -> Program:

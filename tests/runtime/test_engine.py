@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mutations import small_program
-from programs import Builder, random_program
 
 from ftwt.runtime import Engine, load
 from ftwt.runtime.reference import Network
+from mutations import small_program
+from programs import Builder, random_program
 
 X = np.random.default_rng(0).standard_normal((3, 2, 6, 5)).astype(np.float32)
 KINDS = ["reference", "native"]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from mutations import Mutant, fuzz, small_program
-from programs import Builder, random_program
 
 from ftwt.runtime import Engine, load, load_program, save
 from ftwt.runtime.stored import MAX_HEADER
+from mutations import Mutant, fuzz, small_program
+from programs import Builder, random_program
 
 MUTATIONS, MANY = 3000, 100_000
 

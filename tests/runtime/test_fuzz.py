@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import MASKS, Builder, Shape, mask, random_program
 
 from ftwt.runtime import Predict, Program, check
 from ftwt.runtime.engine import build_native
 from ftwt.runtime.reference import Network
+from programs import MASKS, Builder, Shape, mask, random_program
 
 PROGRAMS, MANY = 150, 3000
 MARGIN = 1e-3  # a logit nearer to its threshold than this may be decided either way

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import Builder, mask
 
 from ftwt.runtime import Program
 from ftwt.runtime.engine import build_native
+from programs import Builder, mask
 
 SIZES = ((24, 8, 8), (32, 9, 7), (48, 14, 14), (16, 28, 20))
 HALO = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}

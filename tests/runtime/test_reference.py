@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import Builder
 
 from ftwt.runtime import Engine, Program, check
 from ftwt.runtime.program import ACTIVATIONS
 from ftwt.runtime.reference import ACTIVATE
+from programs import Builder
 
 TORCH: dict[str, Any] = {
     "none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "silu": F.silu,

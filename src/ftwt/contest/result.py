@@ -11,7 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
-from ..results import Shown, write_json
+from ..files.json import write_json
+from ..files.tables import Shown
 
 DENSE, GATED = "ftwt dense", "ftwt gated"
 OURS = (DENSE, GATED)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..files.pictures import Preprocessing, cut_middle, open_picture
 from ..models.vision import import_vision
-from ..pictures import Preprocessing, cut_middle, open_picture
 from .epochs import Epochs
 from .folder import ImageFiles
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.pictures import Preprocessing
 from ..models.vision import import_vision
-from ..pictures import Preprocessing
 from .archive import data_folder
 
 TRAIN, TEST = "train", "val"  # as ImageNet calls them

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dynamic import DynamicModel
-from ..method import Gate
+from ..pruning.dynamic import DynamicModel
+from ..pruning.method import Gate
 from .formats import Run
 from .graph import MASK, OUTPUT, Inputs, named
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..graph.activity import ChannelGraph
 from ..graph.convolutions import inside, is_linear
 from ..graph.operations import FROZEN_NORMS, MOVING_MODULES, MOVING_NAMES, operation
 from ..graph.trace import trace
-from ..method import Gate
+from ..pruning.dynamic import ARGUMENTS, DynamicModel, FrozenGate
+from ..pruning.method import Gate
 from ..runtime.program import Fixed, Predict, Program, Silence
 from ..runtime.program import Gate as Mask
 from .draft import Data, Draft

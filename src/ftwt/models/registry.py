@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from .. import shipped
-from ..tensors import load_tensors, load_weights
+from ..files.tensors import load_tensors, load_weights
 from .mobilenet import mobilenet_v1, mobilenet_v2
 from .resnet import resnet
 from .vgg import vgg

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import DataConfig, PruneConfig, RunConfig, TrainConfig
-from ..method import Mode
+from ..pruning.method import Mode
 from .table import Recipes
 
 RECIPES = Recipes()

@@ -17,7 +17,7 @@ import textwrap
 from dataclasses import dataclass, replace
 
 from ..config import DataConfig, PruneConfig, RunConfig, TrainConfig
-from ..method import Mode
+from ..pruning.method import Mode
 from .table import Recipes
 
 RECIPES = Recipes()

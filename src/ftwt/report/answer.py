@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..recording import Recording
+from ..records.recording import Recording
 from .reading.found import Found
 from .reading.groups import Group
 from .reading.records import Demo, Evaluated, Run

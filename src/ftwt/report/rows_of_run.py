@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..recording import Recording
+from ..records.recording import Recording
 from .reading.found import Found, LoneRecording
 from .reading.records import Demo, Log, Run
 from .rows import Row

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from ..results import replacing
+from ..files.atomic import replacing
 from .answer import Answer, answers
 from .page.compose import compose
 from .page.html import MOST_BYTES, render

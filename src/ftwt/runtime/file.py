@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from ..files import parse_json
+from ..files.json import parse_json
 from . import stored
 from .check import check
 from .fields import refuse

@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..files import parse_json, replacing
+from ..files.atomic import replacing
+from ..files.json import parse_json
 
 MAX_HEADER = 2**23  # bytes
 MAX_BYTES = 2**30  # of one tensor

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from ..files.json import read_json
 from ..names import nearest
-from ..results import read_json
 
 FOLDER = Path(__file__).parent / "networks"
 RUN, MODEL = "run.json", "model"  # in the folder of a network, as in that of a run

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..files import parse_json, replacing
+from ..files.atomic import replacing
+from ..files.json import parse_json
 
 SHOWN = {  # what a reader sees of a line, in this order
     "epoch": "epoch {:.0f}",

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..checkpoint import load_weights
+from ..budget.controller import BudgetController
 from ..config import TrainConfig
-from ..dynamic import DynamicModel
-from ..evaluate import check_labels, classes_of, plain_outputs
-from ..method import Gate, GateOutput, Standardize, hard_mask, mask_loss
+from ..evaluation.evaluate import check_labels, classes_of, plain_outputs
+from ..files.tensors import load_weights
+from ..pruning.dynamic import DynamicModel
+from ..pruning.method import Gate, GateOutput, Standardize, hard_mask, mask_loss
 from .batchnorm import SynchronizedBatchNorm
-from .budget import BudgetController
 from .schedules import Schedule
 
 MEASURE = 10  # steps between measurements of the masks

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from ..files import explaining, sweep
+from ..files.atomic import explaining, sweep
 from ..processes import processes
 
 LOCK = ".lock"  # in the folder; it stays there, and says nothing once its process is gone

@@ -16,12 +16,14 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch import Tensor, nn
 
+from ..budget.calibration import Calibration, calibrate
 from ..config import TrainConfig, changes
-from ..evaluate import Evaluation, evaluate
+from ..evaluation.evaluate import Evaluation, evaluate
+from ..files.json import write_json
+from ..files.provenance import provenance
+from ..files.tensors import load_tensors, refusing, save_tensors
 from ..processes import check_sharing, processes, without_gpu
-from ..results import provenance, write_json
-from ..tensors import load_tensors, refusing, save_tensors
-from .budget import Calibration, calibrate
+from ..records.folder import CHECKPOINT, METRICS, TRAINING
 from .interrupts import Interrupted as Interrupted
 from .interrupts import requests
 from .journal import Epoch, Journal, TrainResult
@@ -33,7 +35,6 @@ from .schedules import Schedule
 LOOK = 10  # steps after which processes ask one another whether to stop: torchrun waits for 30 s
 GRACE_S = 5.0  # in which a signal comes twice, for torchrun passes on what all of them got
 LOG = 50  # steps between lines of metrics.jsonl, fewer in short epochs: each waits for the GPU
-CHECKPOINT, METRICS, RESULT = "checkpoint.safetensors", "metrics.jsonl", "result.json"
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -279,7 +280,7 @@ class _Run:
             provenance=provenance(config=self.config, seed=self.config.seed, duration_s=seconds),
         )
         if self.folder is not None and self.accelerator.is_main_process:
-            write_json(self.folder / RESULT, result)
+            write_json(self.folder / TRAINING, result)
         return result
 
     # --- Checkpoints ----------------------------------------------------------------------------

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from ..bench import BATCHES, RIVALS, SINGLES, bench
-from ..classify import classify
 from ..config import DataConfig
-from ..deploy import Economies, as_file, deploy, first, name_of, to_time
-from ..dynamic import DynamicModel
-from ..results import write_json
-from ..run import load_splits
+from ..contest.bench import BATCHES, RIVALS, SINGLES, bench
+from ..deployment.classify import classify
+from ..deployment.deploy import Economies, as_file, deploy, first, to_time
+from ..files.json import write_json
+from ..networks.sources import name_of
+from ..networks.splits import load_splits
+from ..pruning.dynamic import DynamicModel
 from ..runtime.engine import Kind
 from .options import Json, Network
 

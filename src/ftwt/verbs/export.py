@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ..deploy import export_trained
+from ..deployment.deploy import export_trained
 from .options import Json, Network
 
 

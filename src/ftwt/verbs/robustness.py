@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import tyro
 
 from .. import data, models
-from ..checkpoint import saved_name
 from ..data.corruptions import CORRUPTIONS, SEVERITIES
+from ..evaluation.robustness import Robustness, evaluate_corrupted
+from ..files.provenance import provenance
+from ..networks.pretrained import saved_name
+from ..networks.sources import find_network, folder_of
 from ..processes import processes
-from ..results import provenance
-from ..robustness import Robustness, evaluate_corrupted
-from ..run import find_network, folder_of
 from .options import Json
 
 

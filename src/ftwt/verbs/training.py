@@ -13,17 +13,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import models, recipes, shipped
+from ..budget.estimate import estimate
 from ..config import DataConfig, PruneConfig, RunConfig, changes
-from ..demo import TRAINING, demo
-from ..deploy import name_of
-from ..dynamic import DynamicModel
-from ..estimate import estimate
-from ..evaluate import evaluate
+from ..evaluation.evaluate import evaluate
+from ..evaluation.record import record
+from ..files.json import write_json
+from ..files.provenance import provenance
+from ..networks.sources import check_classes, find_network, name_of
+from ..networks.splits import load_splits
 from ..processes import processes
-from ..record import record
-from ..recording import RECORDING
-from ..results import provenance, write_json
-from ..run import RESULT, check_classes, find_network, load_splits, run
+from ..pruning.dynamic import DynamicModel
+from ..records.folder import RESULT
+from ..records.recording import RECORDING
+from ..runs.demo import TRAINING, demo
+from ..runs.run import run
 from .options import Json, Network
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...recording import Recording
+from ...records.recording import Recording
 from ..answer import Answer, answers
 from ..reading.found import Found
 from ..reading.records import Demo, Run

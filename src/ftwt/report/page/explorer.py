@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...recording import Recording
+from ...records.recording import Recording
 
 MOST_PIXELS = 160  # side of a picture in the page
 MOST_CELLS = 32  # side of a heatmap in the page

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...recording import Recording
+from ...records.recording import Recording
 from .. import palette
 from ..reading.records import Demo, Run
 from ..rows import Row

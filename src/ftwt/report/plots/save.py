@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ...results import replacing
+from ...files.atomic import replacing
 from ..reading.found import Found
 from ..reading.records import Demo, Run
 from ..rows import (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...files import parse_json
+from ...files.json import parse_json
 
 NO_LIMIT = math.inf
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import shipped
-from ...recording import Recording
+from ...records.recording import Recording
 from . import parse
 from .fields import Fields, load_json
 from .groups import Group, Method, group, method_of

@@ -13,8 +13,8 @@ from typing import Any
 import safetensors
 
 from ... import shipped
-from ...files import parse_json
-from ...recording import RECORDING, Recording
+from ...files.json import parse_json
+from ...records.recording import RECORDING, Recording
 from . import parse
 from .fields import Fields, load_json
 from .found import Found as Found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...recording import Recording
+from ...records.recording import Recording
 
 
 @dataclass(frozen=True)

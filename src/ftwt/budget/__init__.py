@@ -1,0 +1,1 @@
+"""What may be computed: estimated before training, held during it, settled after it."""

@@ -1,0 +1,263 @@
+"""A trained network as one file, with what is known of it: `ftwt compile`, `ftwt export`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from torch import nn
+
+from .. import runtime
+from ..config import DataConfig
+from ..exporting.export import IMAGES, Exported, export
+from ..files.json import read_json
+from ..files.pictures import PREPROCESSING, SUFFIX, Preprocessing
+from ..lowering.compile import compile
+from ..networks.inputs import known
+from ..networks.pretrained import saved_classes
+from ..networks.sources import find_network, folder_of, is_architecture, load_network, name_of
+from ..networks.splits import load_splits
+from ..pruning.dynamic import Batches, DynamicModel
+from ..records.folder import MODEL, RESULT
+from ..runtime.engine import Kind
+
+
+@dataclass(frozen=True)
+class Economies:
+    """What `ftwt.compile` may save beyond skipping, judged by training images."""
+
+    remove_silent: bool = False
+    """Remove the filters that gates never choose."""
+    drop_constant: bool = False
+    """Take the predictors of gates that always decide the same."""
+    layout: bool = False
+    """Lay channels that fire together side by side in memory."""
+    tune: bool = False
+    """Open the gates that, timed on this machine, cost more than they save."""
+    images: int = 2048
+    """Images to judge by."""
+
+    def options(self, data: DataConfig, *, model: str) -> dict[str, Any]:
+        """The options of `ftwt.compile` for a network of that name in `ftwt.models`.
+
+        The dataset is loaded only if one of them needs it.
+        """
+        chosen = [f.name for f in fields(self) if getattr(self, f.name) is True]
+        if not chosen:
+            return {}
+        if self.images < 1:
+            raise ValueError(f"images={self.images}: judge by one image or more; 2048 is usual")
+        return dict.fromkeys(chosen, list(first(load_splits(data, model=model).plain, self.images)))
+
+
+def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield batches until there were `count` images; the last is cut short."""
+    for images, labels in batches:
+        yield images[:count], labels[:count]
+        count -= len(images)
+        if count <= 0:
+            return
+
+
+def to_time(source: str) -> tuple[nn.Module, torch.Tensor]:
+    """A network and an input to time it with.
+
+    Args:
+        source: As of `find_network`; a name of `ftwt.models` means that architecture with random
+            weights, since these do not change how long it takes.
+    """
+    name = name_of(source)
+    network = load_network(source, None) if name == source else find_network(source)
+    crop = known(name)[0].crop
+    return network.cpu(), torch.zeros(1, 3, crop, crop)
+
+
+@contextmanager
+def as_file(source: str, *, engine: Kind = "native") -> Iterator[str]:
+    """Yield the path of a compiled network: the source itself if it is a file.
+
+    Args:
+        source: Such a file, or as of `find_network`; that is compiled, for the moment.
+        engine: As of `deploy`.
+    """
+    if Path(source).suffix == SUFFIX or Path(source).is_file():
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f"network{SUFFIX}")
+        deploy(source, path, engine=engine)
+        yield path
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What was written.
+
+    Args:
+        path: The file.
+        network: Where it comes from.
+        size_bytes: Of the file.
+        input_shape: Of an image, (C, H, W).
+        outputs: How many.
+        classes: Whether they have names.
+        gates: How many choose filters for each image.
+        dense_macs: Of an image, without gates.
+        economies: What was saved beyond skipping.
+    """
+
+    path: str
+    network: str
+    size_bytes: int
+    input_shape: tuple[int, ...]
+    outputs: int
+    classes: bool
+    gates: int
+    dense_macs: int
+    economies: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        return asdict(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shape = "x".join(map(str, self.input_shape))
+        named = "named" if self.classes else "without names"
+        yield escape(
+            f"{self.path}: {self.network}, {shape} -> {self.outputs} outputs, {named}; "
+            f"{self.gates} gates, {self.dense_macs / 1e6:,.2f} M MACs dense, "
+            f"{self.size_bytes / 1e6:.2f} MB"
+        )
+        for name, value in self.economies.items():
+            yield f"{name}: {_told(value)}"
+
+
+def deploy(
+    source: str,
+    path: str | os.PathLike[str],
+    *,
+    economies: Economies | None = None,
+    data: DataConfig | None = None,
+    engine: Kind = "native",
+    threads: int = 1,
+) -> Deployed:
+    """Compile a trained network to a file that `ftwt.runtime.load` and `ftwt run` take.
+
+    Args:
+        source: As of `find_network`.
+        path: The file, `.ftwt`.
+        economies: What to save beyond skipping; nothing if not given.
+        data: The images that these judge by; CIFAR-10 if not given.
+        engine: That looks at these images; the file is for both kinds.
+        threads: With which `tune` times.
+
+    Raises:
+        ValueError: If the path has another suffix, or the network cannot be compiled.
+        FileNotFoundError: There is no such network.
+        RuntimeError: If the native engine was not built.
+    """
+    if Path(path).suffix != SUFFIX:
+        raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
+    network, name, how, classes = _find(source)
+    options = (economies or Economies()).options(data or DataConfig(), model=name)
+    example = torch.zeros(1, 3, how.crop, how.crop)
+    program = compile(network, example, engine=engine, threads=threads, **options).program
+    outputs = program.maps[program.output][0]
+    program = replace(
+        program,
+        classes=classes if len(classes) == outputs else (),
+        notes={**program.notes, "network": name, PREPROCESSING: how.to_json()},
+    )
+    runtime.save(program, path)
+    return Deployed(
+        path=os.fspath(path),
+        network=source,
+        size_bytes=os.path.getsize(path),
+        input_shape=program.maps[0],
+        outputs=outputs,
+        classes=bool(program.classes),
+        gates=len(program.gates),
+        dense_macs=program.dense_macs,
+        economies=dict(program.notes.get("economies", {})),
+    )
+
+
+def export_trained(
+    source: str,
+    path: str | os.PathLike[str],
+    *,
+    masks: bool = False,
+    batch_size: int | None = None,
+    opset: int | None = None,
+    check: bool = True,
+) -> Exported:
+    """Export a trained network: `ftwt.export`, with what is known of the network in the file.
+
+    Args:
+        source: As of `find_network`.
+        path: As of `ftwt.export`, like what follows.
+        masks: Give the masks, too.
+        batch_size: For a file that takes this many images alone.
+        opset: Of ONNX.
+        check: Hold the file to PyTorch.
+
+    Raises:
+        ValueError: As of `ftwt.export`.
+        FileNotFoundError: There is no such network.
+        ImportError: A package of ONNX is not installed.
+    """
+    network, name, how, classes = _find(source)
+    noise = torch.Generator().manual_seed(0)
+    example = torch.randn(IMAGES, 3, how.crop, how.crop, generator=noise)
+    with torch.no_grad():
+        outputs = network(example[:1]).shape[1]
+    notes = {"network": name, PREPROCESSING: how.to_json(), **_achieved(source)}
+    if len(classes) == outputs:
+        notes["classes"] = list(classes)
+    return export(
+        network,
+        path,
+        example=example,
+        masks=masks,
+        batch_size=batch_size,
+        opset=opset,
+        check=check,
+        metadata=notes,
+    )
+
+
+def _find(source: str) -> tuple[nn.Module, str, Preprocessing, tuple[str, ...]]:
+    """A trained network, its name, how images are prepared for it, and what it may call them."""
+    network, name = find_network(source).cpu().eval(), name_of(source)
+    how, classes = known(name)
+    if not is_architecture(source):
+        classes = tuple(saved_classes(folder_of(source))) or classes
+    side = network.input_shape[-1] if isinstance(network, DynamicModel) else how.crop
+    if side != how.crop:  # converted for images of another size
+        how = replace(how, resize=round(how.resize * side / how.crop), crop=side)
+    return network, name, how, classes
+
+
+def _achieved(source: str) -> dict[str, float]:
+    """What a run measured on its test images."""
+    folder = Path(folder_of(source))
+    if folder.name != MODEL or not (folder.parent / RESULT).is_file():
+        return {}
+    test = read_json(folder.parent / RESULT)["test"]
+    return {key: test[key] for key in ("reduction", "top1") if test.get(key) is not None}
+
+
+def _told(value: Any) -> str:
+    """What an economy notes of itself, in short."""
+    if isinstance(value, dict):
+        return f"{sum(value.values())} filters of {len(value)} units"
+    if value and all(isinstance(item, float | int) for item in value):
+        return " -> ".join(f"{item:.4g}" for item in value)
+    return f"{len(value)} gates"

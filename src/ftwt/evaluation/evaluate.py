@@ -1,0 +1,323 @@
+"""What a network achieves on a set of images, and what it computes for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..files.tables import Shown
+from ..graph.trace import evaluating
+from ..pruning.dynamic import DynamicModel
+from ..pruning.method import Apply
+
+
+@dataclass(frozen=True)
+class UnitStats:
+    """How one unit's mask behaved over all images.
+
+    Args:
+        name: The unit.
+        channels: Its filters.
+        keep: Mean share of the filters that were computed, in [0, 1].
+        keep_std: Its standard deviation over images.
+        always: Filters that were computed for every image ("core" filters).
+        never: Filters that were computed for no image.
+        entropy: Mean over filters of the entropy of their firing rate, in bits; 0 if the mask never
+            changes, 1 if every filter fires for half of the images.
+        distinct: Different masks among all images.
+        mask_accuracy: Share of filters on which mask and target agree; None without targets.
+    """
+
+    name: str
+    channels: int
+    keep: float
+    keep_std: float
+    always: int
+    never: int
+    entropy: float
+    distinct: int
+    mask_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation(Shown):
+    """What a network achieved; shares lie in [0, 1], reductions may be negative.
+
+    Args:
+        images: Images seen.
+        loss: Mean cross-entropy.
+        top1: Share of images whose first guess is right.
+        top5: Share of images with the right class among the first five guesses.
+        dense_macs: MACs of the dense network for one image.
+        executed_macs: Mean MACs that were executed, predictors included.
+        reduction: Mean over images of 1 - executed / dense.
+        reduction_std: Its standard deviation over images.
+        reduction_range: Its smallest and largest value over images.
+        published_reduction: The mean reduction as the paper counts it.
+        mask_accuracy: Mean over units of the share of filters on which mask and target agree.
+        units: How each gate behaved, in execution order; empty for a plain network.
+        provenance: Where the figures come from, if the caller says.
+    """
+
+    images: int
+    loss: float
+    top1: float
+    top5: float
+    dense_macs: int
+    executed_macs: float
+    reduction: float
+    reduction_std: float
+    reduction_range: tuple[float, float]
+    published_reduction: float
+    mask_accuracy: float | None
+    units: tuple[UnitStats, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dynamism(self) -> dict[str, float]:
+        """How dynamic the masks are: shares of filters, and the mean entropy in bits per filter."""
+        filters = sum(unit.channels for unit in self.units)
+        if not filters:
+            return {"always": 1.0, "sometimes": 0.0, "never": 0.0, "entropy": 0.0}
+        always = sum(unit.always for unit in self.units)
+        never = sum(unit.never for unit in self.units)
+        entropy = sum(unit.entropy * unit.channels for unit in self.units) / filters
+        return {
+            "always": always / filters,
+            "sometimes": (filters - always - never) / filters,
+            "never": never / filters,
+            "entropy": entropy,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures as JSON values, the dynamism with them."""
+        return asdict(self) | {"dynamism": self.dynamism}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table("", title=f"{self.images:,} images", show_header=False)
+        table.add_column(justify="right")
+        table.add_row("top-1 / top-5", f"{self.top1:.2%} / {self.top5:.2%}")
+        table.add_row("dense MACs", f"{self.dense_macs / 1e6:,.2f} M")
+        table.add_row("executed MACs", f"{self.executed_macs / 1e6:,.2f} M")
+        table.add_row("reduction, executed", f"{self.reduction:.2%} ± {self.reduction_std:.2%}")
+        if self.units:
+            table.add_row("reduction, as published", f"{self.published_reduction:.2%}")
+            if self.mask_accuracy is not None:
+                table.add_row("mask accuracy", f"{self.mask_accuracy:.2%}")
+            for name in ("always", "sometimes", "never"):
+                table.add_row(f"filters that fire {name}", f"{self.dynamism[name]:.1%}")
+        yield table
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    gates: Apply = "predicted",
+    targets: bool = True,
+    accelerator: Any = None,
+    provenance: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Evaluate a plain or dynamic network; its modules are left in the modes they were in.
+
+    Args:
+        model: Images (B, C, H, W) to logits (B, classes).
+        batches: (images, labels), labels in [0, classes).
+        gates: The masks of a dynamic network: `predicted`, `target` or `open`.
+        targets: Also compare masks with their targets (costs a little time).
+        accelerator: An `accelerate.Accelerator`, if each process holds its own part of the images:
+            then every process returns the figures of all of them.
+        provenance: Kept in the result.
+
+    Returns:
+        Accuracy and cost over all images.
+
+    Raises:
+        ValueError: If there is no batch, an image has another size than the network was converted
+            for, a label is out of range, or the network returns no logits.
+    """
+    dynamic = model if isinstance(model, DynamicModel) else None
+    device = next(model.parameters()).device
+    tally = _Tally()
+    with evaluating(model), torch.inference_mode():
+        for images, labels in batches:
+            images, labels = images.to(device), labels.to(device)
+            if dynamic is None:
+                tally.guess(plain_outputs(model, images), labels)
+                if tally.dense is None:
+                    tally.dense = plain_macs(model, images)
+                continue
+            dynamic.check_input(images)
+            told: Any = True if targets else "masks"
+            outputs, decided = dynamic(images, gates=gates, return_gates=told)
+            tally.guess(outputs, labels)
+            tally.work(dynamic, decided)
+    if accelerator is not None and accelerator.num_processes > 1:
+        parts = gather_object([tally])
+        tally = parts[0]
+        for part in parts[1:]:
+            tally.add(part)
+    if not tally.images:
+        raise ValueError("no batches to evaluate on; give (images, labels) batches")
+    return tally.result(provenance or {})
+
+
+def plain_outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """Run a plain network.
+
+    Raises:
+        ValueError: It cannot take images of this shape.
+    """
+    try:
+        return model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        shape = tuple(images.shape)
+        raise ValueError(f"the network cannot take images of {shape}: {error}") from error
+
+
+def plain_macs(model: nn.Module, images: Tensor) -> int:
+    """Count the multiply-accumulates of a plain network for the first of these images."""
+    with FlopCounterMode(display=False) as counter:
+        model(images[:1])
+    return counter.get_total_flops() // 2
+
+
+def classes_of(outputs: Any) -> int:
+    """Return how many classes a network's outputs score.
+
+    Raises:
+        ValueError: If they are no logits (B, classes).
+    """
+    if isinstance(outputs, Tensor) and outputs.dim() == 2:
+        return outputs.shape[1]
+    found = type(outputs).__name__
+    if isinstance(outputs, Tensor):
+        found = f"a tensor of shape {tuple(outputs.shape)}"
+    raise ValueError(
+        f"the network returns {found}; only logits (B, classes) are scored. Train and score it in "
+        "a loop of your own, with ftwt.mask_loss and DynamicModel.macs: docs/any-model.md has one"
+    )
+
+
+def check_labels(labels: Tensor, *, classes: int) -> None:
+    """Refuse labels that a network has no output for.
+
+    Raises:
+        ValueError: If a label lies outside [0, classes).
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels from {low} to {high} for a network with {classes} outputs; they must lie in "
+            f"[0, {classes - 1}]: create the network with more classes or correct the labels"
+        )
+
+
+class _Tally:
+    """Sums over images; tallies of several processes add up to that of one."""
+
+    def __init__(self) -> None:
+        self.images, self.top1, self.top5 = 0, 0, 0
+        self.dense: int | None = None
+        self.losses: list[np.ndarray] = []
+        self.executed: list[np.ndarray] = []
+        self.published: list[np.ndarray] = []
+        self.masks: dict[str, list[np.ndarray]] = {}
+        self.agreed: dict[str, list[np.ndarray]] = {}
+        self.channels: dict[str, int] = {}
+
+    def guess(self, outputs: Tensor, labels: Tensor) -> None:
+        classes = classes_of(outputs)
+        check_labels(labels, classes=classes)
+        right = outputs.topk(min(5, classes), 1).indices == labels[:, None]
+        self.images += len(labels)
+        losses = F.cross_entropy(outputs.float(), labels, reduction="none")
+        self.losses.append(losses.cpu().numpy())
+        self.top1 += int(right[:, 0].sum())
+        self.top5 += int(right.sum())
+
+    def work(self, dynamic: DynamicModel, decided: dict[str, Any]) -> None:
+        count = dynamic.macs({name: gate.mask for name, gate in decided.items()})
+        self.dense = count.dense
+        samples = max((len(gate.mask) for gate in decided.values()), default=1)
+        self.executed.append(count.executed.expand(samples).numpy())
+        self.published.append(count.published.expand(samples).numpy())
+        for name, gate in decided.items():
+            self.channels[name] = gate.mask.shape[1]
+            packed = np.packbits(gate.mask.cpu().numpy(), axis=1)
+            self.masks.setdefault(name, []).append(packed)
+            if gate.target is not None:
+                same = (gate.mask == gate.target).float().mean(1).cpu().numpy()
+                self.agreed.setdefault(name, []).append(same)
+
+    def add(self, other: _Tally) -> None:
+        self.images += other.images
+        self.top1, self.top5 = self.top1 + other.top1, self.top5 + other.top5
+        self.dense = self.dense if self.dense is not None else other.dense
+        self.channels |= other.channels
+        self.losses += other.losses
+        self.executed += other.executed
+        self.published += other.published
+        for mine, theirs in ((self.masks, other.masks), (self.agreed, other.agreed)):
+            for name, parts in theirs.items():
+                mine.setdefault(name, []).extend(parts)
+
+    def result(self, provenance: dict[str, Any]) -> Evaluation:
+        dense = self.dense or 0
+        none = [np.full(1, float(dense))]
+        executed, published = _join(self.executed or none), _join(self.published or none)
+        reduction = 1 - executed / dense
+        units = tuple(self._unit(name) for name in self.masks)
+        agreed = [unit.mask_accuracy for unit in units if unit.mask_accuracy is not None]
+        return Evaluation(
+            images=self.images,
+            loss=float(_join(self.losses).mean()),
+            top1=self.top1 / self.images,
+            top5=self.top5 / self.images,
+            dense_macs=dense,
+            executed_macs=float(executed.mean()),
+            reduction=float(reduction.mean()),
+            reduction_std=float(reduction.std()),
+            reduction_range=(float(reduction.min()), float(reduction.max())),
+            published_reduction=float(1 - published.mean() / dense),
+            mask_accuracy=math.fsum(agreed) / len(agreed) if agreed else None,
+            units=units,
+            provenance=provenance,
+        )
+
+    def _unit(self, name: str) -> UnitStats:
+        packed = np.concatenate(self.masks[name])
+        masks = np.unpackbits(packed, axis=1, count=self.channels[name])
+        rate, keep = masks.mean(0), np.sort(masks.mean(1))
+        inside = rate[(rate > 0) & (rate < 1)]
+        bits = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum()
+        agreed = self.agreed.get(name)
+        return UnitStats(
+            name=name,
+            channels=masks.shape[1],
+            keep=float(keep.mean()),
+            keep_std=float(keep.std()),
+            always=int((rate == 1).sum()),
+            never=int((rate == 0).sum()),
+            entropy=float(bits) / masks.shape[1],
+            distinct=len(np.unique(packed, axis=0)),
+            mask_accuracy=float(_join(agreed).mean()) if agreed else None,
+        )
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """Return all images' values, sorted: sums do not depend on which process saw which image."""
+    return np.sort(np.concatenate(parts).astype(np.float64))

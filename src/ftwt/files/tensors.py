@@ -1,0 +1,188 @@
+"""Files of tensors: safetensors with JSON metadata, and a digest over both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .atomic import replacing
+from .json import parse_json
+
+FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON metadata to one safetensors file, whole or not at all.
+
+    Args:
+        path: The file; its folder is made if need be.
+        tensors: Any dtypes, shapes and devices; tensors that share memory are written apart.
+        metadata: JSON values.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full; an older file survives.
+    """
+    # safetensors wants each tensor alone in row-major memory (channels-last weights are not).
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(dict(metadata), allow_nan=False)
+    header = {"format": "pt", "ftwt": text, "sha256": _digest(owned, text)}
+    with replacing(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(owned, metadata=header))
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: the tensors, on the CPU, and the metadata.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is truncated, altered, or not written by `save_tensors`.
+    """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        header = file.metadata()
+    if header.get("sha256") != _digest(tensors, header["ftwt"]):
+        raise ValueError(f"{path} was altered after it was written; get or make it again")
+    return tensors, _parse(path, header["ftwt"])
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the metadata of what `save_tensors` wrote, without tensors, so without the digest.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is truncated, or not written by `save_tensors`.
+    """
+    with _opened(path) as file:
+        return _parse(path, file.metadata()["ftwt"])
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            if "ftwt" not in (file.metadata() or {}):
+                raise ValueError(f"{path} was not written by ftwt; load it with safetensors itself")
+            yield file
+    except (safetensors.SafetensorError, *FAULTS) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); get or make it again"
+        ) from error
+
+
+def _parse(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} holds metadata that ftwt never writes ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds metadata that are no JSON object; get or make it again")
+    return values
+
+
+@contextmanager
+def refusing(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Refuse a file whose values, each of a known kind, make no sense together.
+
+    Args:
+        path: The file or folder, for the message.
+        what: What is wrong with it when something in here fails.
+
+    Raises:
+        ValueError: Something failed on what the file says.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} {what}: {error}") from error
+    except FAULTS as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} {what} ({told}); get or make it again") from error
+
+
+def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Round weights to a dtype; those of fewer than two dimensions stay as they are.
+
+    These are few, and sensitive: a variance of a batch norm may be too small for half precision,
+    and a threshold decides by itself what is computed.
+
+    Args:
+        tensors: Of any dtypes and shapes.
+        dtype: `torch.float16`, `torch.bfloat16`, or `torch.float32`.
+
+    Raises:
+        ValueError: The dtype is another one, or a weight is too large for it.
+    """
+    if dtype not in (known := (torch.float16, torch.bfloat16, torch.float32)):
+        raise ValueError(f"dtype={dtype}: store weights as one of {', '.join(map(str, known))}")
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dim() >= 2 and tensor.is_floating_point():
+            result[name] = tensor.to(dtype)
+            if tensor.isfinite().all() and not result[name].isfinite().all():
+                raise ValueError(
+                    f"{name} holds {float(tensor.abs().max()):g}, more than {dtype} can "
+                    f"({torch.finfo(dtype).max:g}); store it as torch.bfloat16 or torch.float32"
+                )
+    return result
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str | Path) -> None:
+    """Copy a complete state into a model.
+
+    Raises:
+        ValueError: The state is of another architecture; the first differences are named.
+    """
+    state = model.state_dict()
+    missing = [name for name in state if name not in tensors]
+    unexpected = [name for name in tensors if name not in state]
+    shaped = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(state[name].shape)}"
+        for name in state
+        if name in tensors and tensors[name].shape != state[name].shape
+    ]
+    kinds = [
+        f"{name} {tensors[name].dtype} for {state[name].dtype}"
+        for name in state
+        if name in tensors and _kind(tensors[name]) != _kind(state[name])
+    ]
+    found = [
+        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else "")
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("shape", shaped),
+            ("dtype", kinds),
+        )
+        if names
+    ]
+    if found:
+        raise ValueError(
+            f"{source} holds another architecture than {type(model).__name__} "
+            f"({'; '.join(found)}); build the network that was saved"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What may be copied into one another: precisions of floats, lengths of integers."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool

@@ -1,0 +1,140 @@
+"""From a network to an engine, in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..pruning.convert import convert
+from ..pruning.dynamic import Batches, DynamicModel, images_of
+from ..runtime import Engine, Program
+from ..runtime.engine import Kind
+from . import economies, lower, tuning
+from .tuning import ForcedEngine
+
+Option = Batches | bool | None
+TUNED_ON = 4  # images
+TUNED_AT = 0.5  # keep ratio where there are no images to say
+
+
+def compile(
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...] | None = None,
+    *,
+    engine: Kind = "native",
+    threads: int = 1,
+    keep: float | None = None,
+    seed: int = 0,
+    remove_fixed: bool = True,
+    remove_silent: Option = None,
+    drop_constant: Option = None,
+    layout: Option = None,
+    tune: Option = None,
+    classes: Sequence[str] = (),
+) -> Engine:
+    """Make an engine that computes, for each input, only the filters that it needs.
+
+    The economies below, off unless asked for, look at what gates decide on some images: batches of
+    them, with or without labels, or True for those that another economy was given. What each did is
+    in `engine.program.notes["economies"]`. `remove_silent`, `drop_constant` and `tune` change which
+    masks are applied to other images: evaluate again, on the engine.
+
+    Args:
+        model: A dynamic network; or any network that `torch.fx` can trace, which is then dense. It
+            is read in eval mode, never changed, and need not outlive the call.
+        example: Input (B, C, H, W) of a plain network; a dynamic one knows its size.
+        engine: `native`, or `reference`: plain numpy, slow and obviously right.
+        threads: How many threads a run of the native engine uses.
+        keep: For benchmarks alone: every gate keeps this share of its filters, in (0, 1], drawn by
+            lot for each sample; a plain network is given all gates that it can have. What the
+            network says then means nothing; the predictors run, and are paid for.
+        seed: Of these draws.
+        remove_fixed: Remove the filters that a static twin never computes; exact, and on.
+        remove_silent: Remove the filters that gates never choose.
+        drop_constant: Take the predictors of gates that decide the same for all images.
+        layout: Lay channels that fire together side by side in memory; exact but for rounding.
+        tune: Open the gates that, timed on this machine, cost more than they save. True without
+            images: timed at `keep`, or at half of the filters.
+        classes: Names of the outputs, kept in the engine's program and its file.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ValueError: If the network cannot be lowered, naming the operation and its node, or if an
+            option is out of its range.
+        RuntimeError: If the native engine was not built; the message says what to install.
+    """
+    if keep is not None and not 0 < keep <= 1:
+        raise ValueError(f"keep={keep}: give the share of filters that each gate keeps, in (0, 1]")
+    if keep is not None and not isinstance(model, DynamicModel):
+        if example is None:
+            raise ValueError("example=None: a plain network needs an input, (B, C, H, W)")
+        model = convert(model, example, min_gain=-math.inf)
+    if _on(tune) and engine != "native":
+        raise ValueError(f"tune with engine={engine!r}: it times the native engine alone")
+    given = _Given(engine, (remove_silent, drop_constant, layout, tune))
+    program = lower(model, example, classes=classes)
+    if remove_fixed:
+        program = economies.remove_fixed(program)
+    if _on(remove_silent):
+        program = economies.remove_silent(program, given.masks(program, remove_silent))
+    if _on(drop_constant):
+        program = economies.fix_constant(program, given.masks(program, drop_constant))
+    if _on(layout):
+        program = economies.lay_out(program, given.masks(program, layout))
+    if _on(tune):
+        timed_at = keep
+        if tune is True and not given.batches:
+            timed_at = TUNED_AT if keep is None else keep
+        images = given.images(program, tune)
+        program = tuning.tune(program, images, threads=threads, keep=timed_at, seed=seed)
+    if keep is None:
+        return Engine(program, engine=engine, threads=threads)
+    return ForcedEngine(program, engine=engine, threads=threads, keep=keep, seed=seed)
+
+
+def _on(option: Option) -> bool:
+    return option is not None and option is not False
+
+
+class _Given:
+    """The images that economies were given."""
+
+    def __init__(self, engine: Kind, options: Sequence[Option]) -> None:
+        self.engine = engine
+        own = [given for given in options if given is not None and not isinstance(given, bool)]
+        # what can be read only once is kept
+        self.batches = {id(given): list(given) if iter(given) is given else given for given in own}
+
+    def _of(self, option: Option) -> Batches:
+        if option is not True:
+            return self.batches[id(option)]
+        if not self.batches:
+            raise ValueError("no images to look at; give (images, labels) batches instead of True")
+        return next(iter(self.batches.values()))
+
+    def masks(self, program: Program, option: Option) -> economies.Masks:
+        """Mask -> (N, K) bool: what the gates of a program decide."""
+        engine = Engine(program, engine=self.engine)
+        seen: list[dict[str, np.ndarray]] = []
+        for batch in self._of(option):
+            seen.append(engine.run(images_of(batch).float().cpu())[1].masks)
+        if not seen:
+            raise ValueError("no batches to look at; give (images, labels) batches")
+        return {
+            mask: np.concatenate([masks[gate.unit] for masks in seen])
+            for mask, gate in enumerate(program.gates)
+        }
+
+    def images(self, program: Program, option: Option) -> np.ndarray:
+        """A handful of images, noise if there are no others."""
+        if option is True and not self.batches:
+            noise = np.random.default_rng(0).standard_normal((TUNED_ON, *program.maps[0]))
+            return noise.astype(np.float32)
+        first = images_of(next(iter(self._of(option))))
+        return first[:TUNED_ON].float().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Networks from where they are: architecture, weights, preparation of images, classes."""

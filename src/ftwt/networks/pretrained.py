@@ -1,0 +1,260 @@
+"""Networks on disk and on the Hugging Face Hub, as safetensors and JSON: nothing is pickled.
+
+A saved network is a folder: `config.json` says how to rebuild it, `model.safetensors` holds its
+weights, and the same config again, so that two files of different saves are never mixed. A save
+first notes the new config under a third name, which it takes away at the end: so a folder is whole
+at every moment, also when the process is killed between its two files.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from .. import models, shipped
+from ..files.json import read_json, write_json
+from ..files.tensors import (
+    load_metadata,
+    load_tensors,
+    load_weights,
+    refusing,
+    rounded,
+    save_tensors,
+)
+from ..names import nearest
+from ..pruning.convert import convert
+from ..pruning.dynamic import DynamicModel
+from ..shipped import CONFIG, MODEL, WEIGHTS
+
+FORMAT = 1  # of a saved network
+NEXT = f".{CONFIG}.next"  # what CONFIG becomes as soon as the weights are in place
+MAX_INPUT = 2**23  # numbers in an image that a file may ask to rebuild a network with
+LOADERS = re.compile("pretrained|checkpoint|^weights|(path|file|url|dir|cfg)$")  # of arguments
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Save a network, plain, dynamic or static twin, for `from_pretrained`.
+
+    Args:
+        model: The network.
+        directory: A folder, made if need be; an older network in it is replaced.
+        name: What `ftwt.models.create` knows its architecture by; None for an architecture of your
+            own, which `from_pretrained` must then be given.
+        arguments: Further arguments of `ftwt.models.create`, such as `num_classes`.
+        classes: Names of its outputs, for `ftwt run`; None for those that its name implies.
+        dtype: Store weights of two dimensions or more in it: `torch.float16` or `torch.bfloat16`
+            halve the file. Vectors and scalars (statistics, biases, thresholds) stay as they are;
+            so does the network. None stores everything as it is.
+
+    Raises:
+        ValueError: The dtype is none of these, or a weight is too large for it.
+        OSError: The folder cannot be written or the disk is full.
+    """
+    dynamic = model if isinstance(model, DynamicModel) else None
+    config = {
+        "format": FORMAT,
+        "library": "ftwt",
+        "model": name,
+        "arguments": dict(arguments or {}),
+        "classes": None if classes is None else list(classes),
+        "input_shape": None if dynamic is None else list(dynamic.input_shape),
+        "convert": None if dynamic is None else dynamic.config,
+    }
+    state = model.state_dict() if dtype is None else rounded(model.state_dict(), dtype)
+    folder = Path(directory)
+    write_json(folder / NEXT, config)
+    save_tensors(folder / WEIGHTS, state, config)
+    try:
+        os.replace(folder / NEXT, folder / CONFIG)
+    except FileNotFoundError:  # another process, which saves there too, took it away
+        write_json(folder / CONFIG, config)
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    revision: str | None = None,
+) -> nn.Module:
+    """Rebuild what `save_pretrained` or `push_to_hub` saved.
+
+    Args:
+        source: The name of a network that comes with ftwt (`ftwt.shipped.names()`), a folder, or
+            the id of a repository on the Hugging Face Hub, `owner/name`.
+        model: The dense network, where the saved one is not one of `ftwt.models`; it is copied.
+        revision: Branch, tag or commit of the repository.
+
+    Returns:
+        The network in eval mode, on the CPU: a `DynamicModel` if one was saved.
+
+    Raises:
+        ValueError: A file is truncated, altered, foreign, of a later format, or of another network;
+            or the name of a network is that of a folder here, too.
+        FileNotFoundError: There is no such network or folder, or it holds no network.
+    """
+    directory = _fetch(source, revision)
+    config = read_json(directory / (CONFIG if (directory / CONFIG).exists() else NEXT))
+    if not isinstance(config, dict) or config.get("library") != "ftwt":
+        raise ValueError(f"{directory / CONFIG} was not written by ftwt.save_pretrained")
+    saved_with = config.get("format")
+    if type(saved_with) is not int or saved_with > FORMAT:
+        raise ValueError(
+            f"{directory} has format {saved_with!r}, this ftwt reads up to {FORMAT}: update it"
+        )
+    tensors, written = load_tensors(directory / WEIGHTS)
+    if written != config and (directory / NEXT).exists():  # a save ended between its two files
+        config = read_json(directory / NEXT)
+    if written != config:
+        raise ValueError(
+            f"{CONFIG} and {WEIGHTS} in {directory} are not of the same save; save the network anew"
+        )
+    _check(config, tensors, directory)
+    if model is None and config["model"] is None:
+        raise ValueError(f"{directory} holds an unnamed architecture; give the network as model=")
+    with refusing(directory, "asks for a network that cannot be built"):
+        if model is None:
+            built = models.create(config["model"], **config["arguments"])
+        else:
+            built = copy.deepcopy(model)
+        if config["convert"] is not None:
+            options = dict(config["convert"])
+            static = options.pop("static", False)
+            example = torch.zeros(2, *config["input_shape"])
+            # Of the gates that are not named in `skip` each was built, dear or not.
+            built = convert(built, example, min_gain=-math.inf, **options)
+            built = built.freeze([(example, torch.zeros(2))]) if static else built
+    load_weights(built, tensors, source=directory)
+    return built.eval()
+
+
+def _check(config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Refuse what a file of a stranger might ask for: other files, downloads, endless memory."""
+
+    def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+        raise ValueError(f"{directory / CONFIG}: {name} is {value!r}; it must be {allowed}")
+
+    for name, kind, allowed in (
+        ("model", str | None, "text or null"),
+        ("arguments", dict, "an object"),
+        ("input_shape", list | None, "a list or null"),
+        ("convert", dict | None, "an object or null"),
+    ):
+        if name not in config or not isinstance(config[name], kind):
+            refuse(name, config.get(name), allowed)
+    sizes = [size for tensor in tensors.values() for size in tensor.shape]
+    most = max([4096, *sizes])
+    for name, value in config["arguments"].items():
+        if LOADERS.search(name):
+            refuse(f"argument {name}", value, "left out: weights come from the folder alone")
+        if isinstance(value, str) and not re.fullmatch(r"[\w.-]{1,64}", value):
+            refuse(f"argument {name}", value, "a plain name")
+        if not isinstance(value, str | int | float | None):
+            refuse(f"argument {name}", value, "a number, a truth value or a name")
+        if isinstance(value, int | float) and abs(value) > most:
+            refuse(f"argument {name}", value, f"at most {most}, as the weights are")
+    shape = config["input_shape"]
+    if config["convert"] is not None:
+        if not shape or not all(type(size) is int and size > 0 for size in shape):
+            refuse("input_shape", shape, "sizes from 1 on")
+        if math.prod(shape) > MAX_INPUT:
+            refuse("input_shape", shape, f"of {MAX_INPUT} numbers at most")
+        rank = config["convert"].get("rank")
+        if isinstance(rank, int) and rank > most:
+            refuse("rank", rank, f"at most {most}, as the weights are")
+
+
+def push_to_hub(
+    model: nn.Module,
+    repository: str,
+    *,
+    name: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Save a network to a repository on the Hugging Face Hub, made if need be.
+
+    Args:
+        model: The network.
+        repository: The repository's id, `owner/name`.
+        name: Name of the architecture, as for `save_pretrained`.
+        arguments: Further arguments of `ftwt.models.create`, as for `save_pretrained`.
+        dtype: Store weights in it, as for `save_pretrained`.
+        private: Make a new repository private.
+        token: Access token; None for the one of `hf auth login`.
+
+    Returns:
+        The address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, name=name, arguments=arguments, dtype=dtype)
+        api.create_repo(repository, private=private, exist_ok=True)
+        message = "Save a network with ftwt"
+        commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    return str(commit.commit_url)
+
+
+def saved_name(source: str | os.PathLike[str], *, revision: str | None = None) -> str | None:
+    """Return the name in `ftwt.models` of a saved network's architecture; None if it has none.
+
+    Raises:
+        FileNotFoundError: There is no such network, folder or repository, or it holds no network.
+    """
+    return load_metadata(_fetch(source, revision) / WEIGHTS).get("model")
+
+
+def saved_classes(source: str | os.PathLike[str], *, revision: str | None = None) -> list[str]:
+    """Return the names of a saved network's outputs; none if they were not saved.
+
+    Raises:
+        FileNotFoundError: There is no such network, folder or repository, or it holds no network.
+    """
+    found = load_metadata(_fetch(source, revision) / WEIGHTS).get("classes")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
+    found = shipped.find(source)
+    if found is not None:
+        return found / MODEL
+    path = Path(source)
+    if (path / CONFIG).exists() or (path / NEXT).exists():
+        return path
+    if path.exists() or not isinstance(source, str) or source.count("/") > 1:
+        raise FileNotFoundError(f"{path} holds no {CONFIG}; give a folder of save_pretrained")
+    if "/" not in source:
+        raise FileNotFoundError(
+            f"{source} holds no {CONFIG} of save_pretrained, and no network of that name comes "
+            f"with ftwt; {nearest(source, shipped.names())}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        files = [CONFIG, WEIGHTS]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{source} is neither a folder nor a repository within reach ({error})"
+        ) from error

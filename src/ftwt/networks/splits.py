@@ -1,0 +1,103 @@
+"""The images of a run: each part of a dataset as this process's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from .. import data
+from ..config import DataConfig
+from ..data import Epochs
+from ..processes import processes
+from .inputs import known
+
+EVALUATION_BATCH = 500  # of images of 32x32
+FOLDER_BATCH = 128  # of image files, which are larger
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Batches of one dataset; with several processes, each has its part of them.
+
+    Args:
+        train: Augmented, shuffled, without the held-out images.
+        plain: The same images as they are, in order: for estimates and for freezing.
+        validation: The held-out images; all choices are made on these.
+        test: The official test images, or a folder's `val`; only reported on.
+    """
+
+    train: Epochs
+    plain: Epochs
+    validation: Epochs
+    test: Epochs
+
+
+def load_splits(
+    config: DataConfig,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    channels_last: bool = False,
+    model: str | None = None,
+) -> Splits:
+    """Load a dataset onto this process's device, and split it; a folder's images stay in files.
+
+    The official archive of CIFAR is downloaded if it is not there.
+
+    Args:
+        config: Which images, and which of them to hold out.
+        batch_size: Images a training step, over all processes; if not given, 128 or all there are.
+        seed: Decides order and augmentation.
+        channels_last: Memory layout of the images.
+        model: Name of the network in `ftwt.models`, which says how image files are prepared.
+
+    Raises:
+        ValueError: The images are not what they should be, or too few are left for training.
+        FileNotFoundError: They are not there.
+    """
+    state = processes()
+    world = state.num_processes
+    batches: Callable[..., Epochs]
+    fit: Any
+    held: Any
+    test: Any
+    if config.dataset == "folder":
+        if model is None:
+            raise ValueError(
+                "dataset='folder' needs the network's name, which says the images' size"
+            )
+        how, names = known(model)
+        if config.mean is not None and config.std is not None:
+            how = replace(how, mean=config.mean, std=config.std)
+        both = data.image_folders(config.data_root, how, names=names)
+        fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
+        test = both[1]
+        batches, size = partial(data.FileBatches, workers=config.workers), FOLDER_BATCH
+    else:
+        with state.local_main_process_first():  # which downloads, if need be
+            whole = [
+                data.load(config.dataset, config.data_root, train=train, download=True)
+                for train in (True, False)
+            ]
+        if config.mean is not None and config.std is not None:
+            whole = [replace(images, mean=config.mean, std=config.std) for images in whole]
+        parts = data.hold_out(whole[0], count=config.validation, seed=config.split_seed)
+        fit, held, test = (images.to(state.device) for images in (*parts, whole[1]))
+        batches, size = data.Batches, EVALUATION_BATCH
+
+    part: dict[str, Any] = {
+        "device": state.device,
+        "channels_last": channels_last,
+        "shard": (state.process_index, world),
+    }
+    size = max(1, size // world) * world
+    if batch_size is None:
+        batch_size = max(1, min(128, len(fit)) // world) * world
+    return Splits(
+        train=batches(fit, batch_size=batch_size, train=True, seed=seed, **part),
+        plain=batches(fit, batch_size=size, **part),
+        validation=batches(held, batch_size=size, **part),
+        test=batches(test, batch_size=size, **part),
+    )

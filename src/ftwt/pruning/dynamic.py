@@ -1,0 +1,287 @@
+"""A network whose units are gated: what `convert` returns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import _register_namedtuple
+
+from ..graph.activity import ChannelGraph
+from ..graph.trace import evaluating
+from ..graph.units import Unit
+from ..names import nearest
+from .macs import MaskedMacs, masked_macs
+from .method import Apply, Explain, Gate, GateOutput, MaskPredictor, silence
+from .summary import Summary
+
+GATES = "ftwt_gates"  # where the gates live inside the traced network
+ARGUMENTS = ("ftwt_apply", "ftwt_explain")  # what its forward takes beside its inputs
+
+Batches = Iterable[tuple[Tensor, Any] | Tensor]
+
+# Without a name of its own, what gates decide could be exported by torch.export, but not saved.
+_register_namedtuple(GateOutput, serialized_type_name="ftwt.method.GateOutput")
+
+
+class FrozenGate(nn.Module):
+    """Compute the same filters for every sample: the gate of a static twin.
+
+    Args:
+        mask: (C,) bool.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.bool())
+
+    def forward(
+        self, inputs: Tensor, outputs: Tensor, apply: Apply = "predicted", explain: Explain = False
+    ) -> tuple[Tensor, GateOutput]:
+        """Mask the outputs as a `Gate` would, by the one mask there is; `open` masks nothing."""
+        mask = self.mask.expand(outputs.shape[:2])
+        if apply == "open":
+            return outputs, GateOutput(torch.ones_like(mask))
+        return silence(outputs, mask), GateOutput(mask)
+
+
+class DynamicModel(nn.Module):
+    """A network that computes, for each input, only the filters that it needs.
+
+    Made by `ftwt.convert`. Called like the network it was made from, it returns what that returns.
+    Its parameters keep the names they had, under `network.`.
+
+    Attributes:
+        network: The traced network with its gates.
+        units: The gated units, in execution order.
+        reasons: Convolution, or linear layer where these were asked for -> why it is not a unit.
+        config: The options of `convert`, as JSON values.
+    """
+
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        units: tuple[Unit, ...],
+        reasons: Mapping[str, str],
+        example: tuple[Any, ...],
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.units, self.reasons, self.config = units, dict(reasons), dict(config)
+        self.input_shape = tuple(example[0].shape[1:])
+        self.channels = ChannelGraph(network, example)
+        self._held = False
+
+    def forward(
+        self,
+        *inputs: Any,
+        gates: Apply = "predicted",
+        return_gates: bool | Literal["masks", "saliency"] = False,
+    ) -> Any:
+        """Run the network.
+
+        Args:
+            inputs: What the original network takes.
+            gates: The masks to apply: `predicted`, the `target` masks themselves, or none (`open`).
+            return_gates: Return what the gates decided too: all of it (True: logits, targets and
+                saliencies are computed even where `gates` does not need them), only the `masks`, or
+                these and the `saliency`.
+
+        Returns:
+            The network's output; with `return_gates`, that and a dict unit -> `GateOutput`.
+
+        Raises:
+            ValueError: If `gates` is none of these.
+        """
+        if gates not in get_args(Apply):
+            raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Apply))}")
+        explain: Explain = return_gates if return_gates != "masks" else False
+        output, decided = self.network(*inputs, ftwt_apply=gates, ftwt_explain=explain)
+        return (output, decided) if return_gates else output
+
+    def check_input(self, images: Tensor) -> None:
+        """Refuse images of another size or channel count than the network was converted for.
+
+        Raises:
+            ValueError: If (C, *spatial) differs; work is counted for one size.
+        """
+        if tuple(images.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"images of shape {tuple(images.shape[1:])} for a network converted for "
+                f"{self.input_shape}; resize them, or convert with an example of their size"
+            )
+
+    @property
+    def gates(self) -> dict[str, Gate | FrozenGate]:
+        """The gates by unit, in execution order; units that inherit a mask have none."""
+        return {unit.name: self._gate(unit.name) for unit in self.units if unit.inherits is None}
+
+    @property
+    def predictors(self) -> dict[str, MaskPredictor]:
+        """The predictors by unit; a static twin has none."""
+        return {name: g.predictor for name, g in self.gates.items() if isinstance(g, Gate)}
+
+    def predictor_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that the mask loss trains."""
+        for predictor in self.predictors.values():
+            yield from predictor.parameters()
+
+    def network_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the network itself."""
+        held = {id(parameter) for parameter in self.predictor_parameters()}
+        yield from (parameter for parameter in self.parameters() if id(parameter) not in held)
+
+    def hold_predictors(self, held: bool = True) -> None:
+        """Let the predictors stand still, their normalisation too, or let them learn again."""
+        self._held = held
+        for parameter in self.predictor_parameters():
+            parameter.requires_grad_(not held)
+        for predictor in self.predictors.values():
+            predictor.train(self.training and not held)
+
+    def train(self, mode: bool = True) -> DynamicModel:
+        """Set training mode; predictors that are held stay in eval mode."""
+        super().train(mode)
+        if self._held:
+            for predictor in self.predictors.values():
+                predictor.eval()
+        return self
+
+    @property
+    def r(self) -> dict[str, float]:
+        """The share of the mass that each unit's targets keep."""
+        return {name: float(g.r) for name, g in self.gates.items() if isinstance(g, Gate)}
+
+    def set_r(self, r: float | Mapping[str, float]) -> None:
+        """Set one r for all units, or each named unit's own.
+
+        Raises:
+            ValueError: If a value lies outside (0, 1] or a unit does not exist.
+        """
+        gates = {name: g for name, g in self.gates.items() if isinstance(g, Gate)}
+        for name, value in check_r(r, gates).items():
+            gates[name].r.fill_(value)
+
+    def macs(self, masks: Mapping[str, Tensor]) -> MaskedMacs:
+        """Count the multiply-accumulates that masks leave.
+
+        Args:
+            masks: Unit -> (N, C) bool, as `GateOutput.mask`; missing units compute everything.
+
+        Returns:
+            Counts per sample, `executed` and `published`.
+        """
+        return masked_macs(self.channels, self.units, self.predictors, masks)
+
+    def freeze(self, batches: Batches, *, accelerator: Any = None) -> DynamicModel:
+        """Return the static twin: each unit computes its most frequent filters, for every input.
+
+        Args:
+            batches: (images, labels), or images alone, over which the gates' masks are counted.
+            accelerator: As in `firing_rates`.
+
+        Returns:
+            A copy without predictors, with as many filters a unit as this network computes on
+            average (rounded), trainable like any other network.
+        """
+        rates = self.firing_rates(batches, accelerator=accelerator)
+        twin = copy.deepcopy(self)
+        for name, rate in rates.items():
+            kept = max(1, round(float(rate.sum())))
+            mask = torch.zeros_like(rate, dtype=torch.bool)
+            mask[rate.argsort(descending=True, stable=True)[:kept]] = True
+            twin._set_gate(name, FrozenGate(mask))
+        twin.config["static"] = True
+        return twin.to(next(self.parameters()).device)
+
+    @torch.no_grad()
+    def firing_rates(self, batches: Batches, *, accelerator: Any = None) -> dict[str, Tensor]:
+        """Return unit -> (C,) share of the samples for which each filter is computed.
+
+        Args:
+            batches: (images, labels), of which the labels are not used; or images alone.
+            accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its
+                own part of the images: then all return the shares among all of them.
+        """
+        device = next(self.parameters()).device
+        none = torch.zeros(1, dtype=torch.float64, device=device)
+        sums: dict[str, Tensor] = {
+            unit.name: none.repeat(unit.out_channels)
+            for unit in self.units
+            if unit.inherits is None
+        }
+        samples = none.clone()
+        with evaluating(self):
+            for batch in batches:
+                images = images_of(batch)
+                self.check_input(images)
+                _, gates = self(images.to(device), return_gates="masks")
+                for name, gate in gates.items():
+                    sums[name] += gate.mask.sum(0, dtype=torch.float64)
+                samples += len(images)
+        if accelerator is not None and accelerator.num_processes > 1:
+            from accelerate.utils import reduce
+
+            samples, *counts = reduce([samples, *sums.values()], "sum")
+            sums = dict(zip(sums, counts, strict=True))
+        if not samples:
+            raise ValueError("no batches to count masks on; give (images, labels) batches")
+        return {name: total / samples for name, total in sums.items()}
+
+    def restore(self) -> fx.GraphModule:
+        """Return a plain network with this one's weights and no gates, under the original names."""
+        network = copy.deepcopy(self.network)
+        output = next(node for node in network.graph.nodes if node.op == "output")
+        output.args = (output.args[0][0],)
+        for node in reversed(list(network.graph.nodes)):
+            if "masked" in node.meta:
+                node.replace_all_uses_with(node.args[0].args[1])
+            elif {"inherits", "moved"} & node.meta.keys():
+                node.replace_all_uses_with(node.args[0])
+            elif not {"gate", "info"} & node.meta.keys() and node.target not in ARGUMENTS:
+                continue
+            network.graph.erase_node(node)
+        delattr(network, GATES)
+        network.recompile()
+        return network
+
+    def summary(self) -> Summary:
+        """Return a table of the units, and of every layer that could be one, with the reason."""
+        return Summary(self.channels, self.units, self.reasons, self.r, self.predictors)
+
+    def _gate(self, name: str) -> Gate | FrozenGate:
+        return self.network.get_submodule(f"{GATES}.{name}")  # type: ignore[return-value]
+
+    def _set_gate(self, name: str, gate: nn.Module) -> None:
+        parent, _, leaf = f"{GATES}.{name}".rpartition(".")
+        setattr(self.network.get_submodule(parent), leaf, gate)
+
+
+def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:
+    """Return the images of a batch, which has labels beside them or is nothing else."""
+    return batch if isinstance(batch, Tensor) else batch[0]
+
+
+def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, float]:
+    """Return r for each unit that it names, all of them if it is one number.
+
+    Raises:
+        ValueError: If a value lies outside (0, 1] or a unit does not exist.
+    """
+    known = list(units)
+    values = dict(r) if isinstance(r, Mapping) else dict.fromkeys(known, r)
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"r names an unknown unit {name!r}; {nearest(name, known)}")
+        if not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ValueError(
+                f"r={value!r} for unit {name!r}: r is the share of the mass to keep, in (0, 1]; "
+                "1 keeps every filter that fires, 0.9 is a good start"
+            )
+    return {name: float(value) for name, value in values.items()}

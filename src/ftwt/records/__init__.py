@@ -1,0 +1,1 @@
+"""What results hold, shared by those that write and those that read them. No torch."""

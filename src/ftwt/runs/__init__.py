@@ -1,0 +1,1 @@
+"""Whole runs: from a configuration to a trained network and its results."""

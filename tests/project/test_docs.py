@@ -1,0 +1,43 @@
+"""The programs in the documentation run, and print what the page says."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PROGRAM = re.compile(r"```python\n(.*?)```(?:\s*It prints\s*```text\n(.*?)```)?", re.DOTALL)
+PROGRAMS = [
+    pytest.param(*found.groups(), id=f"{path.name}-{number}")
+    for path in sorted(DOCS.glob("*.md"))
+    for number, found in enumerate(PROGRAM.finditer(path.read_text(encoding="utf-8")))
+]
+
+
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS)
+def test_programs_print_what_the_page_says(program, printed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    if "ftwt.compile(" in program:
+        pytest.importorskip("ftwt.runtime._native")
+    if "import onnxruntime" in program:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(program, "docs", "exec"), {"__name__": "docs"})
+    if printed is not None:
+        assert output.getvalue() == printed
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in DOCS.glob("*.md"):
+        for link, anchor in re.findall(r"\]\(([\w./-]+)?(#[\w-]+)?\)", path.read_text("utf-8")):
+            target = path.parent / link if link else path
+            assert target.exists(), f"{path.name}: {link}"
+            if anchor:
+                text = target.read_text(encoding="utf-8")
+                heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+                slugs = ["#" + re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads]
+                assert anchor in slugs, f"{path.name}: {anchor} in {slugs}"
