@@ -3,6 +3,8 @@
 #   make demo     the main job on real images, from a trained network to a table
 #   make test     all that has to pass: lint, format, types, tests; with chromium and chromium-driver
 #                 (Debian's packages) also the report in a browser
+#   make quick    in a minute: lint, types, the tests of method, graph, counting and engine
+#   make docs     the documentation as a site, site/index.html, with every public function
 #   make sanitize the native engine's fuzz tests, stopping at invalid accesses and undefined behaviour,
 #                 and what its kernels multiply
 #   make clean    remove .venv, caches and build products; data/ and runs/ stay
@@ -14,7 +16,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILDER := .venv/builder
 INSTALLED := .venv/installed
 
-.PHONY: help demo test sanitize clean
+.PHONY: help demo test quick docs sanitize clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -27,6 +29,14 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+quick: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist loadfile tests/graph tests/pruning tests/runtime
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --quiet --strict
 
 # Installed beside .venv, and run with what .venv holds: -S leaves out its link to src/.
 sanitize: $(INSTALLED)

@@ -20,7 +20,7 @@ from tables.exports import exports
 from tables.files import ROOT
 from tables.imagenet import recipes
 from tables.photographs import photograph_gates, photograph_targets
-from tables.scaling import communication, ring
+from tables.scaling import communication
 from tables.soak import soak
 from tables.speed import engine, rivals, speed, traffic
 from tables.training import (
@@ -80,7 +80,6 @@ TABLES: dict[str, Callable[[], str]] = {
         coverage_torchvision,
         coverage_timm,
         communication,
-        ring,
     )
 }
 

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
-PROGRAM = re.compile(r"```python\n(.*?)```(?:\s*It prints\s*```text\n(.*?)```)?", re.DOTALL)
+import ftwt
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+FRAGMENT = r"(?<!<!-- fragment -->\n)"  # shows a form, and is not meant to be run
+PROGRAM = re.compile(
+    FRAGMENT + r"```python\n(.*?)```(?:\s*It prints\s*```text\n(.*?)```)?", re.DOTALL
+)
 PROGRAMS = [
     pytest.param(*found.groups(), id=f"{path.name}-{number}")
-    for path in sorted(DOCS.glob("*.md"))
+    for path in PAGES
     for number, found in enumerate(PROGRAM.finditer(path.read_text(encoding="utf-8")))
 ]
 
@@ -32,7 +39,7 @@ def test_programs_print_what_the_page_says(program, printed, tmp_path, monkeypat
 
 
 def test_links_between_pages_lead_somewhere():
-    for path in DOCS.glob("*.md"):
+    for path in PAGES:
         for link, anchor in re.findall(r"\]\(([\w./-]+)?(#[\w-]+)?\)", path.read_text("utf-8")):
             target = path.parent / link if link else path
             assert target.exists(), f"{path.name}: {link}"
@@ -41,3 +48,10 @@ def test_links_between_pages_lead_somewhere():
                 heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
                 slugs = ["#" + re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads]
                 assert anchor in slugs, f"{path.name}: {anchor} in {slugs}"
+
+
+def test_the_reference_shows_every_public_name():
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^::: ftwt\.([\w.]+)$", text, re.MULTILINE))
+    assert {f"{home}.{name}" for name, home in ftwt._HOMES.items()} <= shown
+    assert set(ftwt._MODULES) - {"recipes"} <= shown

@@ -8,8 +8,6 @@ from .files import ROOT, read
 from .layout import origin, percent, table
 
 PATH = "results/scaling/communication.json"
-LINKS = {"NVLink, 450 GB/s": 450e9, "400 Gb/s": 50e9, "100 Gb/s": 12.5e9}  # bytes/s, each way
-GPUS = (8, 64)
 
 
 def communication() -> str:
@@ -37,21 +35,6 @@ def communication() -> str:
         "buffers", "rest of a step, CPU", "all-reduce, CPU, gloo",
     )  # fmt: skip
     return table(head, rows) + origin(PATH, result)
-
-
-def ring() -> str:
-    """A model, not a measurement: how long these bytes take on links of a speed."""
-    if not (ROOT / PATH).exists():
-        return "No results yet: `python benchmarks/communication.py`.\n"
-    result = read(PATH)
-    rows = []
-    for step in result["steps"]:
-        if step["phase"] == "dense" or step["phase"].startswith("gated"):
-            sent = [2 * (n - 1) / n * sum(step["buckets_bytes"]) for n in GPUS]
-            times = [f"{1e3 * b / speed:.3f} ms" for speed in LINKS.values() for b in sent]
-            rows.append((f"{step['network']}, {step['phase']}", *times))
-    head = ("modelled", *(f"{n} GPUs, {link}" for link in LINKS for n in GPUS))
-    return table(head, rows)
 
 
 def dense(result: dict[str, Any], network: str) -> int:
