@@ -334,3 +334,28 @@ def test_missing_masks_are_open_and_masks_may_be_empty() -> None:
     assert count.reduction.item() < 0
     nothing = torch.zeros(2, 8, dtype=torch.bool)
     assert dynamic.macs({"c.0": nothing}).layers["c.0"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("masks", "why"),
+    [
+        ({"a.1": torch.ones(2, 8).bool()}, "unknown unit 'a.1'; did you mean 'a.0'"),
+        ({"b": torch.ones(2, 8).bool()}, "unknown unit 'b'; .*Known: a.0, b.0, c.0"),
+        ({"a.0": torch.ones(2, 7).bool()}, r"'a.0' has shape \(2, 7\); give .* = \(2, 8\)"),
+        ({"a.0": torch.ones(8).bool()}, r"'a.0' has shape \(8,\)"),
+        ({"a.0": torch.ones(2, 8).bool(), "c.0": torch.ones(3, 8).bool()}, r"\(3, 8\).*\(2, 8\)"),
+        ({"a.0": torch.ones(2, 8)}, "'a.0' is torch.float32; give a tensor of bool"),
+        ({"a.0": [[True] * 8]}, "'a.0' is list; give a tensor of bool"),
+    ],
+)
+def test_masks_that_fit_no_unit_are_refused(masks: Any, why: str) -> None:
+    dynamic, _ = convert_positive("no norm, with bias")
+    with pytest.raises(ValueError, match=why):
+        dynamic.macs(masks)
+
+
+def test_a_mask_of_a_unit_that_inherits_its_own_is_refused() -> None:
+    dynamic, _ = convert_positive("depthwise")
+    unit = next(unit for unit in dynamic.units if unit.inherits)
+    with pytest.raises(ValueError, match=f"{unit.name!r} takes the mask of {unit.inherits!r}"):
+        dynamic.macs({unit.name: torch.ones(2, unit.out_channels).bool()})

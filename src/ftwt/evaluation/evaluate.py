@@ -14,11 +14,12 @@ from accelerate.utils import gather_object
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..files.tables import Shown
 from ..graph.trace import evaluating
+from ..graph.work import count_work
 from ..pruning.dynamic import DynamicModel
+from ..pruning.macs import warn_of_uncounted
 from ..pruning.method import Apply
 
 
@@ -190,9 +191,9 @@ def plain_outputs(model: nn.Module, images: Tensor) -> Tensor:
 
 def plain_macs(model: nn.Module, images: Tensor) -> int:
     """Count the multiply-accumulates of a plain network for the first of these images."""
-    with FlopCounterMode(display=False) as counter:
-        model(images[:1])
-    return counter.get_total_flops() // 2
+    counter = count_work(model, images[:1])
+    warn_of_uncounted(tuple(dict.fromkeys(counter.uncounted)))
+    return counter.macs
 
 
 def classes_of(outputs: Any) -> int:

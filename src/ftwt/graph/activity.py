@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from .operations import Conv, Shaped, find_rule, natural_layout, operation
 from .rules import Contract, Rule, Silence, join, per_channel
 from .trace import cannot_take, evaluating
+from .work import WorkCounter
 
 PROBES = 2  # samples in the shape pass: enough to see an operation that mixes them
 
@@ -73,12 +73,14 @@ class ChannelGraph:
     Attributes:
         layers: All that multiplies, in execution order.
         unknown: Operations without a rule, as "node (operation)".
+        uncounted: What has weights or multiplies maps and has no formula, in the same form: its
+            work is part of no figure.
         shapes: Node name -> shape of its value for one sample.
         folded: Names of nodes whose value does not have one row for each sample.
     """
 
     def __init__(self, network: fx.GraphModule, example: tuple[Any, ...]) -> None:
-        values, flops = _record(network, example)
+        values, work, uncounted = _record(network, example)
         self.shapes = {n.name: v.shape[1:] for n, v in values.items() if isinstance(v, Shaped)}
         self.folded = frozenset(
             n.name for n, v in values.items() if isinstance(v, Shaped) and v.shape[:1] != (PROBES,)
@@ -105,10 +107,11 @@ class ChannelGraph:
                 self._rules[node.name], layouts[node] = rule, rule.layout
                 if not known:
                     unknown.append(f"{node.name} ({operation(node, network)})")
-            if flops.get(node) or isinstance(self._rules.get(node.name), Contract):
-                count = flops.get(node, 0) // 2 // (PROBES if node in batched else 1)
+            if work.get(node) or isinstance(self._rules.get(node.name), Contract):
+                count = work.get(node, 0) // (PROBES if node in batched else 1)
                 self._layers[node.name] = self._layer(node, network, values, count)
         self.layers, self.unknown = tuple(self._layers.values()), tuple(unknown)
+        self.uncounted = uncounted
 
     def walk(self, masks: Mapping[str, Tensor], readers: Collection[str]) -> Flow:
         """Follow activity forward and need back.
@@ -179,29 +182,39 @@ class ChannelGraph:
 
 def _record(
     network: fx.GraphModule, example: tuple[Any, ...]
-) -> tuple[dict[fx.Node, Any], dict[fx.Node, int]]:
-    """Run the network once on two samples; return all values' shapes and each node's FLOPs."""
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, int], tuple[str, ...]]:
+    """Run the network once on two samples.
+
+    Returns:
+        The shapes of all values, each node's work, and what could not be counted.
+    """
     values: dict[fx.Node, Any] = {}
-    flops: dict[fx.Node, int] = {}
+    work: dict[fx.Node, int] = {}
+    uncounted: list[str] = []
 
     class Recorder(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
-            before = counter.get_total_flops()
+            before, known = counter.macs, len(counter.uncounted)
             result = super().run_node(node)
-            if isinstance(result, Tensor):
-                result = result.detach()  # views of weights ask for gradients: the counter trips
-            values[node], flops[node] = _shaped(result), counter.get_total_flops() - before
+            values[node], work[node] = _shaped(result), counter.macs - before
+            unknown = counter.uncounted[known:]
+            if node.op == "call_module" and "gate" not in node.meta:
+                module = network.get_submodule(str(node.target))
+                if not unknown and not counter.has_seen(module):
+                    unknown = [type(module).__name__]
+            name = node.target if node.op == "call_module" else node.name
+            uncounted.extend(f"{name} ({function})" for function in dict.fromkeys(unknown))
             return result
 
     inputs = [_probe(value) for value in example]
-    with evaluating(network), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(network), torch.no_grad(), WorkCounter() as counter:
         try:
             Recorder(network).run(*inputs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the network's own code runs: anything may come out of it
             raise cannot_take(inputs, error) from error
-    return values, flops
+    return values, work, tuple(uncounted)
 
 
 def _shaped(value: Any) -> Any:

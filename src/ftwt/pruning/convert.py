@@ -18,6 +18,7 @@ from ..graph.trace import trace
 from ..graph.units import Depthwise, Residual, Unit, find_units
 from ..names import nearest
 from .dynamic import ARGUMENTS, GATES, DynamicModel, FrozenGate, check_r
+from .macs import warn_of_uncounted
 from .method import Gate, Head, MaskPredictor, Mode, Pool, Saliency, Variant, silence
 
 UNNAMED_R = 0.9  # of a unit that a mapping does not name, and of all if nothing is said
@@ -79,7 +80,8 @@ def convert(
         ValueError: If an option is invalid, `model` is dynamic already, or cannot be traced.
 
     Warns:
-        UserWarning: If no unit was found; the reasons are in `reasons`.
+        UserWarning: If no unit was found (the reasons are in `reasons`), or if something that has
+            weights or multiplies maps has no formula to be counted by.
     """
     for name, value, kind in (
         ("mode", mode, Mode),
@@ -145,6 +147,7 @@ def convert(
         if not linear and any(isinstance(module, nn.Linear) for module in model.modules()):
             message += "; linear=True gates hidden linear layers"
         warnings.warn(message, stacklevel=2)
+    warn_of_uncounted(channels.uncounted)
     dynamic.to(next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
     dynamic.training = model.training  # the network's own modules have the modes of the original's
     dynamic.network.get_submodule(GATES).train(model.training)

@@ -5,12 +5,12 @@ network's output: each convolution's pairs of active input and needed output cha
 layer, and the predictors. `published` counts as the paper's tables do: gated units only, inputs as
 sparse as the previous gated unit, predictors free; it exists for comparison with those tables.
 
-One multiply-accumulate (MAC) is one multiplication with its addition; torch's FlopCounterMode
-counts two for it.
+One multiply-accumulate (MAC) is one multiplication with its addition.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,14 +22,21 @@ from torch import Tensor, nn
 from ..graph.activity import ChannelGraph, Layer
 from ..graph.trace import trace
 from ..graph.units import Unit
+from ..names import nearest
 from .method import MaskPredictor
 
 
 @dataclass(frozen=True)
 class MacCount:
-    """The multiply-accumulates of one forward pass of a dense network for one sample."""
+    """The multiply-accumulates of one forward pass of a dense network for one sample.
+
+    Args:
+        layers: All that multiplies, in execution order.
+        uncounted: What has weights or multiplies maps and has no formula: its work is not in here.
+    """
 
     layers: tuple[Layer, ...]
+    uncounted: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -45,6 +52,7 @@ class MacCount:
             share = f"{layer.macs / self.total:.1%}"
             table.add_row(layer.name, layer.kind, channels, f"{layer.macs:,}", share)
         yield table
+        yield from (f"not counted, no formula: {name}" for name in self.uncounted)
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,25 @@ def count_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> MacCou
         example: Its input, (B, C, *spatial), or a tuple of its inputs. Counted for one sample.
 
     Returns:
-        MACs for each layer and in all, equal to torch's FlopCounterMode / 2.
+        MACs for each layer and in all.
 
     Raises:
         ValueError: If the network cannot be traced.
+
+    Warns:
+        UserWarning: If something has weights or multiplies maps and has no formula.
     """
     inputs = example if isinstance(example, tuple) else (example,)
-    return MacCount(ChannelGraph(trace(model, inputs), inputs).layers)
+    channels = ChannelGraph(trace(model, inputs), inputs)
+    warn_of_uncounted(channels.uncounted)
+    return MacCount(channels.layers, channels.uncounted)
+
+
+def warn_of_uncounted(names: tuple[str, ...], *, stacklevel: int = 3) -> None:
+    """Warn of what has no formula, if there is anything; it is part of no count."""
+    if names:
+        message = f"not counted, for there is no formula for it: {', '.join(names)}"
+        warnings.warn(f"{message}; every count and reduction is of the rest", stacklevel=stacklevel)
 
 
 def predictor_macs(predictor: MaskPredictor, active: Tensor | int) -> Tensor | int:
@@ -137,7 +157,11 @@ def masked_macs(
 
     Returns:
         Counts in both conventions for each of the N samples.
+
+    Raises:
+        ValueError: If a mask names no unit, or has another shape or type.
     """
+    _check_masks(units, masks)
     flow = channels.walk(masks, predictors)
     layers = {layer.name: layer for layer in channels.layers}
     samples = len(next(iter(flow.macs.values())))
@@ -154,3 +178,22 @@ def masked_macs(
         published = published + kept * (read // layer.groups) * float(layer.positions)
         before = kept
     return MaskedMacs(sum(layer.macs for layer in channels.layers), flow.macs, costs, published)
+
+
+def _check_masks(units: tuple[Unit, ...], masks: Mapping[str, Tensor]) -> None:
+    known = {unit.name: unit for unit in units}
+    samples = None
+    for name, mask in masks.items():
+        if name not in known:
+            raise ValueError(f"masks name an unknown unit {name!r}; {nearest(name, known)}")
+        if (source := known[name].inherits) is not None:
+            raise ValueError(f"unit {name!r} takes the mask of {source!r}; give that one")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"the mask of unit {name!r} is {kind}; give a tensor of bool")
+        samples = len(mask) if samples is None and mask.dim() else samples
+        if mask.shape != (samples, known[name].out_channels):
+            raise ValueError(
+                f"the mask of unit {name!r} has shape {tuple(mask.shape)}; give (N, C) = "
+                f"({samples}, {known[name].out_channels}), N the same for all units"
+            )

@@ -33,7 +33,7 @@ class Summary:
         predictors: Mapping[str, MaskPredictor],
     ) -> None:
         self.units, self.reasons, self.r = units, dict(reasons), dict(r)
-        self.unknown = channels.unknown
+        self.unknown, self.uncounted = channels.unknown, channels.uncounted
         self.macs = {layer.name: layer.macs for layer in channels.layers}
         read = {unit.name: unit.in_channels for unit in units}
         self.costs = {name: int(predictor_macs(p, read[name])) for name, p in predictors.items()}
@@ -56,6 +56,8 @@ class Summary:
             yield f"not gated: {name}{share}: {reason}"
         for name in self.unknown:
             yield f"counted as fully active: {name}"
+        for name in self.uncounted:
+            yield f"not counted, no formula: {name}"
 
     def __str__(self) -> str:
         console = Console(width=100, no_color=True)
