@@ -15,6 +15,7 @@ from ..runtime import Engine, Program
 from ..runtime.engine import Kind
 from . import economies, lower, tuning
 from .tuning import ForcedEngine
+from .verify import verify
 
 Option = Batches | bool | None
 TUNED_ON = 4  # images
@@ -35,6 +36,7 @@ def compile(
     layout: Option = None,
     tune: Option = None,
     classes: Sequence[str] = (),
+    check: bool = True,
 ) -> Engine:
     """Make an engine that computes, for each input, only the filters that it needs.
 
@@ -60,13 +62,16 @@ def compile(
         tune: Open the gates that, timed on this machine, cost more than they save. True without
             images: timed at `keep`, or at half of the filters.
         classes: Names of the outputs, kept in the engine's program and its file.
+        check: Run the network in PyTorch and in the engine on the same images, and refuse an engine
+            that differs beyond rounding. False for benchmarks alone: that takes two forward passes.
 
     Returns:
         The engine.
 
     Raises:
-        ValueError: If the network cannot be lowered, naming the operation and its node, or if an
-            option is out of its range.
+        ValueError: If the network cannot be lowered, naming the operation and its node; if the
+            engine computes something else than the network, naming the first operation that
+            differs; or if an option is out of its range.
         RuntimeError: If the native engine was not built; the message says what to install.
     """
     if keep is not None and not 0 < keep <= 1:
@@ -81,6 +86,10 @@ def compile(
     program = lower(model, example, classes=classes)
     if remove_fixed:
         program = economies.remove_fixed(program)
+    built = None
+    if check:
+        built = Engine(program, engine=engine, threads=threads)
+        verify(built, model, example)
     if _on(remove_silent):
         program = economies.remove_silent(program, given.masks(program, remove_silent))
     if _on(drop_constant):
@@ -93,6 +102,8 @@ def compile(
             timed_at = TUNED_AT if keep is None else keep
         images = given.images(program, tune)
         program = tuning.tune(program, images, threads=threads, keep=timed_at, seed=seed)
+    if keep is None and built is not None and built.program is program:
+        return built
     if keep is None:
         return Engine(program, engine=engine, threads=threads)
     return ForcedEngine(program, engine=engine, threads=threads, keep=keep, seed=seed)

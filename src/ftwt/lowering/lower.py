@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,10 +20,12 @@ from ..pruning.dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..pruning.method import Gate
 from ..runtime.program import Fixed, Predict, Program, Silence
 from ..runtime.program import Gate as Mask
+from .behaviour import eps_of_norm, is_identity
 from .draft import Data, Draft
 from .fuse import fuse
-from .moves import SAMPLES, Moved, Value, without_border
+from .moves import SAMPLES, Moved, Value, with_part, without_border
 from .operations import CHANGE_THEIR_INPUT, HANDLERS, IDENTITIES, MODULES, Kind, double
+from .shared import SharedMemory
 
 _UNHEARD_OF = (TypeError, IndexError, RuntimeError, AttributeError, KeyError)  # by a handler
 
@@ -51,6 +54,25 @@ def lower(
         ValueError: If an operation cannot be lowered, with its name and its node, or if the
             network does not map one image to one tensor.
     """
+    walked, program = walk(model, example)
+    if classes and len(classes) != (found := program.maps[program.output][0]):
+        raise ValueError(f"{len(classes)} classes for {found} outputs; name each, or none")
+    return fuse(replace(program, classes=tuple(classes)))
+
+
+def walk(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -> tuple[Walk, Program]:
+    """Write down what each node does, one operation after the other: what `lower` fuses.
+
+    Args:
+        model: As of `lower`, and so is the example.
+        example: Input (B, C, H, W) of a plain network.
+
+    Returns:
+        The walk, which knows what became of each node, and the program.
+
+    Raises:
+        ValueError: As `lower`.
+    """
     if isinstance(model, DynamicModel):
         network, channels = model.network, model.channels
         image: tuple[int, ...] = model.input_shape
@@ -66,16 +88,19 @@ def lower(
             "video and vectors run in PyTorch, as the network they are"
         )
     with torch.no_grad():
-        walk = _Walk(network, channels, cast(tuple[int, int, int], image))
-        output = walk.run()
+        walked = Walk(network, channels, cast(tuple[int, int, int], image))
+        output = walked.run()
     dense = sum(layer.macs for layer in channels.layers)
-    if classes and len(classes) != (found := walk.draft.maps[output][0]):
-        raise ValueError(f"{len(classes)} classes for {found} outputs; name each, or none")
-    return fuse(walk.draft.finish(output, dense, tuple(classes)))
+    return walked, walked.draft.finish(output, dense, ())
 
 
-class _Walk:
-    """What each node's value is, as far as the walk has come."""
+class Walk:
+    """What each node's value is, as far as the walk has come.
+
+    Attributes:
+        network: The traced network.
+        made: Node -> what it became when it was called: a map, or elements of maps.
+    """
 
     def __init__(
         self, network: fx.GraphModule, channels: ChannelGraph, image: tuple[int, int, int]
@@ -83,6 +108,8 @@ class _Walk:
         self.network, self.shapes = network, channels.shapes
         self.draft = Draft(image)
         self.values: dict[fx.Node, Any] = {}
+        self.made: dict[fx.Node, Data] = {}
+        self.memory = SharedMemory(network)
         self.masks: dict[str, int] = {}
         self.calls: dict[str, int] = {}
 
@@ -100,6 +127,8 @@ class _Walk:
                     self.values[node] = self._value(node)
                 except _UNHEARD_OF as error:
                     self.draft.refuse(str(error).splitlines()[0])
+                if isinstance(made := self.values[node], Data):
+                    self.made[node] = made
         raise AssertionError("a graph ends with its output")
 
     def _input(self, node: fx.Node) -> Any:
@@ -165,7 +194,11 @@ class _Walk:
         kind = type(module)
         if not any(isinstance(part, Data) for part in _leaves(args)):
             self.draft.refuse("its input is the same for all images")
+        if "forward" in vars(module):
+            self.draft.refuse("its forward was replaced; give the class a forward of its own")
         if kind.__name__ in IDENTITIES:
+            if not is_identity(module, args[0].shape):
+                self.draft.refuse("it changes its input in eval mode, too")
             return args[0]
         if isinstance(module, MOVING_MODULES):
             return self._moved(module, args, kwargs)
@@ -183,7 +216,8 @@ class _Walk:
                 return result
         if kind.__name__ in FROZEN_NORMS:
             given = {field: getattr(module, field) for field in MODULES[nn.BatchNorm2d][1][:4]}
-            eps = getattr(module, "eps", 1e-5)  # DETR's has no name for it
+            if (eps := eps_of_norm(module, given)) is None:
+                self.draft.refuse("it does not compute what its name says")
             return HANDLERS["batch_norm"](self.draft, args[0], **given, eps=eps)
         if isinstance(module, nn.Conv2d):
             return self._own_convolution(module, args[0])
@@ -225,6 +259,11 @@ class _Walk:
         """An operation in place: who reads its input from now on, reads the result."""
         source = node.args[0]
         if isinstance(source, fx.Node) and isinstance(result, Data):
+            for other in self.memory.sharing(source, after=node):
+                changed = with_part(self.values[other], self.values[source], result)
+                if changed is None:
+                    self.draft.refuse(f"it changes in place what node {other.name} reads otherwise")
+                self.values[other] = changed
             self.values[source] = result
 
     def _call(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:

@@ -85,6 +85,32 @@ def places(moved: Moved) -> Places | None:
     return Places((one >> 32) - 1, (one >> 1) & (2**31 - 1))
 
 
+def with_part(
+    whole: Value | Moved, part: Value | Moved, new: Value | Moved
+) -> Value | Moved | None:
+    """Put new elements in the place of some that others share: an operation in place on a view.
+
+    Args:
+        whole: Where they may lie.
+        part: What they were.
+        new: What they are now, of the same shape.
+
+    Returns:
+        What `whole` is now; None if the shapes differ.
+    """
+    if whole is part:
+        return new
+    if part.shape != new.shape:
+        return None
+    before, order = part.numbers.flatten().sort()
+    numbers = whole.numbers
+    place = torch.searchsorted(before, numbers.contiguous()).clamp_(max=len(before) - 1)
+    found = before[place] == numbers
+    if not found.any():
+        return whole
+    return Moved(torch.where(found, new.numbers.flatten()[order][place], numbers))
+
+
 def without_border(moved: Moved, of: float = 0) -> tuple[Moved, tuple[int, int, int, int]]:
     """Take rows and columns that hold nothing but `of` from a map's border.
 

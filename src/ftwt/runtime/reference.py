@@ -71,6 +71,20 @@ class Network:
         counts = np.stack(np.broadcast_arrays(np.zeros(len(x), np.int64), *macs)[1:], axis=1)
         return batch.maps[self._program.output].value, side_by_side.astype(np.uint8), counts
 
+    def maps(self, x: Array, masks: Mapping[int, Array]) -> dict[int, Map]:
+        """Run a batch and return all maps, by number.
+
+        Args:
+            x: As of `run`, and so are the masks.
+            masks: Index of a mask -> (B, K) uint8 of 0 and 1.
+        """
+        batch = _Batch(self._program, self._constants, x, masks)
+        batch.last.clear()
+        with np.errstate(all="ignore"):
+            for op in self._program.operations:
+                batch.run(op)
+        return batch.maps
+
 
 class _Batch:
     """All values of a batch while the program runs."""

@@ -1,0 +1,109 @@
+"""Whether an engine computes what its network does: both are run on the same images.
+
+Gates are held equal, since rounding may decide a filter near its threshold either way: the engine
+is given PyTorch's masks, and what its own predictors decide is compared gate by gate. Where outputs
+differ by more than is plainly rounding, each operation is looked at, beside PyTorch in float64. So
+a deep network that amplifies rounding passes, and one that is computed wrongly is refused with the
+name of the first operation that differs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..graph.trace import evaluating
+from ..pruning.dynamic import DynamicModel
+from ..pruning.method import Gate
+from ..runtime import Engine, Predict
+from .differ import Closer, Masks, in_float32
+
+TOLERANCE = 1e-4  # of the largest output: less is rounding without a closer look
+UNSURE = 1e-3  # of a gate's largest logit: so near to its threshold a filter is decided either way
+
+
+@torch.no_grad()
+def verify(
+    engine: Engine, model: nn.Module, example: Tensor | tuple[Any, ...] | None = None
+) -> None:
+    """Make sure that an engine computes what the network does.
+
+    A plain network is run on the example's first image and on a random one; a dynamic one on random
+    ones, under the masks that its gates predict, or under their targets where these are all open.
+
+    Args:
+        engine: Of the network's program, with all of its predictors.
+        model: The network; it is run in eval mode and never changed.
+        example: Input (B, C, H, W) of a plain network.
+
+    Raises:
+        ValueError: If they differ beyond rounding; it names the first operation that does.
+    """
+    network = in_float32(model)
+    with evaluating(network), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        noise = torch.randn(2, *engine.program.maps[0])
+        if isinstance(network, DynamicModel):
+            return _verify_dynamic(engine, network, noise)
+        first = example[0] if isinstance(example, tuple) else cast(Tensor, example)
+        given = first[:1].float().cpu()
+        images = torch.cat([given, noise[:1]]) if given.isfinite().all() else noise[:1]
+        if not _close(engine(images), network(images)):
+            Closer(engine, network, example, images, {}).look()
+
+
+def _verify_dynamic(engine: Engine, network: DynamicModel, noise: Tensor) -> None:
+    """As predicted; and under targets, where predictors keep everything, as untrained ones do."""
+    gates = engine.program.gates
+    units = [gates[op.mask].unit for op in engine.program.operations if isinstance(op, Predict)]
+    for kind, image in zip(("predicted", "target"), noise.split(1), strict=True):
+        expected, decided = network(image, gates=kind, return_gates="masks")
+        masks = {unit: decided[unit].mask for unit in units}
+        closer = Closer(engine, network, None, image, masks)
+        if kind == "predicted":
+            found = _decided_alike(engine, network, image, masks, closer)
+        else:
+            found = engine.run(image, masks)[0]
+        if not _close(found, expected):
+            closer.look()
+        if not all(mask.all() for mask in masks.values()) or not units:
+            return
+
+
+def _decided_alike(
+    engine: Engine, network: DynamicModel, image: Tensor, masks: Masks, closer: Closer
+) -> Tensor:
+    """Let the engine's gates decide, and return its output once they decide as PyTorch's do.
+
+    Behind a gate that decides otherwise, others see other maps: so one after the other is held,
+    once it is explained.
+    """
+    held: Masks = {}
+    logits: dict[str, Tensor] | None = None
+    while True:
+        output, stats = engine.run(image, held)
+        odd = [u for u in masks if not np.array_equal(stats.masks[u], masks[u].numpy())]
+        if not odd:
+            return output
+        if logits is None:
+            decided = network(image, return_gates=True)[1]
+            logits = {unit: decided[unit].logits for unit in masks}
+        unit = odd[0]
+        differ = torch.from_numpy(stats.masks[unit]) != masks[unit]
+        threshold = cast(Gate, network.gates[unit]).threshold
+        level = torch.minimum(threshold, logits[unit].amax(1, keepdim=True))
+        unsure = (logits[unit] - level).abs() <= UNSURE * logits[unit].abs().amax()
+        if not (unsure | ~differ).all():
+            closer.look(unit, differ)
+        held[unit] = masks[unit]
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    finite = expected.isfinite()
+    if not finite.any():
+        return True
+    expected, found = expected[finite], found.reshape(expected.shape)[finite]
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
