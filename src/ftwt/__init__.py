@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .evaluation.robustness import evaluate_corrupted as evaluate_corrupted
     from .exporting.export import Exported as Exported
     from .exporting.export import export as export
+    from .fitting.repair import Repair as Repair
+    from .fitting.repair import repair as repair
     from .lowering.compile import compile as compile
     from .networks.pretrained import from_pretrained as from_pretrained
     from .networks.pretrained import push_to_hub as push_to_hub
@@ -73,6 +75,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "evaluate_corrupted": "evaluation.robustness",
     "Exported": "exporting.export",
     "export": "exporting.export",
+    "Repair": "fitting.repair",
+    "repair": "fitting.repair",
     "compile": "lowering.compile",
     "from_pretrained": "networks.pretrained",
     "push_to_hub": "networks.pretrained",

@@ -1,0 +1,1 @@
+"""Weights, predictors and masks fitted to a trained network: no labels, no epochs."""

@@ -1,0 +1,138 @@
+"""A network run over all images as far as some node, and later on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, fx
+
+KEPT = 2**30  # bytes of feature maps that may be kept; beyond, images are run from the start again
+
+
+class Run(fx.Interpreter):
+    """One batch on its way through a network.
+
+    Args:
+        network: The graph of a `DynamicModel`.
+        images: (B, C, *spatial).
+        apply: The masks to apply, as in `Gate`.
+    """
+
+    def __init__(self, network: fx.GraphModule, images: Tensor, apply: str) -> None:
+        super().__init__(network)
+        self.args_iter = iter((images, apply, False))
+        self.nodes = list(network.graph.nodes)
+        self.at = 0  # the place in the graph of the first node that has not run
+
+    def advance(self, end: int, keep: Callable[[fx.Node], bool]) -> None:
+        """Run all nodes before a place in the graph, and forget values that nobody needs any more.
+
+        Args:
+            end: The place of the first node that is not run.
+            keep: Whether a value is wanted later, though no node that is left reads it.
+        """
+        while self.at < end:
+            node = self.nodes[self.at]
+            value = self.run_node(node)
+            # What follows may work in place, as a ReLU does after an addition.
+            self.env[node] = value.clone() if isinstance(value, Tensor) and keep(node) else value
+            for done in (node, *self.user_to_last_uses.get(node, ())):
+                if not keep(done) and (done is not node or not node.users):
+                    self.env.pop(done, None)
+            self.at += 1
+        read = {used for node in self.nodes[self.at :] for used in node.all_input_nodes}
+        for node in [n for n in self.env if n not in read and not keep(n)]:
+            del self.env[node]
+
+    def fork(self) -> Run:
+        """A copy that can run on while this one stays where it is."""
+        other = object.__new__(Run)
+        other.__dict__.update(self.__dict__)
+        other.env = {
+            node: value.clone() if isinstance(value, Tensor) else value
+            for node, value in self.env.items()
+        }
+        return other
+
+    def bytes(self) -> int:
+        """Size of the values that are kept."""
+        tensors = [value for value in self.env.values() if isinstance(value, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class Passes:
+    """All batches on their way through two networks: the one that is repaired, and its teacher.
+
+    Feature maps are kept between passes where they fit into memory; else each pass starts anew.
+
+    Args:
+        network: The graph that is repaired.
+        teacher: The same graph with the dense network's weights.
+        batches: Called for each pass that starts anew: (place of the first image, images).
+        wanted: For each call of `values`, the names of all nodes that it will ask for.
+    """
+
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        teacher: fx.GraphModule,
+        batches: Callable[[], Iterable[tuple[int, Tensor]]],
+        wanted: list[set[str]],
+    ) -> None:
+        self.network, self.teacher, self.batches = network, teacher, batches
+        self.wanted = wanted
+        self.done = 0
+        self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
+        self.states: list[tuple[int, int, Run, Run]] | None = None
+        self.fits = True
+
+    def values(
+        self, before: str, mine: list[str], goal: str
+    ) -> Iterator[tuple[int, int, dict[str, Any], Tensor]]:
+        """Yield, batch by batch, values of both networks.
+
+        Args:
+            before: The layer that is about to be fitted: nothing from it on is run for good.
+            mine: Nodes of the network that is repaired.
+            goal: A node of the teacher.
+
+        Yields:
+            The place of the batch's first image, its number of images, node -> value, and the
+            teacher's value.
+        """
+        later = set().union(*self.wanted[self.done :])
+        self.done += 1
+
+        def keep(node: fx.Node) -> bool:
+            return node.name in later
+
+        kept, size = [], 0
+        for place, count, run, taught in self._runs():
+            run.advance(self.places[before], keep)
+            further = max(self.places[name] for name in mine) + 1
+            ahead = run if further <= run.at else run.fork()
+            ahead.advance(further, keep)
+            found = {node.name: value for node, value in ahead.env.items() if node.name in mine}
+            taught.advance(self.places[goal] + 1, keep)
+            target = next(value for node, value in taught.env.items() if node.name == goal)
+            yield place, count, found, target
+            size += run.bytes() + taught.bytes()
+            self.fits = self.fits and size <= KEPT
+            if self.fits:
+                kept.append((place, count, run, taught))
+            else:
+                kept.clear()
+        self.states = kept if self.fits else None
+
+    def _runs(self) -> Iterator[tuple[int, int, Run, Run]]:
+        if self.states is not None:
+            yield from self.states
+            return
+        for place, images in self.batches():
+            yield (
+                place,
+                len(images),
+                Run(self.network, images, "predicted"),
+                Run(self.teacher, images, "open"),
+            )

@@ -1,0 +1,160 @@
+"""Ridge regression from sums over batches, with part of the samples held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # shares of the mean variance of an input
+GAIN = 1e-4  # by which an error must fall for a smaller ridge to be taken: less may be rounding
+SLIGHT = 1e-6  # of the variance: an error so small is none
+
+
+class Moments:
+    """Sums of x, y, x x', x y' and y^2 over samples, for several regressions of one shape.
+
+    Args:
+        groups: Independent regressions.
+        inputs: Inputs of each.
+        outputs: Outputs of each.
+        device: Where the sums are kept, in float64.
+    """
+
+    def __init__(self, groups: int, inputs: int, outputs: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
+
+        self.weight = zeros()
+        self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
+        self.xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
+
+    def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+        """Add samples.
+
+        Args:
+            x: (groups, N, inputs).
+            y: (groups, N, outputs).
+            weight: (groups, N) of 0 and 1: which samples count; None for all.
+        """
+        x, y = x.double(), y.double()
+        if weight is None:
+            self.weight += x.shape[1]
+        else:
+            weight = weight.double()
+            self.weight += weight.sum(1)
+            x, y = x * weight[..., None], y * weight[..., None]
+        self.x += x.sum(1)
+        self.y += y.sum(1)
+        self.yy += y.square().sum(1)
+        self.xx += x.mT @ x
+        self.xy += x.mT @ y
+
+    def tensors(self) -> list[Tensor]:
+        """All sums, for several processes to add up."""
+        return [self.weight, self.x, self.y, self.yy, self.xx, self.xy]
+
+    def replace(self, tensors: list[Tensor]) -> None:
+        """Take sums over all processes."""
+        self.weight, self.x, self.y, self.yy, self.xx, self.xy = tensors
+
+    def __add__(self, other: Moments) -> Moments:
+        both = object.__new__(Moments)
+        both.replace([a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)])
+        return both
+
+    def error(self, weights: Tensor, offset: Tensor) -> Tensor:
+        """Sum of squared errors of y = weights' x + offset over all samples, (groups, outputs)."""
+        n = self.weight[:, None]
+        fitted = (weights * (self.xx @ weights)).sum(1)
+        along = (weights * self.xy).sum(1)
+        mean = (self.x[:, :, None] * weights).sum(1)
+        return (self.yy + fitted - 2 * along + 2 * offset * (mean - self.y) + n * offset**2).clamp(
+            min=0
+        )
+
+    def variance(self) -> Tensor:
+        """Sum of squared distances of y from its mean, (groups, outputs)."""
+        return (self.yy - self.y**2 / self.weight.clamp(min=1)[:, None]).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A regression that was fitted.
+
+    Args:
+        weights: (groups, inputs, outputs) float64.
+        offset: (groups, outputs) float64.
+        ridge: The ridge that was chosen; None if the weights at hand were best.
+        before: Squared error of the weights at hand on held-out samples, as a share of the
+            variance.
+        after: That of the fit, made without these samples.
+    """
+
+    weights: Tensor
+    offset: Tensor
+    ridge: float | None
+    before: float
+    after: float
+
+
+def solve(
+    moments: Moments, weights: Tensor, offset: Tensor, ridge: float, *, free_offset: bool
+) -> tuple[Tensor, Tensor]:
+    """Minimise the squared error plus a ridge on the distance from the weights at hand.
+
+    Args:
+        moments: The samples.
+        weights: (groups, inputs, outputs) weights at hand.
+        offset: (groups, outputs) offset at hand.
+        ridge: Share of the mean variance of an input.
+        free_offset: Whether the offset may change; it has no ridge.
+
+    Returns:
+        Weights and offset.
+    """
+    n = moments.weight.clamp(min=1)[:, None, None]
+    gram, cross = moments.xx / n, moments.xy / n
+    mx, my = moments.x[:, :, None] / n, moments.y[:, None, :] / n
+    if free_offset:
+        gram, cross = gram - mx @ mx.mT, cross - mx @ my
+    else:
+        cross = cross - mx @ offset[:, None, :]
+    scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
+    damped = gram + (ridge * scale)[:, None, None] * torch.eye(
+        gram.shape[1], dtype=gram.dtype, device=gram.device
+    )
+    moved = weights + torch.linalg.solve(damped, cross - gram @ weights)
+    if free_offset:
+        offset = (my - mx.mT @ moved)[:, 0]
+    return moved, offset
+
+
+def fit(
+    fitted: Moments, held: Moments, weights: Tensor, offset: Tensor, *, free_offset: bool
+) -> Fit:
+    """Fit with the ridge that is best on held-out samples, or keep the weights at hand.
+
+    Args:
+        fitted: Sums over the samples to fit.
+        held: Sums over the samples held out.
+        weights: (groups, inputs, outputs) weights at hand.
+        offset: (groups, outputs) offset at hand.
+        free_offset: Whether the offset may change.
+
+    Returns:
+        The fit. Once the ridge is chosen, the weights are fitted to all samples.
+    """
+    spread = float(held.variance().sum())
+    before = float(held.error(weights, offset).sum())
+    best, ridge = before, None
+    for candidate in RIDGES:
+        moved = solve(fitted, weights, offset, candidate, free_offset=free_offset)
+        error = float(held.error(*moved).sum())
+        if error < (1 - GAIN) * best and best > SLIGHT * spread:
+            best, ridge = error, candidate
+    if ridge is not None:
+        weights, offset = solve(fitted + held, weights, offset, ridge, free_offset=free_offset)
+    share = 1 / spread if spread > 0 else 0.0
+    return Fit(weights, offset, ridge, before * share, best * share)

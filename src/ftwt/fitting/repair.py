@@ -1,0 +1,316 @@
+"""Repair: refit the layers that read masked channels, so that they give what they gave before.
+
+A mask takes terms out of the sums that the next layer computes. What is left can make good for most
+of that: each such layer is fitted anew by ridge regression, under the very masks that the gates
+decide, to what it gave in the dense network. A layer whose output is added to a residual stream is
+fitted to the dense sum, so that it also makes good for what the stream has lost before it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, fx, nn
+
+from ..files.tables import Shown
+from ..graph.operations import BatchNorm
+from ..graph.trace import evaluating
+from ..processes import alone, first
+from ..pruning.dynamic import DynamicModel
+from .passes import Passes
+from .regression import Moments, fit
+from .sites import Site, find_sites
+
+HELD_OUT = 5  # every fifth image is held out to choose a ridge by
+POSITIONS = 64  # of an image, that a convolution is fitted to at most
+AT_ONCE = 2**23  # numbers of unfolded inputs
+FLAT = 1e-3  # a batch norm's slope below which it is given a slope of 1
+
+
+@dataclass(frozen=True)
+class RepairedLayer:
+    """One layer's repair.
+
+    Args:
+        name: The layer.
+        before: Squared error on held-out images without the repair, as a share of the variance of
+            what the layer should give.
+        after: The same with the repair, fitted without these images.
+        ridge: The ridge chosen; None if the layer kept its weights, since no fit was better.
+        unknowns: Weights to fit for each output.
+        samples: Positions of all images that were fitted to.
+    """
+
+    name: str
+    before: float
+    after: float
+    ridge: float | None
+    unknowns: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Repair(Shown):
+    """What `repair` did.
+
+    Args:
+        layers: The layers that read masked channels, in execution order.
+        left: Layer -> reason, where such a layer was left alone.
+        images: Images looked at, over all processes together.
+    """
+
+    layers: tuple[RepairedLayer, ...]
+    left: dict[str, str]
+    images: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(
+            "layer", title=f"repaired with {self.images:,} images: error on held-out images"
+        )
+        for column in ("before", "after", "ridge"):
+            table.add_column(column, justify="right")
+        for layer in self.layers:
+            ridge = "as it was" if layer.ridge is None else f"{layer.ridge:g}"
+            table.add_row(layer.name, f"{layer.before:.2%}", f"{layer.after:.2%}", ridge)
+        for name, reason in self.left.items():
+            table.add_row(name, "", "", f"left alone: {reason}")
+        yield table
+
+
+@torch.no_grad()
+def repair(
+    dynamic: DynamicModel,
+    batches: Iterable[tuple[Tensor, Any] | Tensor],
+    *,
+    dense: nn.Module,
+    images: int = 2048,
+    accelerator: Any = None,
+) -> Repair:
+    """Refit, in place, every layer that reads masked channels to what the dense network gave.
+
+    Layer by layer, in the order of the graph, by ridge regression: convolutions (grouped and
+    depthwise too) and linear layers, with the batch norm that follows. Labels are not used. Memory
+    does not grow with the number of batches; they are gone through once for each layer.
+
+    Args:
+        dynamic: A network with gates, or its static twin. Its masks decide as they are set.
+        batches: Images (B, C, *spatial), with or without labels; the same at each pass.
+        dense: The trained network that `dynamic` was made from. It is not changed.
+        images: How many images to look at, at most, over all processes together. Every fifth is
+            held out to choose each layer's ridge by.
+        accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its own
+            part of the images: then all get the same weights.
+
+    Returns:
+        Each layer's error before and after. A layer that no fit makes better keeps its weights.
+
+    Raises:
+        ValueError: There are fewer than 5 images, an activation is not finite, or `dense` is
+            another network.
+
+    Warns:
+        UserWarning: A layer has more unknowns than there are samples to fit to.
+    """
+    teacher = _teacher(dynamic, dense)
+    sites, left = find_sites(dynamic.network)
+    device = next(dynamic.parameters()).device
+    passes = Passes(
+        dynamic.network,
+        teacher.network,
+        lambda: _images(dynamic, batches, images, accelerator, device),
+        [{*site.needs, site.goal} for site in sites],
+    )
+    layers, count = [], 0
+    with evaluating(dynamic), evaluating(teacher):
+        for site in sites:
+            fitted, held, mine = _sum(dynamic.network, site, passes)
+            count = _share(fitted, held, mine, accelerator)
+            if count < HELD_OUT:
+                raise ValueError(f"{count} images to repair with; give {HELD_OUT} or more")
+            layers.append(_refit(dynamic.network, site, fitted, held))
+    _warn(layers)
+    return Repair(tuple(layers), left, count)
+
+
+def _teacher(dynamic: DynamicModel, dense: nn.Module) -> DynamicModel:
+    """The dense network in the form of the dynamic one, whose gates are then left open."""
+    teacher = copy.deepcopy(dynamic)
+    own, given = teacher.network.state_dict(), dense.state_dict()
+    fits = {name: value for name, value in given.items() if name in own}
+    missing = [n for n, _ in dense.named_parameters() if n not in own] or [
+        name for name, value in fits.items() if value.shape != own[name].shape
+    ]
+    if missing or not fits:
+        name = missing[0] if missing else "its weights"
+        raise ValueError(
+            f"dense={type(dense).__name__} is another network: {name} does not fit; give the "
+            "network that was converted, with the weights it had then"
+        )
+    teacher.network.load_state_dict(own | fits)
+    return teacher
+
+
+def _images(
+    dynamic: DynamicModel,
+    batches: Iterable[Any],
+    images: int,
+    accelerator: Any,
+    device: torch.device,
+) -> Iterator[tuple[int, Tensor]]:
+    for place, part in first(batches, images, accelerator=accelerator):
+        if len(part):
+            dynamic.check_input(part)
+            yield place, part.to(device)
+
+
+def _sum(network: fx.GraphModule, site: Site, passes: Passes) -> tuple[Moments, Moments, int]:
+    """Sums over images to fit and over images held out, and how many images there were."""
+    module = network.get_submodule(site.name)
+    device = next(module.parameters()).device
+    fitted, held = Moments(*_shape(module), device), Moments(*_shape(module), device)
+    images = 0
+    for place, count, found, target in passes.values(site.layer.name, site.needs, site.goal):
+        images += count
+        inputs = found[site.needs[0]]
+        if site.other is not None:
+            target = target - found[site.other.name]
+        if not (inputs.isfinite().all() and target.isfinite().all()):
+            raise ValueError(
+                f"{site.name} reads or should give values that are not finite; look for NaN or "
+                "infinity in the images and the weights"
+            )
+        mask = None if site.gate is None else found[site.gate.name][1].mask
+        last = torch.arange(place, place + count, device=device) % HELD_OUT == HELD_OUT - 1
+        for moments, chosen in ((fitted, ~last), (held, last)):
+            _add(moments, module, inputs, target, mask, chosen.nonzero()[:, 0])
+    return fitted, held, images
+
+
+def _shape(module: nn.Module) -> tuple[int, int, int]:
+    """Groups, inputs and outputs of the regressions of a layer."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups, module.weight[0].numel(), module.out_channels // module.groups
+    assert isinstance(module, nn.Linear)
+    return 1, module.in_features, module.out_features
+
+
+def _add(
+    moments: Moments, module: nn.Module, x: Tensor, y: Tensor, mask: Tensor | None, index: Tensor
+) -> None:
+    """Add the samples of some images: up to `POSITIONS` of each, the same for all."""
+    groups, inputs, outputs = _shape(module)
+    if not len(index):
+        return
+    if isinstance(module, nn.Linear):
+        moments.add(x[index].reshape(1, -1, inputs), y[index].reshape(1, -1, outputs))
+        return
+    assert isinstance(module, nn.Conv2d)
+    high, wide = y.shape[2:]
+    every = torch.arange(high * wide)
+    if len(every) > POSITIONS:  # drawn without a seed of its own: the same in every pass
+        generator = torch.Generator().manual_seed(0)
+        every = torch.randperm(len(every), generator=generator)[:POSITIONS].sort().values
+    starts = torch.stack((every // wide, every % wide)).to(x.device)
+    rows, columns = (
+        starts[axis, :, None] * module.stride[axis]
+        + torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
+        for axis in (0, 1)
+    )
+    up, left = (int(pad) for pad in module.padding)
+    for part in index.split(max(1, AT_ONCE // (groups * inputs * len(every)))):
+        padded = nn.functional.pad(x[part], (left, left, up, up))
+        patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # (B, C, P, kh, kw)
+        patches = patches.view(len(part), groups, -1, *patches.shape[2:]).permute(1, 0, 3, 2, 4, 5)
+        goals = y[part].flatten(2)[:, :, every.to(y.device)]
+        goals = goals.view(len(part), groups, outputs, -1).permute(1, 0, 3, 2)
+        weight = None
+        if mask is not None:
+            weight = mask[part].float().T[..., None].expand(-1, -1, len(every)).flatten(1)
+        moments.add(patches.reshape(groups, -1, inputs), goals.reshape(groups, -1, outputs), weight)
+
+
+def _refit(network: fx.GraphModule, site: Site, fitted: Moments, held: Moments) -> RepairedLayer:
+    """Solve for a layer's weights and write them, with the batch norm behind it."""
+    module = network.get_submodule(site.name)
+    norm = None if site.norm is None else network.get_submodule(site.norm)
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    assert norm is None or isinstance(norm, BatchNorm)
+    groups, inputs, outputs = _shape(module)
+    slope, offset = _line(module, norm)
+    now = module.weight.double().view(-1, inputs) * slope[:, None]
+    found = fit(
+        fitted,
+        held,
+        now.view(groups, outputs, inputs).mT,
+        offset.view(groups, outputs),
+        free_offset=module.bias is not None or norm is not None,
+    )
+    if found.ridge is not None:
+        _write(module, norm, found.weights.mT.reshape(-1, inputs), found.offset.flatten())
+    samples = int(fitted.weight.max() + held.weight.max())
+    return RepairedLayer(site.name, found.before, found.after, found.ridge, inputs, samples)
+
+
+def _line(module: nn.Conv2d | nn.Linear, norm: BatchNorm | None) -> tuple[Tensor, Tensor]:
+    """What is done to a layer's sums: multiplied by a slope, and an offset added, (C,) float64."""
+    bias = module.bias
+    width = len(module.weight)
+    slope = torch.ones(width, dtype=torch.float64, device=module.weight.device)
+    offset = torch.zeros_like(slope) if bias is None else bias.double()
+    if norm is not None:
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None and var is not None
+        slope = (var.double() + norm.eps).rsqrt()
+        if norm.affine:
+            slope = slope * norm.weight.double()
+        offset = (offset - mean.double()) * slope
+        if norm.affine:
+            offset = offset + norm.bias.double()
+    return slope, offset
+
+
+def _write(
+    module: nn.Conv2d | nn.Linear, norm: BatchNorm | None, weights: Tensor, offset: Tensor
+) -> None:
+    """Give a layer weights, and an offset behind its batch norm, which keeps its slope."""
+    if norm is not None:
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None and var is not None
+        if norm.affine:  # a slope of nearly 0 would ask for weights without bounds
+            flat = (var.double() + norm.eps).rsqrt() * norm.weight.double().abs() < FLAT
+            norm.weight.copy_(torch.where(flat, (var.double() + norm.eps).sqrt(), norm.weight))
+        slope, start = _line(module, norm)
+        weights = weights / slope[:, None]
+        mean.copy_(mean.double() - (offset - start) / slope)
+    elif module.bias is not None:
+        module.bias.copy_(offset)
+    module.weight.copy_(weights.view_as(module.weight))
+
+
+def _share(fitted: Moments, held: Moments, count: int, accelerator: Any) -> int:
+    """Add up the sums of all processes; return how many images they saw together."""
+    if alone(accelerator):
+        return count
+    from accelerate.utils import reduce
+
+    for moments in (fitted, held):
+        moments.replace(reduce(moments.tensors(), "sum"))
+    return int(reduce(torch.tensor([count], device=fitted.x.device), "sum")[0])
+
+
+def _warn(layers: list[RepairedLayer]) -> None:
+    few = [layer for layer in layers if layer.samples < layer.unknowns]
+    if few:
+        worst = max(few, key=lambda layer: layer.unknowns / layer.samples)
+        warnings.warn(
+            f"{worst.name} has {worst.unknowns:,} unknowns for each output and {worst.samples:,} "
+            "samples: the ridge holds it, more images would repair it better",
+            stacklevel=3,
+        )

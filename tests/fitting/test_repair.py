@@ -1,0 +1,318 @@
+"""Repair: least squares by hand, any kind of layer, never worse, whatever the batches."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftwt import convert, repair
+from ftwt.fitting.regression import Moments, fit, solve
+from ftwt.fitting.sites import find_sites
+from ftwt.pruning.dynamic import DynamicModel, FrozenGate
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Give batch norms statistics, slopes and offsets of a trained network."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model.eval()
+
+
+def conv(fan_in: int, fan_out: int, size: int = 3, **options: int) -> list[nn.Module]:
+    layer = nn.Conv2d(fan_in, fan_out, size, padding=size // 2, bias=False, **options)
+    return [layer, nn.BatchNorm2d(fan_out)]
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(
+        *conv(3, 12), nn.ReLU(), *conv(12, 10), nn.ReLU(),
+        nn.Conv2d(10, 6, 3, stride=2, dilation=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """A stem and two blocks, whose inner channels are masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv(3, 8), nn.ReLU())
+        self.inner = nn.ModuleList(nn.Sequential(*conv(8, 16), nn.ReLU()) for _ in range(2))
+        self.outer = nn.ModuleList(nn.Sequential(*conv(16, 8)) for _ in range(2))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            x = F.relu(x + outer(inner(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Kinds(nn.Module):
+    """Depthwise, grouped, and a concatenation of masked and unmasked channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*conv(3, 12), nn.ReLU())
+        self.depthwise = nn.Sequential(*conv(12, 12, groups=12), nn.ReLU())
+        self.grouped = nn.Sequential(*conv(12, 8, groups=2), nn.ReLU())
+        self.last = nn.Conv2d(11, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.grouped(self.depthwise(self.first(x)))
+        return self.last(torch.cat([y, x], 1)).mean((2, 3))
+
+
+def freeze(dynamic: DynamicModel, share: float = 0.6) -> DynamicModel:
+    """Give each gate a fixed mask of its first filters."""
+    for name, gate in dynamic.gates.items():
+        width = next(u.out_channels for u in dynamic.units if u.name == name)
+        dynamic._set_gate(name, FrozenGate(torch.arange(width) < share * width))
+        del gate
+    return dynamic.eval()
+
+
+def open_by_image(dynamic: DynamicModel) -> DynamicModel:
+    """Gates whose masks differ by image: about half of the filters each."""
+    for predictor in dynamic.predictors.values():
+        nn.init.normal_(predictor.linear.weight, std=3.0)
+        nn.init.zeros_(predictor.linear.bias)
+    return dynamic.eval()
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rough = torch.randn(count, 3, 4, 4, generator=generator)
+    return F.interpolate(rough, (9, 9), mode="bilinear", align_corners=False)
+
+
+def distance(a: nn.Module, b: nn.Module, images: Tensor) -> float:
+    with torch.inference_mode():
+        return float((a(images) - b(images)).square().mean())
+
+
+MADE: dict[str, Callable[[], nn.Module]] = {"chain": chain, "residual": Residual, "kinds": Kinds}
+made = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+masked = pytest.mark.parametrize("masked", [freeze, open_by_image])
+
+
+def pruned(
+    make: Callable[[], nn.Module], masked: Callable = freeze
+) -> tuple[nn.Module, DynamicModel]:
+    dense = settle(make())
+    skip = ["stem", "outer"] if make is Residual else []
+    return dense, masked(convert(dense, pictures(2), skip=skip, min_gain=-1.0))
+
+
+@made
+@masked
+def test_the_repaired_network_is_nearer_to_the_dense_one_on_other_images(make, masked):
+    dense, dynamic = pruned(make, masked)
+    before = distance(dynamic, dense, pictures(200, seed=1))
+    result = repair(dynamic, [pictures(400)], dense=dense, images=400)
+    after = distance(dynamic, dense, pictures(200, seed=1))
+    assert before > 0 and after < 0.8 * before
+    assert result.layers and all(layer.after <= layer.before for layer in result.layers)
+    assert not result.left and result.images == 400
+
+
+def by_hand(x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray, ridge: float):
+    """Ridge regression towards w with a free offset, in float64, one output at a time."""
+    mx, my = x.mean(0), y.mean(0)
+    gram = (x - mx).T @ (x - mx) / len(x)
+    damped = gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weights = np.stack(
+        [
+            w[:, o]
+            + np.linalg.solve(damped, (x - mx).T @ (y[:, o] - my[o]) / len(x) - gram @ w[:, o])
+            for o in range(y.shape[1])
+        ],
+        1,
+    )
+    return weights, my - mx @ weights
+
+
+def test_a_residual_block_gives_what_least_squares_by_hand_gives():
+    dense, dynamic = pruned(Residual)
+    images = pictures(60)
+    result = repair(dynamic, [images], dense=dense, images=60)
+    assert [layer.name for layer in result.layers] == ["outer.0.0", "outer.1.0"]
+    with torch.no_grad():
+        x = wanted = dense.stem(images)
+        for block, layer in enumerate(result.layers):
+            mask = dynamic.gates[f"inner.{block}.0"].mask
+            wanted = wanted + dense.outer[block](dense.inner[block](wanted))  # before its ReLU
+            hidden = dense.inner[block](x) * mask[:, None, None]
+            columns = F.unfold(hidden, 3, padding=1)[:, :, EVERY].permute(0, 2, 1).double()
+            goal = (wanted - x).flatten(2)[:, :, EVERY].permute(0, 2, 1).double()
+            outer, norm = dense.outer[block]
+            slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+            now = (outer.weight.flatten(1) * slope[:, None]).T.double().numpy()
+            start = (norm.bias - norm.running_mean * slope).double().numpy()
+            x_all, y_all = columns.flatten(0, 1).numpy(), goal.flatten(0, 1).numpy()
+            weights, offset = by_hand(x_all, y_all, now, start, layer.ridge)
+            repaired = [dynamic.network.get_submodule(f"outer.{block}.{i}") for i in (0, 1)]
+            slope_now = repaired[1].weight / (repaired[1].running_var + repaired[1].eps).sqrt()
+            found = (repaired[0].weight.flatten(1) * slope_now[:, None]).T.numpy()
+            np.testing.assert_allclose(found, weights, atol=2e-4 * np.abs(weights).max())
+            shift = (repaired[1].bias - repaired[1].running_mean * slope_now).numpy()
+            np.testing.assert_allclose(shift, offset, atol=2e-4)
+            wanted = F.relu(wanted)
+            x = F.relu(x + repaired[1](repaired[0](hidden)))
+
+
+EVERY = torch.randperm(81, generator=torch.Generator().manual_seed(0))[:64].sort().values
+
+
+@made
+def test_one_batch_or_twenty_give_the_same(make):
+    dense, one = pruned(make)
+    many = copy.deepcopy(one)
+    images = pictures(100)
+    told = [
+        repair(net, parts, dense=dense, images=100)
+        for net, parts in ((one, [images]), (many, list(images.split(5))))
+    ]
+    for a, b in zip(told[0].layers, told[1].layers, strict=True):
+        assert (a.name, a.ridge, a.samples) == (b.name, b.ridge, b.samples)
+        assert a.after == pytest.approx(b.after, rel=1e-4)
+    assert distance(one, many, pictures(20, seed=1)) < 1e-8
+
+
+def test_where_maps_do_not_fit_into_memory_each_pass_starts_anew(monkeypatch):
+    dense, kept = pruned(Residual)
+    anew, batches = copy.deepcopy(kept), list(pictures(40).split(10))
+    repair(kept, batches, dense=dense, images=40)
+    monkeypatch.setattr("ftwt.fitting.passes.KEPT", 0)
+    repair(anew, batches, dense=dense, images=40)
+    for a, b in zip(kept.parameters(), anew.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_labels_are_never_read():
+    class Untouchable:
+        def __getattribute__(self, name: str):
+            raise AssertionError(f"labels were read: {name}")
+
+    dense, dynamic = pruned(chain)
+    repair(dynamic, [(pictures(20), Untouchable())], dense=dense)
+
+
+def test_a_layer_that_no_fit_makes_better_keeps_its_weights():
+    dense, dynamic = pruned(chain)
+    for name, gate in dynamic.gates.items():
+        dynamic._set_gate(name, FrozenGate(torch.ones_like(gate.mask)))
+    before = copy.deepcopy(dynamic.state_dict())
+    result = repair(dynamic, [pictures(20)], dense=dense)
+    assert all(layer.before < 1e-9 for layer in result.layers)
+    for name, value in dynamic.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-4, rtol=1e-4)
+
+
+def test_weights_that_are_shared_are_left_alone_and_named():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Sequential(*conv(n, 6), nn.ReLU()) for n in (3, 6, 6))
+            self.c[0].weight = self.b[0].weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x))).mean((2, 3))
+
+    dense = settle(Shared())
+    dynamic = freeze(convert(dense, pictures(2), min_gain=-1.0))
+    result = repair(dynamic, [pictures(20)], dense=dense)
+    assert set(result.left) == {"b.0", "c.0"}
+    assert set(result.left.values()) == {"its weights are used more than once"}
+    assert torch.equal(dynamic.network.get_submodule("b.0").weight, dense.b[0].weight)
+
+
+def test_what_cannot_be_repaired_with_is_refused():
+    dense, dynamic = pruned(chain)
+    with pytest.raises(ValueError, match="no images|0 images to repair with; give 5 or more"):
+        repair(dynamic, [], dense=dense)
+    with pytest.raises(ValueError, match="3 images to repair with; give 5 or more"):
+        repair(dynamic, [pictures(3)], dense=dense)
+    with pytest.raises(ValueError, match="is another network"):
+        repair(dynamic, [pictures(20)], dense=settle(Residual()))
+    bad = pictures(20)
+    bad[7, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"3 .* not finite; look for NaN"):
+        repair(dynamic, [bad], dense=dense)
+    with pytest.raises(ValueError, match="for a network converted for"):
+        repair(dynamic, [torch.zeros(8, 3, 5, 5)], dense=dense)
+
+
+def test_fewer_samples_than_unknowns_are_warned_of():
+    dense, dynamic = pruned(chain)
+    with pytest.warns(
+        UserWarning, match="unknowns for each output and .* samples: the ridge holds"
+    ):
+        repair(dynamic, [pictures(5)], dense=dense)
+
+
+def test_sites_of_a_residual_network_are_fitted_to_its_sums():
+    _, dynamic = pruned(Residual)
+    sites, left = find_sites(dynamic.network)
+    assert [site.name for site in sites] == ["outer.0.0", "outer.1.0"] and not left
+    assert all(site.add is not None and site.norm is not None for site in sites)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_regression_is_that_of_numpy(groups):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(groups, 50, 4, generator=generator)
+    y = torch.randn(groups, 50, 2, generator=generator)
+    start, offset = torch.randn(groups, 4, 2).double(), torch.randn(groups, 2).double()
+    moments = Moments(groups, 4, 2, torch.device("cpu"))
+    for part in range(0, 50, 10):
+        moments.add(x[:, part : part + 10], y[:, part : part + 10])
+    weights, shift = solve(moments, start, offset, 0.1, free_offset=True)
+    for group in range(groups):
+        w, b = by_hand(
+            x[group].double().numpy(), y[group].double().numpy(), start[group].numpy(),
+            offset[group].numpy(), 0.1,
+        )  # fmt: skip
+        np.testing.assert_allclose(weights[group].numpy(), w, atol=1e-5)
+        np.testing.assert_allclose(shift[group].numpy(), b, atol=1e-5)
+    errors = (y.double() - x.double() @ weights - shift[:, None]).square().sum(1)
+    torch.testing.assert_close(moments.error(weights, shift), errors, atol=1e-4, rtol=1e-4)
+
+
+def test_samples_that_a_mask_leaves_out_do_not_count():
+    x, y = torch.randn(2, 30, 3), torch.randn(2, 30, 1)
+    weight = (torch.rand(2, 30) < 0.5).float()
+    some, few = (Moments(2, 3, 1, torch.device("cpu")) for _ in range(2))
+    some.add(x, y, weight)
+    for group in range(2):
+        few.xx[group] = (x[group][weight[group] > 0].T @ x[group][weight[group] > 0]).double()
+    torch.testing.assert_close(some.xx, few.xx, atol=1e-4, rtol=1e-5)
+    assert some.weight.tolist() == weight.sum(1).tolist()
+
+
+def test_the_ridge_is_the_one_that_is_best_on_held_out_samples():
+    generator = torch.Generator().manual_seed(2)
+    truth = torch.randn(40, 1, generator=generator)
+    sums = []
+    for count in (45, 400):
+        x = torch.randn(1, count, 40, generator=generator)
+        y = x @ truth + 2 * torch.randn(1, count, 1, generator=generator)
+        moments = Moments(1, 40, 1, torch.device("cpu"))
+        moments.add(x, y)
+        sums.append(moments)
+    zero = torch.zeros(1, 40, 1).double(), torch.zeros(1, 1).double()
+    found = fit(*sums, *zero, free_offset=True)
+    assert found.ridge is not None and found.ridge >= 0.1 and found.after < found.before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        best = fit(sums[1], sums[1], *zero, free_offset=True)
+    assert best.ridge is not None and best.ridge < found.ridge
