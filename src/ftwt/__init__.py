@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .evaluation.robustness import evaluate_corrupted as evaluate_corrupted
     from .exporting.export import Exported as Exported
     from .exporting.export import export as export
+    from .fitting.predictors import FittedPredictors as FittedPredictors
+    from .fitting.predictors import fit_predictors as fit_predictors
     from .fitting.repair import Repair as Repair
     from .fitting.repair import repair as repair
     from .lowering.compile import compile as compile
@@ -75,6 +77,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "evaluate_corrupted": "evaluation.robustness",
     "Exported": "exporting.export",
     "export": "exporting.export",
+    "FittedPredictors": "fitting.predictors",
+    "fit_predictors": "fitting.predictors",
     "Repair": "fitting.repair",
     "repair": "fitting.repair",
     "compile": "lowering.compile",

@@ -53,6 +53,11 @@ def images(count: int = 128, *, seed: int = 0) -> Images:
     )
 
 
+def pixels(count: int, *, seed: int = 0) -> Tensor:
+    """The same images as (N, 3, 8, 8), normalised."""
+    return next(iter(Batches(images(count, seed=seed), batch_size=count)))[0]
+
+
 def batches(*, train: bool, shard: tuple[int, int] = (0, 1)) -> Batches:
     """Training: 8 batches of 16. Validation: 2 of 32."""
     if train:

@@ -84,7 +84,7 @@ def find_sites(network: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str
                     sites.append(_site(node, modules, calls))
                 else:
                     left[str(node.target)] = reason
-        elif _is_add(node):
+        elif is_add(node):
             terms = node.all_input_nodes
             if terms and masked.issuperset(terms):
                 masked.add(node)
@@ -103,7 +103,8 @@ def _unfit(module: nn.Module) -> str | None:
     return None
 
 
-def _is_add(node: fx.Node) -> bool:
+def is_add(node: fx.Node) -> bool:
+    """Whether a node is a sum of two values."""
     if node.op == "call_function":
         return node.target in ADDS
     return node.op == "call_method" and node.target in ADD_METHODS
@@ -137,7 +138,7 @@ def _site(node: fx.Node, modules: Mapping[str, nn.Module], calls: Counter[str]) 
         else:
             break
     add = other = None
-    if follower is not None and _is_add(follower) and len(follower.all_input_nodes) == 2:
+    if follower is not None and is_add(follower) and len(follower.all_input_nodes) == 2:
         found = next(term for term in follower.all_input_nodes if term is not value)
         if not _depends(found, node):
             add, other = follower, found

@@ -190,12 +190,37 @@ class DynamicModel(nn.Module):
             A copy without predictors, with as many filters a unit as this network computes on
             average (rounded), trainable like any other network.
         """
-        rates = self.firing_rates(batches, accelerator=accelerator)
-        twin = copy.deepcopy(self)
-        for name, rate in rates.items():
+        masks = {}
+        for name, rate in self.firing_rates(batches, accelerator=accelerator).items():
             kept = max(1, round(float(rate.sum())))
-            mask = torch.zeros_like(rate, dtype=torch.bool)
-            mask[rate.argsort(descending=True, stable=True)[:kept]] = True
+            masks[name] = torch.zeros_like(rate, dtype=torch.bool)
+            masks[name][rate.argsort(descending=True, stable=True)[:kept]] = True
+        return self.fix(masks)
+
+    def fix(self, masks: Mapping[str, Tensor]) -> DynamicModel:
+        """Return a static network: each unit computes the same filters for every input.
+
+        Args:
+            masks: Unit -> (C,) bool, true where a filter is computed; all units with a gate.
+
+        Returns:
+            A copy without predictors, trainable like any other network.
+
+        Raises:
+            ValueError: A unit has no mask, does not exist, or has another number of filters; or a
+                mask keeps no filter.
+        """
+        for name in {**self.gates, **masks}:
+            check_unit(name, self.gates)
+            width = next(unit.out_channels for unit in self.units if unit.name == name)
+            mask = masks.get(name, torch.empty(0))
+            if mask.shape != (width,) or not mask.any():
+                raise ValueError(
+                    f"the mask of unit {name!r} has shape {tuple(mask.shape)} and keeps "
+                    f"{int(mask.sum())} filters; give a bool for each of {width}, one of them true"
+                )
+        twin = copy.deepcopy(self)
+        for name, mask in masks.items():
             twin._set_gate(name, FrozenGate(mask))
         twin.config["static"] = True
         return twin.to(next(self.parameters()).device)
@@ -261,6 +286,16 @@ class DynamicModel(nn.Module):
     def _set_gate(self, name: str, gate: nn.Module) -> None:
         parent, _, leaf = f"{GATES}.{name}".rpartition(".")
         setattr(self.network.get_submodule(parent), leaf, gate)
+
+
+def check_unit(name: str, known: Iterable[str]) -> None:
+    """Refuse the name of a unit that does not exist.
+
+    Raises:
+        ValueError: It is none of the known ones; the message suggests the nearest.
+    """
+    if name not in (names := list(known)):
+        raise ValueError(f"no unit {name!r}; {nearest(name, names)}")
 
 
 def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:

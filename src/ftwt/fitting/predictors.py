@@ -1,0 +1,174 @@
+"""Predictors without epochs: logistic regression on what one pass over the images shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, nn
+
+from ..files.tables import Shown
+from ..graph.trace import evaluating
+from ..processes import first, gathered
+from ..pruning.dynamic import DynamicModel
+from ..pruning.method import MaskPredictor
+
+HELD_OUT = 5  # every fifth image is held out
+DECAYS = (1e-2, 1e-3, 1e-4)  # of the squared weights
+ITERATIONS = 60  # of L-BFGS, for each decay
+
+
+@dataclass(frozen=True)
+class FittedPredictors(Shown):
+    """How well predictors guess their targets on held-out images.
+
+    Args:
+        accuracy: Unit -> share of the filters for which predicted and target mask agree.
+        constant: Unit -> the same, were each filter's mask what it is most often.
+        images: Images looked at.
+    """
+
+    accuracy: dict[str, float]
+    constant: dict[str, float]
+    images: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table("unit", title=f"predictors fitted on {self.images:,} images")
+        for column in ("agree with their targets", "a constant mask would"):
+            table.add_column(column, justify="right")
+        for name, share in self.accuracy.items():
+            table.add_row(name, f"{share:.1%}", f"{self.constant[name]:.1%}")
+        yield table
+
+
+def fit_predictors(
+    dynamic: DynamicModel,
+    batches: Iterable[tuple[Tensor, Any] | Tensor],
+    *,
+    images: int = 2048,
+    accelerator: Any = None,
+) -> FittedPredictors:
+    """Fit all predictors, in place, to the targets of the network with open gates.
+
+    One pass over the images, then a logistic regression for each unit: L-BFGS, with the weight
+    decay that is best on held-out images. Labels are not used.
+
+    Args:
+        dynamic: A network with predictors; its `r` says which filters are targets.
+        batches: Images (B, C, *spatial), with or without labels.
+        images: How many to look at, at most, over all processes together.
+        accelerator: As for `repair`: then all get the same predictors.
+
+    Returns:
+        How well the predictors guess on held-out images.
+
+    Raises:
+        ValueError: There are fewer than 5 images, or no predictors.
+    """
+    if not dynamic.predictors:
+        raise ValueError("the network has no predictors to fit: it is static, or has no unit")
+    features, targets = _look(dynamic, batches, images, accelerator)
+    count = len(next(iter(targets.values()), ()))
+    if count < HELD_OUT:
+        raise ValueError(f"{count} images to fit predictors with; give {HELD_OUT} or more")
+    held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
+    accuracy, constant = {}, {}
+    for name, predictor in dynamic.predictors.items():
+        x, y = features[name], targets[name]
+        _fit(predictor, x, y, held)
+        with torch.no_grad():
+            guess = _logits(predictor, x[held]) > 0
+            usual = y[~held].float().mean(0) > 0.5
+        accuracy[name] = float((guess == y[held]).float().mean())
+        constant[name] = float((usual == y[held]).float().mean())
+    return FittedPredictors(accuracy, constant, count)
+
+
+@torch.no_grad()
+def _look(
+    dynamic: DynamicModel, batches: Iterable[Any], images: int, accelerator: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Unit -> (N, width) what its predictor's first layer reads, and (N, C) its targets."""
+    device = next(dynamic.parameters()).device
+    features: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
+    targets: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
+    handles = [
+        _entrance(predictor).register_forward_pre_hook(
+            lambda _, inputs, name=name: features[name].append(inputs[0])
+        )
+        for name, predictor in dynamic.predictors.items()
+    ]
+    try:
+        with evaluating(dynamic):
+            for _, part in first(batches, images, accelerator=accelerator):
+                if len(part):
+                    dynamic.check_input(part)
+                    _, gates = dynamic(part.to(device), gates="open", return_gates=True)
+                    for name in targets:
+                        targets[name].append(gates[name].target)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def joined(found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        return {
+            name: gathered(torch.cat(parts), accelerator=accelerator)
+            for name, parts in found.items()
+            if parts
+        }
+
+    return joined(features), joined(targets)
+
+
+def _entrance(predictor: MaskPredictor) -> nn.Module:
+    """The first module that reads pooled features (after the softmax of that head)."""
+    return predictor.standardize or predictor.reduce or predictor.linear
+
+
+def _logits(predictor: MaskPredictor, x: Tensor) -> Tensor:
+    if predictor.standardize is not None:
+        x = predictor.standardize(x)
+    return predictor.linear(x if predictor.reduce is None else predictor.reduce(x))
+
+
+@torch.enable_grad()
+def _fit(predictor: MaskPredictor, x: Tensor, y: Tensor, held: Tensor) -> None:
+    """Fit one predictor with the decay that is best on held-out samples."""
+    training = predictor.training
+    predictor.eval()
+    if predictor.standardize is not None:
+        with torch.no_grad():
+            predictor.standardize.running_mean.copy_(x.mean(0))
+            predictor.standardize.running_var.copy_(x.var(0, unbiased=False))
+    learns = [p for p in predictor.parameters() if p.requires_grad]
+    goal = y.float()
+    best, state = float("inf"), None
+    for decay in DECAYS:
+        optimizer = torch.optim.LBFGS(
+            learns, max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
+        )
+
+        def closure(optimizer: torch.optim.Optimizer = optimizer, decay: float = decay) -> Tensor:
+            optimizer.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(_logits(predictor, x[~held]), goal[~held])
+            loss = loss + decay * sum(p.square().sum() for p in learns if p.dim() > 1) / len(y[0])
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        with torch.no_grad():
+            logits = _logits(predictor, x[held])
+            error = float(F.binary_cross_entropy_with_logits(logits, goal[held]))
+        if error < best:
+            best = error
+            state = {name: value.clone() for name, value in predictor.state_dict().items()}
+    if state is not None:
+        predictor.load_state_dict(state)
+    for parameter in learns:
+        parameter.grad = None
+    predictor.train(training)

@@ -1,0 +1,73 @@
+"""Predictors fitted in one pass: better than a constant mask, and as good as epochs."""
+
+import copy
+
+import pytest
+import torch
+
+import toys
+from ftwt import convert, fit_predictors
+from ftwt.config import TrainConfig
+from ftwt.training.loop import train
+
+
+def trained() -> torch.nn.Module:
+    model = toys.Toy()
+    train(
+        model, toys.batches(train=True), toys.batches(train=False),
+        TrainConfig(epochs=4, lr=0.1), progress=False,
+    )  # fmt: skip
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"head": "softmax"}, {"rank": 4}, {"pool": "both", "saliency": "energy"}]
+)
+def test_fitted_predictors_agree_with_their_targets_more_than_a_constant_mask(options):
+    torch.manual_seed(0)
+    dynamic = convert(trained(), torch.zeros(2, 3, 8, 8), r=0.7, min_gain=-1.0, **options)
+    before = copy.deepcopy(dynamic.state_dict())
+    told = fit_predictors(dynamic, [(toys.pixels(300), None)], images=300)
+    assert told.images == 300 and told.accuracy.keys() == dynamic.predictors.keys()
+    mean = sum(told.accuracy.values()) / len(told.accuracy)
+    assert mean > sum(told.constant.values()) / len(told.constant)
+    _, gates = dynamic.eval()(toys.pixels(100, seed=5), return_gates=True)
+    agree = sum(float((g.mask == g.target).float().mean()) for g in gates.values()) / len(gates)
+    assert agree == pytest.approx(mean, abs=0.08)
+    for name, value in dynamic.state_dict().items():
+        if "ftwt_gates" not in name:
+            assert torch.equal(value, before[name]), name
+
+
+def test_they_are_as_good_as_an_epoch_of_training():
+    model = trained()
+    fitted, learned = (
+        convert(model, torch.zeros(2, 3, 8, 8), r=0.7, min_gain=-1.0) for _ in range(2)
+    )
+    config = TrainConfig(epochs=1, lr=0.0, cooldown=1.0)
+    train(learned, toys.batches(train=True), toys.batches(train=False), config, progress=False)
+    fit_predictors(fitted, toys.batches(train=False))
+
+    def agreement(dynamic):
+        _, gates = dynamic.eval()(toys.pixels(200, seed=9), return_gates=True)
+        return sum(float((g.mask == g.target).float().mean()) for g in gates.values())
+
+    assert agreement(fitted) > agreement(learned)
+
+
+def test_one_batch_or_many_fit_the_same():
+    model = trained()
+    nets = [convert(model, torch.zeros(2, 3, 8, 8), r=0.7, min_gain=-1.0) for _ in range(2)]
+    images = toys.pixels(60)
+    for net, parts in zip(nets, ([images], images.split(7)), strict=True):
+        fit_predictors(net, parts)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_what_cannot_be_fitted_is_refused():
+    dynamic = toys.dynamic()
+    with pytest.raises(ValueError, match="0 images to fit predictors with; give 5 or more"):
+        fit_predictors(dynamic, [])
+    with pytest.raises(ValueError, match="no predictors to fit"):
+        fit_predictors(dynamic.freeze(toys.batches(train=False)), toys.batches(train=False))
