@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from .pruning.macs import count_macs as count_macs
     from .pruning.method import mask_loss as mask_loss
     from .records.recording import Recording as Recording
+    from .runs.prune import Pruned as Pruned
+    from .runs.prune import prune as prune
     from .runs.run import run as run
     from .training.loop import TrainResult as TrainResult
     from .training.loop import train as train
@@ -92,6 +94,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "count_macs": "pruning.macs",
     "mask_loss": "pruning.method",
     "Recording": "records.recording",
+    "Pruned": "runs.prune",
+    "prune": "runs.prune",
     "run": "runs.run",
     "TrainResult": "training.loop",
     "train": "training.loop",

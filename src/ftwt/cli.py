@@ -128,6 +128,7 @@ def _usage() -> str:
         "usage: ftwt VERB ...\n\nPer-input pruning for convolutional networks.\n\n"
         f"{verbs}\n\n`ftwt VERB --help` lists a verb's options. Examples:\n\n"
         "  ftwt demo\n"
+        "  ftwt prune cifar10-resnet20 --reduction 0.3\n"
         "  ftwt estimate cifar10-resnet20 --reduction 0.5\n"
         "  ftwt train cifar10-resnet20-short --target-reduction 0.5\n"
         "  ftwt evaluate runs/cifar10-resnet20-short\n"

@@ -117,7 +117,7 @@ def commands() -> list[str]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^(?:torchrun .* -m (?:-- )?)?(ftwt [a-z]+(?: .*)?)$", text, re.MULTILINE)
-    verbs = "train|estimate|evaluate|demo|compile|export|run|bench|report"
+    verbs = "prune|train|estimate|evaluate|demo|compile|export|run|bench|report"
     return [*blocks, *re.findall(rf"`(ftwt (?:{verbs}) [a-z][^`]*)`", text)]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from .engine import BenchCommand, CompileCommand, RunCommand
 from .export import ExportCommand
+from .prune import PruneCommand
 from .report import ReportCommand
 from .robustness import RobustnessCommand
 from .training import (
@@ -17,6 +18,7 @@ from .training import (
 
 VERBS: dict[str, Any] = {
     "demo": DemoCommand,
+    "prune": PruneCommand,
     "estimate": EstimateCommand,
     "train": TrainCommand,
     "evaluate": EvaluateCommand,

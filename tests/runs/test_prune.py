@@ -1,0 +1,126 @@
+"""Pruning without labels: the budget is met, the better candidate taken, what is refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+import toys
+from ftwt import cli, compile, count_macs, from_pretrained, prune, runtime
+from ftwt.files.json import read_json
+from ftwt.runs.prune import Pruned
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+
+
+IMAGES = toys.pixels(200)
+
+
+@pytest.mark.parametrize("gates", ["auto", "static", "dynamic"])
+def test_the_budget_is_met_and_the_nearest_candidate_taken(gates):
+    dense = network()
+    before = copy.deepcopy(dense.state_dict())
+    pruned = prune(dense, IMAGES.split(50), reduction=0.3, gates=gates)
+    kinds = [one.kind for one in pruned.candidates]
+    assert kinds == (["static", "dynamic"] if gates == "auto" else [gates])
+    best = min(pruned.candidates, key=lambda one: one.error)
+    assert pruned.network is best.network and pruned.kind == best.kind
+    assert (pruned.images, pruned.judged) == (160, 40)
+    assert pruned.dense_macs == count_macs(dense, IMAGES[:1]).total
+    for one in pruned.candidates:
+        assert one.reduction == pytest.approx(0.3, abs=0.06)
+        with torch.inference_mode():
+            same = one.network(IMAGES[160:]).argmax(1) == dense(IMAGES[160:]).argmax(1)
+        assert one.agreement == pytest.approx(float(same.float().mean()))
+        assert one.repair.layers
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    json.dumps(pruned.to_json(), allow_nan=False)
+
+
+def test_labels_are_never_read():
+    class Untouchable:
+        def __getattribute__(self, name: str):
+            raise AssertionError(f"labels were read: {name}")
+
+    assert isinstance(prune(network(), [(IMAGES, Untouchable())], reduction=0.2), Pruned)
+
+
+def test_batches_that_can_be_read_only_once_will_do():
+    pruned = prune(network(), iter(IMAGES.split(40)), reduction=0.2, gates="static")
+    assert (pruned.images, pruned.judged) == (160, 40)
+
+
+def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
+    dense = network()[:6]
+    pruned = prune(dense, [IMAGES], reduction=0.2, gates="static")
+    (one,) = pruned.candidates
+    with torch.inference_mode():
+        wanted, found = dense(IMAGES[160:]), one.network(IMAGES[160:])
+    spread = (wanted - wanted.mean(0)).square().sum()
+    assert one.agreement is None
+    assert one.error == pytest.approx(float((wanted - found).square().sum() / spread), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give one of them, say reduction=0.3"),
+        ({"reduction": 0.3, "latency_ms": 1.0}, "give one of them"),
+        ({"reduction": 1.0}, r"reduction=1.0 is outside \(0, 1\)"),
+        ({"reduction": 0.99}, "out of reach; fixed masks of these units save from 0.000 to"),
+        ({"reduction": 0.3, "gates": "best"}, "'auto', 'static'|auto, static"),
+        ({"reduction": 0.3, "images": 0}, "to prune with; give 20 or more"),
+        ({"latency_ms": -1.0}, "latency_ms=-1.0: give milliseconds above 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        prune(network(), [IMAGES], **options)
+
+
+def test_too_few_images_and_no_unit_are_refused():
+    with pytest.raises(ValueError, match="10 images to prune with; give 20 or more"):
+        prune(network(), [IMAGES[:10]], reduction=0.3)
+    with (
+        pytest.warns(UserWarning, match="no unit found"),
+        pytest.raises(ValueError, match="Sequential has no unit to prune"),
+    ):
+        prune(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), [IMAGES], reduction=0.3)
+
+
+def test_a_latency_is_met_or_its_range_is_named():
+    pytest.importorskip("ftwt.runtime._native")
+    dense = network()
+    with pytest.raises(ValueError, match=r"latency_ms=1e-06 is out of reach; an image takes from"):
+        prune(dense, [IMAGES], latency_ms=1e-6)
+    with pytest.raises(ValueError, match="the dense network takes .* ms on this engine already"):
+        prune(dense, [IMAGES], latency_ms=1e4)
+
+
+def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
+    pytest.importorskip("ftwt.runtime._native")
+    command = ["prune", tiny.NAME, *tiny.DATA, "--reduction", "0.2", "--output", "out"]
+    assert cli.main(command) == 0
+    told = capsys.readouterr().out
+    assert "top-1 accuracy" in told and "chosen" in told
+    values = read_json("out/prune.json")
+    assert set(values["test"]) == {"dense", "static", "dynamic"}
+    network = from_pretrained("out/model").eval()
+    engine = runtime.load("out/net.ftwt")
+    images = torch.randn(4, *network.input_shape)
+    with torch.inference_mode():
+        expected = network(images).numpy()
+    assert abs(engine(images.numpy()) - expected).max() < 1e-3 * abs(expected).max()
+    assert abs(compile(network)(images.numpy()) - expected).max() < 1e-3 * abs(expected).max()
+    assert cli.main(command) == 1
+    assert "holds a pruned network already; choose another --output" in capsys.readouterr().err
