@@ -138,6 +138,7 @@ def test_every_verb_is_documented() -> None:
 SLOW_ENGINE = ("--engine", "reference")
 JSON = {  # of each verb, a command that is quick; RUN is the folder of a run
     "demo": ["--epochs", "1", "--output", "demo"],
+    "prune": [tiny.NAME, *tiny.DATA, "--reduction", "0.2", "--images", "100", *SLOW_ENGINE],
     "estimate": [tiny.NAME, *tiny.DATA, "--images", "100"],
     "train": [*TRAIN[1:], "--output", "another"],
     "evaluate": ["RUN", *tiny.DATA],
@@ -232,7 +233,7 @@ def test_a_run_is_estimated_with_its_own_gates(folder: Path, ftwt: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "unknown verb 'trian'; did you mean 'train'? Known: demo, estimate"),
+        (["trian"], "unknown verb 'trian'; did you mean 'train'? Known: demo, prune, estimate"),
         (["train"], "the recipe comes first: ftwt train RECIPE"),
         (["train", "--epochs", "3", tiny.NAME], "the recipe comes first"),
         (["train", "cifar10-resnet20-shrot"], "did you mean 'cifar10-resnet20-short'? Known: cif"),

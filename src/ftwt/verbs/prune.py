@@ -20,6 +20,7 @@ from ..networks.splits import load_splits
 from ..pruning.dynamic import DynamicModel
 from ..records.folder import MODEL
 from ..runs.prune import Gates, Pruned, prune
+from ..runtime.engine import Kind
 from .options import Json, Network
 
 ENGINE, RESULT = "net.ftwt", "prune.json"  # files in the output folder
@@ -45,6 +46,8 @@ class PruneCommand:
     """static: the same filters for every image; dynamic: chosen for each; auto: the better one."""
     images: int = 2048
     """Training images to fit to; their labels are not read."""
+    engine: Kind = "native"
+    """Which of our engines to time and write a file for; reference is slow."""
     output: str = "runs/pruned"
     """Folder for the files."""
     as_json: Json = False
@@ -74,10 +77,16 @@ class PruneCommand:
         }
         images = next(iter(splits.test))[0][:TIMED].cpu().contiguous()
         timed = bench(
-            pruned.network, images=images, rivals=RIVALS, rounds=5, singles=0, name=self.model
+            pruned.network,
+            images=images,
+            rivals=RIVALS,
+            rounds=5,
+            singles=0,
+            engine=self.engine,
+            name=self.model,
         )
         save_pretrained(pruned.network, folder / MODEL, name=name)
-        compile(pruned.network, check=False).save(folder / ENGINE)
+        compile(pruned.network, engine=self.engine).save(folder / ENGINE)
         values = {
             "model": self.model,
             "pruned": pruned.to_json(),
