@@ -156,7 +156,7 @@ def prune(
     if iter(batches) is batches:
         batches = list(batches)
     fitted, judges = _divide(batches, images)
-    dynamic = _inner(model, next(iter(fitted)))
+    dynamic = prunable(model, next(iter(fitted)))
     saliency = mean_saliency(dynamic, fitted, images=len(fitted))
     if latency_ms is not None:
         reduction = _reduction_for(dynamic, saliency, latency_ms)
@@ -169,7 +169,7 @@ def prune(
             if kind == "static":
                 network = dynamic.fix(fixed_masks(dynamic, saliency, reduction=reduction))
             else:
-                network = _gated(dynamic, fitted, reduction)
+                network = gated(dynamic, fitted, reduction=reduction, images=len(fitted))
         except ValueError as error:  # predictors cost so much that gates cannot reach the budget
             if gates != "auto" or kind == "static":
                 raise
@@ -235,7 +235,7 @@ def _divide(batches: Iterable[Any], images: int) -> tuple[_Part, _Part]:
     return _Part(batches, 0, fit), _Part(batches, fit, there - fit)
 
 
-def _inner(model: nn.Module, example: Tensor) -> DynamicModel:
+def prunable(model: nn.Module, example: Tensor) -> DynamicModel:
     """Convert a network, with gates on the units whose filters only layers read."""
     options: dict[str, Any] = {"saliency": "energy", "pool": "both"}
     whole = convert(model, example[:2], **options)
@@ -250,12 +250,14 @@ def _inner(model: nn.Module, example: Tensor) -> DynamicModel:
     return dynamic
 
 
-def _gated(dynamic: DynamicModel, fitted: _Part, reduction: float) -> DynamicModel:
-    """A copy with fitted predictors, at the budget."""
+def gated(
+    dynamic: DynamicModel, fitted: Iterable[Any], *, reduction: float, images: int = 2048
+) -> DynamicModel:
+    """A copy with fitted predictors, at a budget."""
     network = copy.deepcopy(dynamic)
-    network.set_r(estimate(network, fitted, images=len(fitted)).r_for(reduction=reduction))
-    fit_predictors(network, fitted, images=len(fitted))
-    calibrate(network, fitted, reduction=reduction, images=len(fitted))
+    network.set_r(estimate(network, fitted, images=images).r_for(reduction=reduction))
+    fit_predictors(network, fitted, images=images)
+    calibrate(network, fitted, reduction=reduction, images=images)
     return network
 
 
