@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .operations import Conv, Shaped, find_rule, natural_layout, operation
+from .operations import Conv, Shaped, find_rule, natural_layout
+from .recognise import operation
 from .rules import Contract, Rule, Silence, join, per_channel
 from .trace import cannot_take, evaluating
 from .work import WorkCounter

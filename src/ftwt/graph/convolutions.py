@@ -13,7 +13,8 @@ import torch
 from torch import fx, nn
 
 from .operations import Conv, ancestors
-from .sized import SizedTracer, record
+from .patches import record
+from .sized import SizedTracer
 
 PLAIN = frozenset(
     kind.forward

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .recognise import frozen_affine, is_channelwise, is_known, recognised
 from .rules import (
     Combine,
     Contract,
@@ -26,7 +27,6 @@ from .rules import (
 
 Conv = nn.modules.conv._ConvNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
-FROZEN_NORMS = frozenset({"FrozenBatchNorm2d"})  # detectors' batch norm that never learns, by name
 
 ZERO_KEEPING_MODULES: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU,
@@ -88,20 +88,11 @@ class Shaped:
     dtype: torch.dtype
 
 
-def operation(node: fx.Node, network: fx.GraphModule) -> str:
-    """Name what a node does: the module's class, the function, or the method."""
-    if node.op == "call_module":
-        return type(network.get_submodule(str(node.target))).__name__
-    return (
-        node.target
-        if isinstance(node.target, str)
-        else getattr(node.target, "__name__", str(node.target))
-    )
-
-
 def is_batch_norm(module: nn.Module | None) -> bool:
     """Whether a module is a batch norm, of torch or frozen, and stays one node of a graph."""
-    return isinstance(module, BatchNorm) or type(module).__name__ in FROZEN_NORMS
+    if isinstance(module, BatchNorm):
+        return is_known(type(module)) or is_channelwise(module, module.num_features)
+    return module is not None and frozen_affine(module) is not None
 
 
 def natural_layout(shape: tuple[int, ...]) -> Layout:
@@ -133,7 +124,7 @@ def find_rule(
         return None
     sources = tuple(source.name for source in inputs)
     given = tuple(layouts[source] for source in inputs)
-    name = operation(node, network)
+    name = recognised(node, network)
     module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     if (unit := node.meta.get("gate")) is not None:
@@ -142,6 +133,12 @@ def find_rule(
         return Silence(sources[:1], given[:1], unit), True
     if isinstance(module, Conv | nn.Linear) and isinstance(value, Shaped):
         return _contract(module, sources, given, value), True
+    if module is not None and not is_known(type(module)):
+        if name == "Identity":
+            return Rule(sources, given), True
+        if is_batch_norm(module):
+            return Renew(sources[:1], given[:1]), True
+        return Mix(sources, given, _unknown_layout(value, values, inputs, given)), False
     if isinstance(module, ZERO_KEEPING_MODULES) or (
         name in ZERO_KEEPING_NAMES and len(sources) == 1
     ):
@@ -151,13 +148,12 @@ def find_rule(
     pools = isinstance(module, POOLING_MODULES) or (name in POOLING_NAMES and len(sources) == 1)
     if pools and isinstance(value, Shaped) and not any(size > 1 for size in given[0][1:]):
         return Rule(sources, given), True
-    renews = isinstance(module, RENEWING_MODULES) or name in FROZEN_NORMS
-    if renews or (name in RENEWING_NAMES and module is None):
+    if isinstance(module, RENEWING_MODULES) or (name in RENEWING_NAMES and module is None):
         return Renew(sources[:1], given[:1]), True
     if name == "getitem" and isinstance(values[inputs[0]], tuple):
         return Select(sources, given, operator.index(node.args[1])), True  # type: ignore[arg-type]
     if isinstance(module, MOVING_MODULES) or (name in MOVING_NAMES and module is None):
-        maxima = all(operation(user, network) in MAXIMA for user in node.users)
+        maxima = all(recognised(user, network) in MAXIMA for user in node.users)
         places = _places(node, module, values, layouts, maxima=maxima)
         if places is not None:
             return Move(sources, given, places), True

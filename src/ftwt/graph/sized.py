@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from .patches import MarkingTracer
+
 LENGTHS = (5040, 7560)  # of the two batches: multiples of what a forward may divide them by
 META = torch.device("meta")  # tensors with shapes and without data: these batches cost nothing
 
 
-class SizedTracer(fx.Tracer):
+class SizedTracer(MarkingTracer):
     """A tracer whose stand-ins know the shapes that their tensors have for images of one size.
 
     Args:
         example: Inputs of the network; dimension 0 of each tensor counts the images.
         whole: Modules to record as a call, beside torch's own.
     """
-
-    proxy_buffer_attributes = True  # what is computed from a buffer is computed again each time
 
     def __init__(self, example: tuple[Any, ...], whole: Collection[nn.Module] = ()) -> None:
         super().__init__()
@@ -65,8 +65,9 @@ class SizedTracer(fx.Tracer):
         """Trace, and leave out the sizes that nobody computes with in the end."""
         graph = super().trace(root, concrete_args)
         for node in reversed(list(graph.nodes)):
-            number = node.op.startswith("call_") and not _holds_tensor(self.values(node)[0])
-            if number and not node.users:
+            value = self.values(node)[0]
+            number = node.op.startswith("call_") and not _holds_tensor(value)
+            if number and value is not None and not node.users:
                 graph.erase_node(node)
         return graph
 
@@ -101,6 +102,8 @@ class SizedTracer(fx.Tracer):
         if _holds_tensor(first):
             return self.proxy(node)
         decides = isinstance(first, bool) and any(map(self.varies, node.all_input_nodes))
+        if first is None and second is None:
+            return None  # the node stays, for it may change what it was given
         if _is_plain(first) and first == second and not decides:
             self.graph.erase_node(node)
             del self._values[node]
@@ -143,16 +146,6 @@ class SizedTracer(fx.Tracer):
         else:
             result = node.target(*args, **kwargs)  # type: ignore[operator]
         return _without_data(result)
-
-
-def record(model: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
-    """Trace a network; constants that the tracer finds go to the graph and not to the network."""
-    before = set(vars(model))
-    try:
-        return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
-    finally:
-        for name in set(vars(model)) - before:
-            delattr(model, name)
 
 
 class Stand(fx.Proxy):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from .compare import close, compare, compare_training, mode, two_images
 from .convolutions import is_convolution, is_linear
-from .operations import FROZEN_NORMS
-from .sized import SizedTracer, record
+from .patches import MarkingTracer, record
+from .recognise import frozen_affine
+from .settle import settle
+from .sized import SizedTracer
+from .wrappers import changed_calls, hooked, refuse_wrapped, without_hooks
 
-_DROPOUT = {
+_DROPOUT: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
     F.dropout2d: nn.Dropout2d,
     F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    torch.dropout: nn.Dropout,
+    torch.alpha_dropout: nn.AlphaDropout,
+    torch.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
+_BRANCH = (
+    "Its forward must not branch on the values of tensors; rewrite that part, or convert the "
+    "traceable trunk alone"
+)
 
 
-def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.GraphModule:
+def trace(
+    model: nn.Module, example: tuple[Any, ...] | None = None, *, training: bool = False
+) -> fx.GraphModule:
     """Trace a network; the graph's modules are the network's own.
 
     Branches on `self.training` are taken as in eval mode, so auxiliary heads are left out; dropout
     and other modules that read the flag stay modules (functional dropout becomes one) and behave in
-    either mode as they did.
+    either mode as they did. What is computed under `torch.no_grad()` stays without gradient, and an
+    `autograd.Function` keeps its backward.
 
     A network whose forward computes with sizes (a padding, a loop over rows) can be traced for the
     sizes of an example alone; its graph then refuses inputs of other sizes. A graph that does not
@@ -39,13 +55,18 @@ def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.GraphM
     Args:
         model: Any network that `torch.fx` can trace, by itself or told the sizes of the example.
         example: Inputs of the network, (B, C, *spatial) each.
+        training: Also hold outputs and gradients in training to the network's.
 
     Returns:
         A graph module in the training mode that `model` was in; `model` keeps its own.
 
     Raises:
         ValueError: If the network cannot be traced, with the reason and the line.
+
+    Warns:
+        UserWarning: With `training`, if the network returns more in training than in eval mode.
     """
+    refuse_wrapped(model)
     whole = {module for module in model.modules() if _is_whole(module)}  # before a tracer is about
     tracers: list[fx.Tracer] = [_Tracer(whole)]
     if example is not None:
@@ -53,11 +74,7 @@ def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.GraphM
     for tracer in tracers:
         try:
             with evaluating(model):
-                network = record(model, tracer)
-                if example is not None:
-                    if isinstance(tracer, SizedTracer):
-                        expect_sizes(network, example)
-                    _compare(network, model, example)
+                network = _traced(model, tracer, example)
             break
         except torch.OutOfMemoryError:
             raise
@@ -65,14 +82,53 @@ def trace(model: nn.Module, example: tuple[Any, ...] | None = None) -> fx.GraphM
             if tracer is tracers[-1]:
                 _try(model, example)
                 raise ValueError(
-                    f"cannot trace {type(model).__name__}: {_reason(error)}. Its forward must not "
-                    "branch on the values of tensors; rewrite that part, or convert the traceable "
-                    "trunk alone"
+                    f"cannot trace {type(model).__name__}: {_reason(error)}. {_cure(model, error)}"
                 ) from error
-    for name, module in network.named_modules():  # those that only hold others are new
-        module.training = model.get_submodule(name).training
-    _dropout_as_modules(network)
+    modes = {name: part.training for name, part in model.named_modules(remove_duplicate=False)}
+    for name, module in network.named_modules():  # functional dropout that is a module now is new
+        module.training = modes.get(name, model.training)
+    if training and example is not None:
+        try:
+            compare_training(network, model, two_images(example))
+        except ValueError as error:
+            raise ValueError(f"cannot trace {type(model).__name__}: {error}") from error
     return network
+
+
+def _traced(model: nn.Module, tracer: fx.Tracer, example: tuple[Any, ...] | None) -> fx.GraphModule:
+    network = record(model, tracer)
+    network.eval()
+    _dropout_as_modules(network)
+    if example is None:
+        return network
+    if isinstance(tracer, SizedTracer):
+        expect_sizes(network, example)
+    inputs = two_images(example)
+    settle(network, _copies(inputs))
+    compare(network, model, inputs)
+    _refuse_hooks(network, model, inputs)
+    return network
+
+
+def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(part.clone() if isinstance(part, Tensor) else part for part in inputs)
+
+
+@torch.no_grad()
+def _refuse_hooks(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Refuse hooks that change what a layer computes: the analysis reads layers, not hooks."""
+    calls = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    names = hooked(model, calls)
+    if not names:
+        return
+    with_them = network.forward(*_copies(inputs))
+    without = without_hooks(model, names, lambda: network.forward(*_copies(inputs)))
+    pairs = zip(tree_leaves(with_them), tree_leaves(without), strict=True)
+    if not all(close(a, b) for a, b in pairs if isinstance(a, Tensor)):
+        raise ValueError(
+            f"hooks on {', '.join(map(repr, names))} change what the network computes; remove "
+            "them, or make what they do a module of its own"
+        )
 
 
 def cannot_take(inputs: Iterable[Any], error: Exception) -> ValueError:
@@ -96,16 +152,9 @@ def _try(model: nn.Module, example: tuple[Any, ...] | None) -> None:
         raise cannot_take(example, error) from error
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
     """Put a network into eval mode, and each of its modules back into the mode it was in."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+    return mode(model, training=False)
 
 
 def expect_sizes(network: fx.GraphModule, example: tuple[Any, ...]) -> None:
@@ -131,47 +180,39 @@ def expect_size(value: Tensor, size: tuple[int, ...]) -> None:
 fx.node.has_side_effect(expect_size)  # it has no users, and is to stay all the same
 
 
-class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True  # what is computed from a buffer is computed again each time
-
+class _Tracer(MarkingTracer):
     def __init__(self, whole: set[nn.Module]) -> None:
         super().__init__()
         self._whole = whole
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if "forward" in vars(m):
+            return False  # replaced on the object: its class does not say what it does
         return m in self._whole or super().is_leaf_module(m, module_qualified_name)
 
 
 def _is_whole(module: nn.Module) -> bool:
     """Whether a module that is not torch's is recorded as a call and not looked into."""
-    frozen = type(module).__name__ in FROZEN_NORMS
-    return frozen or _depends_on_training(module) or is_convolution(module) or is_linear(module)
-
-
-@torch.no_grad()
-def _compare(network: fx.GraphModule, model: nn.Module, example: tuple[Any, ...]) -> None:
-    """Refuse a graph that computes something else than the network, for two images."""
-    inputs = [
-        part[:1].expand(2, *part.shape[1:]).contiguous() if isinstance(part, Tensor) else part
-        for part in example
-    ]
-    outputs = []
-    for each in (model, network):
-        with torch.random.fork_rng():  # the same lots for a dropout that is always on
-            torch.manual_seed(0)
-            outputs.append(tree_leaves(each(*inputs)))
-    for theirs, ours in zip(*outputs, strict=True):
-        if isinstance(theirs, Tensor) and not _close(theirs, ours):
-            raise ValueError("its graph computes something else than the network")
-
-
-def _close(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
+    if "forward" in vars(module):
         return False
-    if torch.equal(first, second) or not first.is_floating_point():
-        return torch.equal(first, second)
-    largest = float(first.abs().nan_to_num().max())  # a device may sum in another order each time
-    return torch.allclose(first, second, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
+    return (
+        frozen_affine(module) is not None
+        or _depends_on_training(module)
+        or is_convolution(module)
+        or is_linear(module)
+    )
+
+
+def _cure(model: nn.Module, error: Exception) -> str:
+    """Say what helps against an error; nothing where its text says it already."""
+    if replaced := changed_calls(model):
+        listed = ", ".join(replaced)
+        return f"The forward of {listed} was replaced on the object; derive a class with it instead"
+    text = str(error)
+    if isinstance(error, fx.proxy.TraceError) or "its forward " in text:
+        return _BRANCH
+    ours = ("its graph computes", "hooks on")
+    return "" if text.startswith(ours) else "Convert the traceable trunk alone"
 
 
 def _reason(error: BaseException) -> str:
@@ -195,17 +236,20 @@ def _depends_on_training(module: nn.Module) -> bool:
 
 
 def _dropout_as_modules(network: fx.GraphModule) -> None:
+    """Make modules of functional dropout that was told the mode: they know it themselves."""
     for node in list(network.graph.nodes):
         if node.op != "call_function" or node.target not in _DROPOUT:
             continue
-        given = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
-        if given.get("training") is not False:
+        names = ("input", "p", "training", "inplace")
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        if given.get("training", given.get("train")) is not False:
             continue  # it did not ask for the mode, and goes on in either
         name = f"{node.name}_module"
-        dropout = _DROPOUT[node.target](given.get("p", 0.5))
-        network.add_module(name, dropout.train(network.training))
+        dropout = _DROPOUT[node.target](given.get("p", 0.5), bool(given.get("inplace", False)))
+        network.add_module(name, dropout.eval())
         with network.graph.inserting_before(node):
             module = network.graph.call_module(name, (given["input"],))
+        module.meta.update(node.meta)
         node.replace_all_uses_with(module)
         network.graph.erase_node(node)
     network.recompile()

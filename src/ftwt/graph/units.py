@@ -13,7 +13,8 @@ from typing import Literal
 
 from torch import fx, nn
 
-from .operations import SUMS, Conv, ancestors, is_batch_norm, operation
+from .operations import SUMS, Conv, ancestors, is_batch_norm
+from .recognise import recognised
 
 Kind = Literal["conv", "linear"]
 Residual = Literal["before", "after"]
@@ -107,7 +108,7 @@ def find_units(
                 reasons[name] = "depthwise, and its producer has no gate"
         elif add is not None and residual == "after":
             end = add
-            if (user := _only_user(end)) is not None and operation(user, network) in ACTIVATIONS:
+            if (user := _only_user(end)) is not None and recognised(user, network) in ACTIVATIONS:
                 end = user
             if end in masked:
                 reasons[name] = f"its block's output has the gate of {masked[end]}"
@@ -137,7 +138,7 @@ def _channels(layer: nn.Module) -> tuple[Kind, int, int]:
 
 def _why_not_hidden(end: fx.Node, network: fx.GraphModule) -> str | None:
     """Say why a linear layer that ends here is not a hidden one; None if it is."""
-    if (activation := operation(end, network)) not in ACTIVATIONS:
+    if (activation := recognised(end, network)) not in ACTIVATIONS:
         return "not a hidden layer: no activation follows it alone"
     if activation in LIFTING:
         return f"its activation, {activation}, does not keep zero"
@@ -168,7 +169,7 @@ def _end(layer: fx.Node, network: fx.GraphModule) -> fx.Node:
     user = _follower(end, network)
     if user is not None and is_batch_norm(_module(user, network)):
         end, user = user, _follower(user, network)
-    if user is not None and user.op != "output" and operation(user, network) in ACTIVATIONS:
+    if user is not None and user.op != "output" and recognised(user, network) in ACTIVATIONS:
         end = user
     return end
 
@@ -178,7 +179,7 @@ def _sum_after(end: fx.Node, network: fx.GraphModule) -> fx.Node | None:
     user = _only_user(end)
     if user is None or user.op not in ("call_function", "call_method"):
         return None
-    return user if operation(user, network) in SUMS and len(user.all_input_nodes) == 2 else None
+    return user if recognised(user, network) in SUMS and len(user.all_input_nodes) == 2 else None
 
 
 def _is_shortcut(conv: fx.Node, add: fx.Node, network: fx.GraphModule) -> bool:
@@ -204,7 +205,9 @@ def _last_conv(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
 def _producer(conv: fx.Node, network: fx.GraphModule) -> fx.Node:
     """Return the node that made a depthwise convolution's input, but for dropout between."""
     node = conv.all_input_nodes[0]
-    while operation(node, network).startswith(("Dropout", "Identity")) and node.op == "call_module":
+    while (
+        recognised(node, network).startswith(("Dropout", "Identity")) and node.op == "call_module"
+    ):
         node = node.all_input_nodes[0]
     return node
 

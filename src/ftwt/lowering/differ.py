@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.operations import operation
+from ..graph.recognise import operation
 from ..pruning.dynamic import ARGUMENTS, FrozenGate
 from ..runtime import Engine, Predict, Program
 from ..runtime.reference import Map, Network

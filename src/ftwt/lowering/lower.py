@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 
 from ..graph.activity import ChannelGraph
 from ..graph.convolutions import inside, is_linear
-from ..graph.operations import FROZEN_NORMS, MOVING_MODULES, MOVING_NAMES, operation
+from ..graph.operations import MOVING_MODULES, MOVING_NAMES
+from ..graph.recognise import frozen_affine, is_known, operation, passes_through, recognised
+from ..graph.settle import changed
 from ..graph.trace import trace
 from ..pruning.dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..pruning.method import Gate
 from ..runtime.program import Fixed, Predict, Program, Silence
 from ..runtime.program import Gate as Mask
-from .behaviour import eps_of_norm, is_identity
 from .draft import Data, Draft
 from .fuse import fuse
 from .moves import SAMPLES, Moved, Value, with_part, without_border
@@ -168,9 +169,11 @@ class Walk:
         args, kwargs = self._given(node.args), self._given(node.kwargs)
         if node.op == "call_module":
             return self._module(node, self.network.get_submodule(str(node.target)), *args, **kwargs)
-        name = operation(node, self.network)
+        name = recognised(node, self.network)
         if not any(isinstance(part, Data) for part in _leaves((args, kwargs))):
             return self._call(node, name, args, kwargs)  # sizes, or weights
+        if node.target is changed:  # in place, by another node: that has been seen to
+            return args[0]
         if name == "getitem" and isinstance(args[0], tuple):
             return args[0][args[1]]
         if name in MOVING_NAMES:
@@ -194,11 +197,7 @@ class Walk:
         kind = type(module)
         if not any(isinstance(part, Data) for part in _leaves(args)):
             self.draft.refuse("its input is the same for all images")
-        if "forward" in vars(module):
-            self.draft.refuse("its forward was replaced; give the class a forward of its own")
-        if kind.__name__ in IDENTITIES:
-            if not is_identity(module, args[0].shape):
-                self.draft.refuse("it changes its input in eval mode, too")
+        if (kind.__name__ in IDENTITIES or not is_known(kind)) and passes_through(module):
             return args[0]
         if isinstance(module, MOVING_MODULES):
             return self._moved(module, args, kwargs)
@@ -214,11 +213,10 @@ class Walk:
                 if getattr(module, "inplace", False) and node is not None:
                     self._changed(node, result)
                 return result
-        if kind.__name__ in FROZEN_NORMS:
-            given = {field: getattr(module, field) for field in MODULES[nn.BatchNorm2d][1][:4]}
-            if (eps := eps_of_norm(module, given)) is None:
-                self.draft.refuse("it does not compute what its name says")
-            return HANDLERS["batch_norm"](self.draft, args[0], **given, eps=eps)
+        if (affine := frozen_affine(module)) is not None:
+            scale, shift = affine
+            zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
+            return HANDLERS["batch_norm"](self.draft, args[0], zeros, ones, scale, shift, eps=0.0)
         if isinstance(module, nn.Conv2d):
             return self._own_convolution(module, args[0])
         if is_linear(module):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ..graph.operations import MOVING_NAMES, operation
+from ..graph.operations import MOVING_NAMES
+from ..graph.recognise import recognised
+from ..graph.settle import changed
 from .operations import CHANGE_THEIR_INPUT, IDENTITIES
 
 COPIES = frozenset(
@@ -57,5 +59,7 @@ def _shares(node: fx.Node, network: fx.GraphModule) -> bool:
         return bool(getattr(module, "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
-    name = operation(node, network)
+    if node.target is changed:
+        return True
+    name = recognised(node, network)
     return name in VIEWS | CHANGE_THEIR_INPUT or bool(node.kwargs.get("inplace"))

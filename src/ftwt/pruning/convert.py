@@ -14,8 +14,10 @@ from torch import Tensor, fx, nn
 
 from ..graph.activity import ChannelGraph
 from ..graph.operations import Conv
+from ..graph.settle import without_gradients
 from ..graph.trace import trace
 from ..graph.units import Depthwise, Residual, Unit, find_units
+from ..graph.wrappers import copied
 from ..names import nearest
 from .dynamic import ARGUMENTS, GATES, DynamicModel, FrozenGate, check_r
 from .macs import warn_of_uncounted
@@ -99,7 +101,9 @@ def convert(
     if any(isinstance(module, Gate | FrozenGate | DynamicModel) for module in model.modules()):
         raise ValueError("the network is dynamic already; convert what its restore() returns")
     inputs = example if isinstance(example, tuple) else (example,)
-    network = trace(copy.deepcopy(model), inputs)
+    network = trace(copied(model), inputs, training=True)
+    for parameter in without_gradients(network):
+        parameter.requires_grad_(False)
     options = {
         "mode": mode,
         "saliency": saliency,

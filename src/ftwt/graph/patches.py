@@ -1,0 +1,109 @@
+"""What torch.fx loses while it records, kept: gradients of one's own, and what is no tensor."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+
+from .settle import NO_GRADIENT
+
+_APPLY = torch.autograd.Function.__dict__["apply"]
+
+
+class MarkingTracer(fx.Tracer):
+    """A tracer that marks what is recorded under `torch.no_grad()`."""
+
+    proxy_buffer_attributes = True  # what is computed from a buffer is computed again each time
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make a node."""
+        node = super().create_node(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            node.meta[NO_GRADIENT] = True
+        return node
+
+
+def record(model: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
+    """Trace a network; constants that the tracer finds go to the graph and not to the network."""
+    before = set(vars(model))
+    try:
+        with torch.enable_grad(), _whole_functions(model):
+            return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+
+
+@contextmanager
+def _whole_functions(model: nn.Module) -> Iterator[None]:
+    """Let each autograd.Function be one node, and wrapped functions return what is no tensor."""
+    places: list[tuple[dict[str, Any], str, Any]] = []
+    files = {type(part).__module__ for part in model.modules()}
+    for file in filter(None, map(sys.modules.get, files)):
+        for name, value in list(vars(file).items()):
+            if isinstance(value, MethodType) and value.__func__ is _APPLY.__func__:
+                places.append((vars(file), name, value))  # under a name of its own
+    wrap = _symbolic_trace._create_wrapped_func
+    torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[assignment]
+    _symbolic_trace._create_wrapped_func = _wrapped  # type: ignore[assignment]
+    for names, name, value in places:
+        names[name] = MethodType(_apply, value.__self__)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = _APPLY  # type: ignore[method-assign]
+        _symbolic_trace._create_wrapped_func = wrap
+        for names, name, value in places:
+            names[name] = value
+
+
+def _apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand for `Function.apply` while a network is traced."""
+    apply = MethodType(_APPLY.__func__, kind)
+    if (stand := _stand_in((args, kwargs))) is None:
+        return apply(*args, **kwargs)
+
+    def whole(*given: Any, **named: Any) -> Any:
+        return apply(*given, **named)
+
+    whole.__name__, whole.__qualname__, whole.__module__ = (
+        kind.__name__,
+        kind.__name__,
+        kind.__module__,
+    )
+    return stand.tracer.create_proxy("call_function", whole, args, kwargs)
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Stand for a function that `torch.fx.wrap` was told of."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if (stand := _stand_in((args, kwargs))) is None:
+            return function(*args, **kwargs)
+        found = stand.tracer.create_proxy("call_function", function, args, kwargs)
+        if isinstance(found, fx.Proxy):
+            found.node.meta["is_wrapped"] = True
+        return found
+
+    return call
+
+
+def _stand_in(value: Any) -> fx.Proxy | None:
+    found: list[fx.Proxy] = []
+
+    def look(part: Any) -> Any:
+        if isinstance(part, fx.Proxy):
+            found.append(part)
+        return part
+
+    fx.node.map_aggregate(value, look)
+    return found[0] if found else None
