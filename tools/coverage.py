@@ -4,10 +4,12 @@
     python tools/coverage.py timm                   # one of each family
     python tools/coverage.py timm --only resnet vgg # these families, or networks
     python tools/coverage.py timm --again           # those that crashed or were wrong, once more
+    python tools/coverage.py timm --stages convert open macs   # of all, these stages alone
 
 Writes results/coverage/LIBRARY.json after each network, so that a run can be interrupted and goes
 on where it was; a network that is in the file is not tried again unless asked for. Each network has
-a process of its own, with limits: one that dies is a line in the table and not the end.
+a process of its own, with limits: one that dies is a line in the table and not the end. With
+--stages, what the others found stays; a network whose stages are of this commit is not tried again.
 """
 
 from __future__ import annotations
@@ -43,23 +45,40 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--minutes", type=float, default=15, help="of the CPU, for one at most")
     parser.add_argument("--memory", type=float, default=12, metavar="GIB", help="at most, for one")
+    parser.add_argument("--stages", nargs="+", choices=stages.STAGES, default=stages.STAGES)
     options = parser.parse_args()
     torch.set_num_threads(1)
     path = FOLDER / f"{options.library}.json"
     known: dict[str, Any] = read_json(path)["networks"] if path.exists() else {}
     keys = families.families() if options.library == "timm" else families.torchvision_names()
+    commit = (provenance(seed=0)["git"] or {}).get("commit")
+    anew = tuple(options.stages) != stages.STAGES
     wanted = [
         key
         for key in keys
         if (not options.only or key.split(":")[-1] in options.only)
-        and (key not in known or options.only or (options.again and failed(known[key])))
+        and (
+            key not in known
+            or options.only
+            or (options.again and failed(known[key]))
+            or (anew and known[key].get("stages_at", {}).get(options.stages[-1]) != commit)
+        )
     ]
     if options.library == "torchvision":
         wanted.sort(key=families.parameters)  # the most is known soonest
     for key, found in sweep(wanted, known, options):
         made = provenance(seed=0)
         made["versions"][options.library] = version(options.library)
-        known[key] = found | {"commit": (made["git"] or {}).get("commit")}
+        before = known.get(key, {})
+        at = before.get("stages_at") or dict.fromkeys(
+            before.get("stages", {}), before.get("commit")
+        )
+        if anew and found["stages"]["convert"]["ok"] and before:
+            found = before | found | {"stages": before["stages"] | found["stages"]}
+        known[key] = found | {
+            "commit": commit,
+            "stages_at": at | dict.fromkeys(options.stages, commit),
+        }
         order = {key: known[key] for key in keys if key in known}
         write_json(path, {"all": len(keys), "networks": order, "provenance": made})
         print(line(key, known[key]), flush=True)
@@ -106,7 +125,7 @@ def _child(pipe: Any, key: str, before: dict[str, Any] | None, options: argparse
         pipe.send(died(key, "refused", "no member of the family can be built without data"))
         return
     try:
-        found = stages.examine(chosen["name"])
+        found = stages.examine(chosen["name"], options.stages)
     except MemoryError as error:
         found = died(chosen["name"], "size", f"more than {options.memory:g} GiB: {error}")
     except Exception as error:  # it could not even be built

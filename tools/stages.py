@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import oracle
@@ -29,11 +29,12 @@ SHARE_OFF = 1e-3  # of the MACs, between the two counts
 CALM = 0.5  # logits lie about this far on either side of the threshold, by lot
 
 
-def examine(name: str) -> dict[str, Any]:
-    """Take a network through all stages.
+def examine(name: str, stages: Sequence[str] = STAGES) -> dict[str, Any]:
+    """Take a network through all stages, or some, of which `convert` is the first.
 
     Args:
         name: `torchvision:NAME` or `timm:NAME`; its weights are random.
+        stages: Which, in the order of `STAGES`.
 
     Returns:
         JSON values: what it is, and under `stages` for each stage `ok`, its figures, and if it is
@@ -53,7 +54,7 @@ def examine(name: str) -> dict[str, Any]:
         "stages": {},
     }
     work = _Work(model, images)
-    for stage in STAGES:
+    for stage in stages:
         if stage not in ("convert", "open", "macs") and told["parameters"] > LARGE:
             reason = f"more than {LARGE / 1e6:.0f} M parameters: converted and compared alone"
             told["stages"][stage] = {"ok": False, "end": "size", "reason": reason}

@@ -106,20 +106,19 @@ def test_hooks_that_change_are_refused_and_those_that_look_are_not() -> None:
     assert seen
     handle.remove()
     model.first.register_forward_hook(lambda m, i, o: o * 2)
-    with pytest.raises(ValueError, match=r"Conv2d \(node first\), by 0\.5.*has forward hooks"):
+    with pytest.raises(ValueError, match="hooks on 'first' change what the network computes"):
         compiled(model, X)
     model = network()
     model.last.register_forward_pre_hook(lambda m, i: (i[0] + 1,))
-    with pytest.raises(ValueError, match=r"Conv2d \(node last\).*has forward hooks"):
+    with pytest.raises(ValueError, match="hooks on 'last' change what the network computes"):
         compiled(model, X)
 
 
-def test_forwards_that_were_replaced_are_refused() -> None:
+def test_forwards_that_were_replaced_are_looked_into() -> None:
     model = network()
     original = model.last.forward
     model.last.forward = lambda x: 2 * original(x)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"Conv2d \(node last\): its forward was replaced"):
-        compiled(model, X)
+    right(model)
 
 
 def frozen(eps: float, factor: float = 1.0) -> nn.Module:
@@ -148,10 +147,8 @@ class DropPath(nn.Module):
 def test_names_of_classes_are_not_believed() -> None:
     for eps in (1e-5, 0.0, 1e-3):
         right(network(lambda n, y: n.norm(y), norm=frozen(eps)))
-    odd = network(lambda n, y: n.norm(y), norm=frozen(1e-5, factor=1.2))
-    with pytest.raises(ValueError, match=r"FrozenBatchNorm2d \(node norm\): it does not compute"):
-        compiled(odd, X)
-    with pytest.raises(ValueError, match=r"DropPath \(node drop\): it changes its input"):
+    right(network(lambda n, y: n.norm(y), norm=frozen(1e-5, factor=1.2)))
+    with pytest.raises(ValueError, match=r"DropPath \(node drop\): there is no rule"):
         compiled(network(lambda n, y: n.drop(y), drop=DropPath()), X)
 
 

@@ -33,6 +33,7 @@ ZERO_KEEPING_MODULES: tuple[type[nn.Module], ...] = (
     nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign, nn.Tanhshrink,
     nn.Softshrink, nn.Hardshrink,
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
 )  # fmt: skip
 POOLING_MODULES: tuple[type[nn.Module], ...] = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
@@ -125,6 +126,8 @@ def find_rule(
     sources = tuple(source.name for source in inputs)
     given = tuple(layouts[source] for source in inputs)
     name = recognised(node, network)
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]  # in place, the same
     module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     if (unit := node.meta.get("gate")) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -13,15 +13,30 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
+from .compare import kept
 from .settle import NO_GRADIENT
 
 _APPLY = torch.autograd.Function.__dict__["apply"]
 
 
 class MarkingTracer(fx.Tracer):
-    """A tracer that marks what is recorded under `torch.no_grad()`."""
+    """A tracer that marks what is recorded under `torch.no_grad()`.
+
+    Args:
+        whole: Modules to record as a call, beside torch's own.
+    """
 
     proxy_buffer_attributes = True  # what is computed from a buffer is computed again each time
+
+    def __init__(self, whole: Collection[nn.Module] = ()) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is called and not looked into."""
+        if "forward" in vars(m):
+            return False  # replaced on the object: its class does not say what it does
+        return m in self._whole or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node."""
@@ -32,14 +47,9 @@ class MarkingTracer(fx.Tracer):
 
 
 def record(model: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
-    """Trace a network; constants that the tracer finds go to the graph and not to the network."""
-    before = set(vars(model))
-    try:
-        with torch.enable_grad(), _whole_functions(model):
-            return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
-    finally:
-        for name in set(vars(model)) - before:
-            delattr(model, name)
+    """Trace a network, and leave nothing in it: what its forward caches would be stand-ins."""
+    with torch.enable_grad(), _whole_functions(model), kept(model):
+        return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
 
 
 @contextmanager
@@ -47,10 +57,10 @@ def _whole_functions(model: nn.Module) -> Iterator[None]:
     """Let each autograd.Function be one node, and wrapped functions return what is no tensor."""
     places: list[tuple[dict[str, Any], str, Any]] = []
     files = {type(part).__module__ for part in model.modules()}
-    for file in filter(None, map(sys.modules.get, files)):
-        for name, value in list(vars(file).items()):
+    for holder in (*filter(None, map(sys.modules.get, files)), *model.modules()):
+        for name, value in list(vars(holder).items()):
             if isinstance(value, MethodType) and value.__func__ is _APPLY.__func__:
-                places.append((vars(file), name, value))  # under a name of its own
+                places.append((vars(holder), name, value))  # under a name of its own
     wrap = _symbolic_trace._create_wrapped_func
     torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[assignment]
     _symbolic_trace._create_wrapped_func = _wrapped  # type: ignore[assignment]

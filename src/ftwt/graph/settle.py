@@ -157,5 +157,5 @@ def _leaves(places: Any) -> list[_Place]:
 def _place(value: Tensor) -> _Place:
     memory = value.untyped_storage()
     elements = memory.nbytes() // max(1, value.element_size())
-    form = (value.storage_offset(), tuple(value.shape), tuple(value.stride()))
+    form = (int(value.storage_offset()), tuple(value.shape), tuple(value.stride()))
     return _Place(memory._cdata, elements, *form, value.dtype)

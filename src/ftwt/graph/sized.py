@@ -31,17 +31,12 @@ class SizedTracer(MarkingTracer):
     """
 
     def __init__(self, example: tuple[Any, ...], whole: Collection[nn.Module] = ()) -> None:
-        super().__init__()
+        super().__init__(whole)
         self.device = next((i.device for i in example if isinstance(i, Tensor)), META)
         self._inputs = [tuple(_batch(part, length) for part in example) for length in LENGTHS]
-        self._whole = whole
         self._values: dict[fx.Node, tuple[Any, Any]] = {}
         self._placeholders = 0
         self._runs = False  # a node: then nothing is recorded
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is called and not looked into."""
-        return m in self._whole or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> Stand:
         """Return the stand-in for a node's value."""
@@ -65,9 +60,10 @@ class SizedTracer(MarkingTracer):
         """Trace, and leave out the sizes that nobody computes with in the end."""
         graph = super().trace(root, concrete_args)
         for node in reversed(list(graph.nodes)):
+            if not node.op.startswith("call_") or node.users:
+                continue
             value = self.values(node)[0]
-            number = node.op.startswith("call_") and not _holds_tensor(value)
-            if number and value is not None and not node.users:
+            if value is not None and not _holds_tensor(value):
                 graph.erase_node(node)
         return graph
 

@@ -68,7 +68,7 @@ def trace(
     """
     refuse_wrapped(model)
     whole = {module for module in model.modules() if _is_whole(module)}  # before a tracer is about
-    tracers: list[fx.Tracer] = [_Tracer(whole)]
+    tracers: list[fx.Tracer] = [MarkingTracer(whole)]
     if example is not None:
         tracers.append(SizedTracer(example, whole))
     for tracer in tracers:
@@ -81,9 +81,8 @@ def trace(
         except Exception as error:  # a tracer runs the user's forward: anything may come out of it
             if tracer is tracers[-1]:
                 _try(model, example)
-                raise ValueError(
-                    f"cannot trace {type(model).__name__}: {_reason(error)}. {_cure(model, error)}"
-                ) from error
+                said = f"cannot trace {type(model).__name__}: {_reason(error)}"
+                raise ValueError(said + _cure(model, error)) from error
     modes = {name: part.training for name, part in model.named_modules(remove_duplicate=False)}
     for name, module in network.named_modules():  # functional dropout that is a module now is new
         module.training = modes.get(name, model.training)
@@ -180,17 +179,6 @@ def expect_size(value: Tensor, size: tuple[int, ...]) -> None:
 fx.node.has_side_effect(expect_size)  # it has no users, and is to stay all the same
 
 
-class _Tracer(MarkingTracer):
-    def __init__(self, whole: set[nn.Module]) -> None:
-        super().__init__()
-        self._whole = whole
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if "forward" in vars(m):
-            return False  # replaced on the object: its class does not say what it does
-        return m in self._whole or super().is_leaf_module(m, module_qualified_name)
-
-
 def _is_whole(module: nn.Module) -> bool:
     """Whether a module that is not torch's is recorded as a call and not looked into."""
     if "forward" in vars(module):
@@ -207,12 +195,14 @@ def _cure(model: nn.Module, error: Exception) -> str:
     """Say what helps against an error; nothing where its text says it already."""
     if replaced := changed_calls(model):
         listed = ", ".join(replaced)
-        return f"The forward of {listed} was replaced on the object; derive a class with it instead"
+        return (
+            f". The forward of {listed} was replaced on the object; derive a class with it instead"
+        )
     text = str(error)
     if isinstance(error, fx.proxy.TraceError) or "its forward " in text:
-        return _BRANCH
+        return f". {_BRANCH}"
     ours = ("its graph computes", "hooks on")
-    return "" if text.startswith(ours) else "Convert the traceable trunk alone"
+    return "" if text.startswith(ours) else ". Convert the traceable trunk alone"
 
 
 def _reason(error: BaseException) -> str:

@@ -36,7 +36,7 @@ def refuse_wrapped(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if (why := _why_not(module, name)) is not None:
-            what = f"its module {name!r}" if name else type(model).__name__
+            what = f"its module {name!r}" if name else "it"
             raise ValueError(f"cannot convert {type(model).__name__}: {what} {why}")
         children = (*module._modules, *module._parameters, *module._buffers)
         if (word := next(filter(keyword.iskeyword, children), None)) is not None:
