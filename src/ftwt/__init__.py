@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from .fitting.predictors import fit_predictors as fit_predictors
     from .fitting.repair import Repair as Repair
     from .fitting.repair import repair as repair
+    from .fitting.second_look import SecondLookFit as SecondLookFit
+    from .fitting.second_look import second_look as second_look
     from .lowering.compile import compile as compile
+    from .lowering.second_look import compile_second_look as compile_second_look
     from .networks.pretrained import from_pretrained as from_pretrained
     from .networks.pretrained import push_to_hub as push_to_hub
     from .networks.pretrained import save_pretrained as save_pretrained
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from .pruning.macs import MacCount as MacCount
     from .pruning.macs import count_macs as count_macs
     from .pruning.method import mask_loss as mask_loss
+    from .pruning.second_look import SecondLook as SecondLook
     from .records.recording import Recording as Recording
     from .runs.prune import Pruned as Pruned
     from .runs.prune import prune as prune
@@ -83,7 +87,10 @@ _HOMES = {  # name -> the module that it comes from, as above
     "fit_predictors": "fitting.predictors",
     "Repair": "fitting.repair",
     "repair": "fitting.repair",
+    "SecondLookFit": "fitting.second_look",
+    "second_look": "fitting.second_look",
     "compile": "lowering.compile",
+    "compile_second_look": "lowering.second_look",
     "from_pretrained": "networks.pretrained",
     "push_to_hub": "networks.pretrained",
     "save_pretrained": "networks.pretrained",
@@ -93,6 +100,7 @@ _HOMES = {  # name -> the module that it comes from, as above
     "MacCount": "pruning.macs",
     "count_macs": "pruning.macs",
     "mask_loss": "pruning.method",
+    "SecondLook": "pruning.second_look",
     "Recording": "records.recording",
     "Pruned": "runs.prune",
     "prune": "runs.prune",

@@ -1,5 +1,6 @@
 """A network and images so small that training them takes a second, and what tests do with them."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from ftwt import DynamicModel, convert
@@ -51,6 +53,13 @@ def images(count: int = 128, *, seed: int = 0) -> Images:
         mean=(0.4, 0.4, 0.4),
         std=(0.2, 0.2, 0.2),
     )
+
+
+def printed(result: Any) -> str:
+    """What a result prints, in one line."""
+    console = Console(width=200, file=io.StringIO())
+    console.print(result)
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
 
 
 def pixels(count: int, *, seed: int = 0) -> Tensor:

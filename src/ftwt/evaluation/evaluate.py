@@ -21,6 +21,7 @@ from ..graph.work import count_work
 from ..pruning.dynamic import DynamicModel
 from ..pruning.macs import warn_of_uncounted
 from ..pruning.method import Apply
+from ..pruning.second_look import SecondLook
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def evaluate(
     """Evaluate a plain or dynamic network; its modules are left in the modes they were in.
 
     Args:
-        model: Images (B, C, H, W) to logits (B, classes).
+        model: Images (B, C, H, W) to logits (B, classes): plain, dynamic, or a second look.
         batches: (images, labels), labels in [0, classes).
         gates: The masks of a dynamic network: `predicted`, `target` or `open`.
         targets: Also compare masks with their targets (costs a little time).
@@ -154,6 +155,11 @@ def evaluate(
     with evaluating(model), torch.inference_mode():
         for images, labels in batches:
             images, labels = images.to(device), labels.to(device)
+            if isinstance(model, SecondLook):
+                looked = model.look(images)
+                tally.guess(looked.outputs, labels)
+                tally.spend(model.dense_macs, looked.executed)
+                continue
             if dynamic is None:
                 tally.guess(plain_outputs(model, images), labels)
                 if tally.dense is None:
@@ -249,6 +255,11 @@ class _Tally:
         self.losses.append(losses.cpu().numpy())
         self.top1 += int(right[:, 0].sum())
         self.top5 += int(right.sum())
+
+    def spend(self, dense: int, executed: Tensor) -> None:
+        self.dense = dense
+        self.executed.append(executed.numpy())
+        self.published.append(np.full(len(executed), float(dense)))  # knows no second look
 
     def work(self, dynamic: DynamicModel, decided: dict[str, Any]) -> None:
         count = dynamic.macs({name: gate.mask for name, gate in decided.items()})

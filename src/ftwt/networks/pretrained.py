@@ -33,9 +33,11 @@ from ..files.tensors import (
 from ..names import nearest
 from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel
+from ..pruning.second_look import SecondLook
 from ..shipped import CONFIG, MODEL, WEIGHTS
 
 FORMAT = 1  # of a saved network
+RULE = "second_look.json"  # of a second look, whose networks lie in folders of their own
 NEXT = f".{CONFIG}.next"  # what CONFIG becomes as soon as the weights are in place
 MAX_INPUT = 2**23  # numbers in an image that a file may ask to rebuild a network with
 LOADERS = re.compile("pretrained|checkpoint|^weights|(path|file|url|dir|cfg)$")  # of arguments
@@ -53,7 +55,7 @@ def save_pretrained(
     """Save a network, plain, dynamic or static twin, for `from_pretrained`.
 
     Args:
-        model: The network.
+        model: The network; of a second look, both.
         directory: A folder, made if need be; an older network in it is replaced.
         name: What `ftwt.models.create` knows its architecture by; None for an architecture of your
             own, which `from_pretrained` must then be given.
@@ -67,6 +69,20 @@ def save_pretrained(
         ValueError: The dtype is none of these, or a weight is too large for it.
         OSError: The folder cannot be written or the disk is full.
     """
+    if isinstance(model, SecondLook):
+        passes = {"first": model.first, "second": model.second}
+        for place, network in passes.items():
+            save_pretrained(
+                network,
+                Path(directory) / place,
+                name=name,
+                arguments=arguments,
+                classes=classes,
+                dtype=dtype,
+            )
+        rule = {"format": FORMAT, "library": "ftwt", "threshold": float(model.threshold)}
+        write_json(Path(directory) / RULE, rule)
+        return
     dynamic = model if isinstance(model, DynamicModel) else None
     config = {
         "format": FORMAT,
@@ -109,6 +125,8 @@ def from_pretrained(
             or the name of a network is that of a folder here, too.
         FileNotFoundError: There is no such network or folder, or it holds no network.
     """
+    if (Path(source) / RULE).exists():
+        return _second_look(Path(source), model)
     directory = _fetch(source, revision)
     config = read_json(directory / (CONFIG if (directory / CONFIG).exists() else NEXT))
     if not isinstance(config, dict) or config.get("library") != "ftwt":
@@ -142,6 +160,17 @@ def from_pretrained(
             built = built.freeze([(example, torch.zeros(2))]) if static else built
     load_weights(built, tensors, source=directory)
     return built.eval()
+
+
+def _second_look(folder: Path, model: nn.Module | None) -> SecondLook:
+    rule = read_json(folder / RULE)
+    threshold = rule.get("threshold") if isinstance(rule, dict) else None
+    if not isinstance(threshold, int | float) or rule.get("format") != FORMAT:
+        raise ValueError(f"{folder / RULE} holds no threshold of format {FORMAT}; save it anew")
+    first, second = (from_pretrained(folder / place, model=model) for place in ("first", "second"))
+    if not isinstance(first, DynamicModel) or not isinstance(second, DynamicModel):
+        raise ValueError(f"{folder} holds plain networks, no second look; save it anew")
+    return SecondLook(first, second, threshold).eval()
 
 
 def _check(config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:

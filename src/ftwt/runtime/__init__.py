@@ -19,3 +19,5 @@ from .program import Pool as Pool
 from .program import Predict as Predict
 from .program import Program as Program
 from .program import Silence as Silence
+from .second_look import SecondLookEngine as SecondLookEngine
+from .second_look import load_second_look as load_second_look

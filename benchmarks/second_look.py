@@ -1,0 +1,140 @@
+"""A second look beside the repaired fixed mask, at equal average executed MACs.
+
+    python benchmarks/second_look.py cifar10-resnet20
+    python benchmarks/second_look.py RUN --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
+
+For each first pass (a repaired fixed mask) and each average cut, the threshold is set on one half
+of the test images, without labels, and accuracy is counted on the other half; then the halves
+change places. So every test image is scored once, by a threshold that did not see it. Which first
+pass to take is decided by the agreement with the dense network on the half that sets the threshold.
+Writes `results/second-look/NETWORK-seedS.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ftwt
+from ftwt.config import DataConfig
+from ftwt.data import Batches
+from ftwt.files.json import write_json
+from ftwt.files.provenance import provenance
+from ftwt.fitting.masks import fixed_masks, mean_saliency
+from ftwt.networks.sources import find_network
+from ftwt.networks.splits import load_splits
+from ftwt.pruning.second_look import SecondLook, opened
+from ftwt.runs.prune import prunable
+
+OUTPUT = Path("results/second-look")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", help="a name with weights, or the folder of a network")
+    parser.add_argument("--name", help="what to call it in the result; by default, the network")
+    parser.add_argument("--averages", type=float, nargs="+", default=[0.2, 0.3, 0.4])
+    parser.add_argument("--firsts", type=float, nargs="+", default=[0.3, 0.4, 0.5])
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-root")
+    parser.add_argument("--mean", type=float, nargs=3)
+    parser.add_argument("--std", type=float, nargs=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    data = DataConfig(
+        data_root=given.data_root,
+        mean=None if given.mean is None else tuple(given.mean),
+        std=None if given.std is None else tuple(given.std),
+    )
+    splits = load_splits(data)
+    dense = find_network(given.network).eval()
+    name = given.name or given.network.replace(":", "-")
+    generator = torch.Generator().manual_seed(given.seed)
+    order = torch.randperm(len(splits.plain.images), generator=generator)
+    fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
+    test = splits.test.images
+    halves = [
+        Batches(test.select(torch.arange(half, len(test), 2)), batch_size=500) for half in (0, 1)
+    ]
+    inner = prunable(dense, next(iter(fitted))[0])
+    saliency = mean_saliency(inner, fitted, images=given.images)
+    second = opened(inner).eval()
+    rows: list[dict[str, Any]] = []
+    alone: list[dict[str, Any]] = []
+    top1 = ftwt.evaluate(dense, splits.test).top1
+    print(f"{name}: dense {top1:.2%}", flush=True)
+    for cut in sorted({*given.firsts, *given.averages}):
+        first = inner.fix(fixed_masks(inner, saliency, reduction=cut))
+        ftwt.repair(first, fitted, dense=dense, images=given.images)
+        found = ftwt.evaluate(first.eval(), splits.test)
+        alone.append({"cut": cut, "top1": found.top1, "reduction": found.reduction})
+        print(alone[-1], flush=True)
+        if cut in given.firsts:
+            for average in (a for a in given.averages if a < cut):
+                rows += look(first, second, halves, cut, average)
+                print(rows[-2:], flush=True)
+        write_json(
+            OUTPUT / f"{name}-seed{given.seed}.json",
+            {
+                "network": name,
+                "images": given.images,
+                "dense_top1": top1,
+                "fixed_masks": alone,
+                "rows": rows,
+                "provenance": provenance(
+                    config=vars(given) | {"data_root": None},
+                    seed=given.seed,
+                    duration_s=time.perf_counter() - began,
+                ),
+            },
+        )
+
+
+def look(
+    first: Any, second: Any, halves: list[Batches], cut: float, average: float
+) -> list[dict[str, Any]]:
+    """Set the threshold on each half, and score the other."""
+    rows = []
+    for half, (mine, others) in enumerate((halves, halves[::-1])):
+        fit = ftwt.second_look(first, second, mine, reduction=average, images=len(mine.images))
+        found = ftwt.evaluate(fit.network, others)
+        rows.append(
+            {
+                "first_cut": cut,
+                "average_cut": average,
+                "threshold_from_half": half,
+                "threshold": fit.threshold,
+                "again": fit.again,
+                "agreement": fit.agreement,
+                "images": found.images,
+                "top1": found.top1,
+                "reduction": found.reduction,
+                "by_lot_top1": by_lot(fit.network, others, fit.again, seed=half),
+            }
+        )
+    return rows
+
+
+@torch.inference_mode()
+def by_lot(network: SecondLook, batches: Batches, share: float, *, seed: int) -> float:
+    """Accuracy if as many images, drawn by lot, were looked at again."""
+    generator = torch.Generator().manual_seed(seed)
+    right = count = 0
+    for images, labels in batches:
+        outputs = network.first(images)
+        again = torch.rand(len(images), generator=generator) < share
+        if again.any():
+            outputs[again] = network.second(images[again])
+        right += int((outputs.argmax(1) == labels).sum())
+        count += len(labels)
+    return right / count
+
+
+if __name__ == "__main__":
+    main()
