@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +12,7 @@ from torch import Tensor, nn
 
 import ftwt
 from ftwt.graph.work import count_work
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import oracle
+from kernels import oracle
 
 TOKENS, MEMORY = torch.randn(2, 7, 32), torch.randn(2, 5, 32)
 IMAGES = torch.randn(2, 4, 7, 8)

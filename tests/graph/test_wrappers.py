@@ -82,6 +82,7 @@ WRAPPED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a key that is a word of Python": (
         lambda: Net(**{"class": nn.Conv2d(8, 8, 1)}), "'rest.class' is named by a word of Python's"
     ),
+    "lazy": (lambda: Net(inner=nn.LazyConv2d(8, 1)), "'rest.inner' has weights whose sizes .*once"),
     "None": (lambda: Net(**{"None": nn.Conv2d(8, 8, 1)}), "'rest.None' is named by a word"),
 }  # fmt: skip
 

@@ -58,7 +58,7 @@ def two_images(example: tuple[Any, ...]) -> tuple[Any, ...]:
     """The first sample of an example and its mirror image, as a batch of two."""
 
     def pair(part: Any) -> Any:
-        if not isinstance(part, Tensor):
+        if not isinstance(part, Tensor) or not part.dim():
             return part
         first = part[:1].detach()
         return torch.cat([first, first.flip(-1) if part.is_floating_point() else first])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -37,12 +38,12 @@ def refuse_wrapped(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if (why := _why_not(module, name)) is not None:
             what = f"its module {name!r}" if name else "it"
-            raise ValueError(f"cannot convert {type(model).__name__}: {what} {why}")
+            raise ValueError(f"cannot trace {type(model).__name__}: {what} {why}")
         children = (*module._modules, *module._parameters, *module._buffers)
         if (word := next(filter(keyword.iskeyword, children), None)) is not None:
             place = f"{name}.{word}" if name else word
             raise ValueError(
-                f"cannot convert {type(model).__name__}: {place!r} is named by a word of Python's "
+                f"cannot trace {type(model).__name__}: {place!r} is named by a word of Python's "
                 "own, which a traced network cannot have; give it another name"
             )
 
@@ -80,6 +81,8 @@ def _why_not(module: nn.Module, name: str) -> str | None:
         return f"was compiled: unwrap it with {inner}._orig_mod, and compile what is made of it"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "was compiled in place: convert it before .compile(), and compile what is made of it"
+    if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+        return "has weights whose sizes it does not know yet: run it once on an image first"
     for hook in module._forward_pre_hooks.values():
         for method, cure in HOOKS.items():
             if isinstance(hook, method):
