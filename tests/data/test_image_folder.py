@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ftwt.data import FileBatches, ImageFiles, decoding, hold_out, image_folders
 from ftwt.files.pictures import Preprocessing, read_picture
@@ -272,3 +273,17 @@ def test_generated_images_are_the_same_again_and_of_different_sizes(
     assert len(set(class_names(24))) == 24
     with pytest.raises(ValueError, match="classes=25: give 1 to 24"):
         class_names(25)
+
+
+def test_pictures_of_all_suffixes_are_listed_and_other_files_named(tmp_path):
+    for part in ("train", "val"):
+        for suffix in ("jfif", "gif", "png", "JPG"):
+            folder = tmp_path / part / "one"
+            folder.mkdir(parents=True, exist_ok=True)
+            kind = {"jfif": "JPEG", "JPG": "JPEG"}.get(suffix, suffix.upper())
+            Image.new("RGB", (40, 40)).save(folder / f"a.{suffix}", format=kind)
+    train, _ = image_folders(tmp_path, HOW)
+    assert len(train) == 4
+    (tmp_path / "train" / "one" / "b.heic").touch()
+    with pytest.warns(UserWarning, match=r"train: files that are no pictures .* \.heic \(1\)"):
+        assert len(image_folders(tmp_path, HOW)[0]) == 4

@@ -1,6 +1,8 @@
 """Image files as input: equal to what torchvision does, and clear about what is no image."""
 
 import io
+import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,73 @@ def test_preprocessing_of_a_stranger_is_checked(change: dict[str, Any], message:
 def test_other_values_are_no_preprocessing(values: Any) -> None:
     with pytest.raises(ValueError, match="does not say how images are prepared"):
         Preprocessing.from_json(values)
+
+
+def test_deep_pictures_are_brought_to_eight_bits(tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray((grey / 65535).astype(np.float32)).save(tmp_path / "float.tiff")
+    Image.fromarray((grey / 257).round().astype(np.uint8)).save(tmp_path / "plain.png")
+    plain = read_picture(tmp_path / "plain.png", HOW)
+    assert plain.std() > 0.5
+    for name in ("deep.png", "float.tiff"):
+        np.testing.assert_allclose(read_picture(tmp_path / name, HOW), plain, atol=0.03)
+
+
+@pytest.mark.parametrize("values", [(-1.0, 1.0), (0.0, 3.0), (np.nan, np.nan)])
+def test_floats_of_an_unknown_range_are_refused(tmp_path: Path, values: Any) -> None:
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.array([values] * 2, np.float32)).save(path)
+    with pytest.raises(ValueError, match=r"its values go from .* or as floats from 0 to 1"):
+        read_picture(path, HOW)
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF"])
+def test_a_format_that_starts_another_program_is_not_opened(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    monkeypatch.setattr("subprocess.check_call", refuse)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match="photo.jpg is not an image that can be read .* these are: JPEG"
+    ):
+        read_picture(path, HOW)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="it is not a regular file"):
+        read_picture(tmp_path / "photo.png", HOW)
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 5_000)])
+def test_of_a_very_long_picture_the_middle_is_taken_in_little_memory(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    path = tmp_path / "long.png"
+    picture = Image.new("RGB", size, (0, 0, 255))
+    middle = [(side - 900) // 2 if side > 900 else 0 for side in size]
+    ends = [min(side, start + 900) for side, start in zip(size, middle, strict=True)]
+    picture.paste((255, 0, 0), (*middle, *ends))
+    picture.save(path)
+    tracemalloc.start()
+    found = read_picture(path, HOW)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+    red = [
+        (value - mean) / std for value, mean, std in zip((1, 0, 0), HOW.mean, HOW.std, strict=True)
+    ]
+    np.testing.assert_allclose(found.mean((1, 2)), red, rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "ppm", "tiff"])
+def test_every_format_of_the_list_is_read(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (40, 40), (255, 255, 255)).save(tmp_path / f"a.{suffix}")
+    white = [(1 - mean) / std for mean, std in zip(HOW.mean, HOW.std, strict=True)]
+    found = read_picture(tmp_path / f"a.{suffix}", HOW)
+    np.testing.assert_allclose(found.mean((1, 2)), white, rtol=1e-2)

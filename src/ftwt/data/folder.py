@@ -1,14 +1,17 @@
 """Image files in folders by class, listed; nothing is read before a batch needs it."""
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.pictures import Preprocessing
+from ..files.pictures import SUFFIXES, Preprocessing
 from ..models.vision import import_vision
 from .archive import data_folder
 
@@ -86,12 +89,14 @@ def image_folders(
     both = []
     for part in (TRAIN, TEST):
         folder = data_folder(root) / part
-        listed = import_vision("torchvision.datasets").ImageFolder(folder, allow_empty=True)
+        listed = import_vision("torchvision.datasets").ImageFolder(
+            folder, allow_empty=True, is_valid_file=_is_picture
+        )
         labels = torch.tensor(listed.targets, dtype=torch.int64)
         counts = labels.bincount(minlength=len(classes))
         if not counts.all():
             empty = classes[int(counts.argmin())]
-            known = ", ".join(listed.extensions)
+            known = ", ".join(SUFFIXES)
             raise ValueError(f"no images in {folder / empty} (of {known}); put some there")
         files = ImageFiles(
             paths=tuple(path for path, _ in listed.samples),
@@ -100,9 +105,28 @@ def image_folders(
             name=folder.name,
             how=how,
         )
+        _warn_of_others(folder, len(files))
         order = np.random.default_rng(0).permutation(len(files))
         both.append(files.select(torch.from_numpy(order)))
     return both[0], both[1]
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+def _warn_of_others(folder: Path, listed: int) -> None:
+    """Name the kinds of files that are left out, where there are any."""
+    files = [
+        file for _, _, names in os.walk(folder, followlinks=True) for file in names
+        if not file.startswith(".")
+    ]  # fmt: skip
+    if len(files) == listed:
+        return
+    others = Counter(Path(file).suffix.lower() or file for file in files if not _is_picture(file))
+    if others:
+        told = ", ".join(f"{kind} ({count:,})" for kind, count in others.most_common(5))
+        warnings.warn(f"{folder}: files that are no pictures are left out: {told}", stacklevel=3)
 
 
 def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:

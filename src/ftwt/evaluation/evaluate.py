@@ -22,6 +22,7 @@ from ..pruning.dynamic import DynamicModel
 from ..pruning.macs import warn_of_uncounted
 from ..pruning.method import Apply
 from ..pruning.second_look import SecondLook
+from .batches import images_and_labels
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def evaluate(
 
     Args:
         model: Images (B, C, H, W) to logits (B, classes): plain, dynamic, or a second look.
-        batches: (images, labels), labels in [0, classes).
+        batches: Pairs of float images and whole numbers (B,) in [0, classes).
         gates: The masks of a dynamic network: `predicted`, `target` or `open`.
         targets: Also compare masks with their targets (costs a little time).
         accelerator: An `accelerate.Accelerator`, if each process holds its own part of the images:
@@ -153,8 +154,10 @@ def evaluate(
     device = next(model.parameters()).device
     tally = _Tally()
     with evaluating(model), torch.inference_mode():
-        for images, labels in batches:
-            images, labels = images.to(device), labels.to(device)
+        for batch in batches:
+            images, labels = (part.to(device) for part in images_and_labels(batch))
+            if not len(images):
+                continue
             if isinstance(model, SecondLook):
                 looked = model.look(images)
                 tally.guess(looked.outputs, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,12 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 LARGEST = 1024  # pixels, of a side
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+"""What a picture may be, whatever its name: no format whose reader starts another program."""
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"
+)  # fmt: skip
+LONGEST = 64  # shorter sides: of a longer picture only the middle is resized
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def read_picture(path: str | os.PathLike[str], how: Preprocessing) -> np.ndarray
     """Read an image file as a network's input.
 
     Args:
-        path: The file, in any format that Pillow reads.
+        path: The file, of one of `FORMATS`.
         how: Resized so, cropped in the middle, normalised.
 
     Returns:
@@ -103,22 +110,54 @@ def read_picture(path: str | os.PathLike[str], how: Preprocessing) -> np.ndarray
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file, turned as its camera says, in red, green and blue.
 
+    Values of 16 bits, and floats from 0 to 1, are brought to 8 bits.
+
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no image, or not a whole one.
+        ValueError: It is no image, not a whole one, of a format that is not read (`FORMATS`), or
+            its values have no known range.
     """
     try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would make us wait
+            raise ValueError("it is not a regular file")
+        Image.init()  # registers what is in the list
+        with Image.open(path, formats=FORMATS) as opened:
+            return _eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not an image that can be read ({error})") from error
+        known = ", ".join(FORMATS)
+        raise ValueError(
+            f"{path} is not an image that can be read ({error}); {known} are"
+        ) from error
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Bring deeper values to 0 to 255; Pillow would cut them off there."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    if picture.mode not in ("I", "F"):
+        return picture
+    values = np.asarray(picture)
+    if picture.mode == "I" and 0 <= values.min() and 255 < values.max() <= 65535:
+        return Image.fromarray((values / 257).round().astype(np.uint8))
+    if picture.mode == "F" and 0 <= values.min() and values.max() <= 1:
+        return Image.fromarray((values * 255).round().astype(np.uint8))
+    raise ValueError(
+        f"its values go from {values.min():g} to {values.max():g}; save it with 8 or 16 bits, or "
+        "as floats from 0 to 1"
+    )
 
 
 def cut_middle(picture: Image.Image, how: Preprocessing) -> np.ndarray:
     """Resize a picture and cut its middle out: (crop, crop, 3) uint8."""
-    width, height = (how.resize * side // min(picture.size) for side in picture.size)
+    short = min(picture.size)
+    if max(picture.size) > LONGEST * short:  # all of it, resized, might not fit into memory
+        spare = [max(0, side - LONGEST * short) // 2 for side in picture.size]
+        picture = picture.crop(
+            (spare[0], spare[1], picture.width - spare[0], picture.height - spare[1])
+        )
+    width, height = (how.resize * side // short for side in picture.size)
     picture = picture.resize((width, height), INTERPOLATIONS[how.interpolation])
     left, top = (round((side - how.crop) / 2) for side in (width, height))
     return np.asarray(picture.crop((left, top, left + how.crop, top + how.crop)))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..budget.calibration import Calibration, calibrate
 from ..config import TrainConfig, changes
+from ..evaluation.batches import images_and_labels
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..files.json import write_json
 from ..files.provenance import provenance
@@ -157,7 +158,8 @@ class _Run:
             epoch, start = divmod(self.step, per_epoch)
             self.learner.begin(self.step)
             self.logged_at = time.perf_counter()
-            for images, labels in self._batches(epoch, start):
+            for batch in self._batches(epoch, start):
+                images, labels = images_and_labels(batch)
                 if self.step == self.schedule.cooldown_start:
                     self._calibrate()  # now, so that the network can settle around these masks
                 self.learner.learn(self.step, images, labels)
@@ -171,7 +173,7 @@ class _Run:
             self._end_epoch(epoch)
         return self._finish()
 
-    def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int, start: int) -> Iterator[Any]:
         batches = self.train_batches
         if hasattr(batches, "set_epoch"):
             batches.set_epoch(epoch)
