@@ -126,10 +126,8 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        known = ", ".join(FORMATS)
-        raise ValueError(
-            f"{path} is not an image that can be read ({error}); {known} are"
-        ) from error
+        why = f"{error}; these are: {', '.join(FORMATS)}"
+        raise ValueError(f"{path} is not an image that can be read ({why})") from error
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
