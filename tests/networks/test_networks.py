@@ -35,6 +35,7 @@ NAMES = [f"cifar10-{name}" for name in OURS] + [f"torchvision:{name}" for name i
 PLAIN = ("cifar10-vgg16-bn", "torchvision:alexnet", "torchvision:vgg11")
 INCEPTION = "torchvision:inception_v3"
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
+pytestmark = pytest.mark.filterwarnings("ignore:.* returns something else in training")
 
 
 def create(name: str) -> tuple[nn.Module, Tensor]:
