@@ -18,6 +18,7 @@ from tables.comparisons import corruption_kinds, corruptions, static
 from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_torchvision
 from tables.exports import exports
 from tables.files import ROOT
+from tables.fitting import repair, second_look
 from tables.imagenet import recipes
 from tables.photographs import photograph_gates, photograph_targets
 from tables.scaling import communication
@@ -70,6 +71,8 @@ TABLES: dict[str, Callable[[], str]] = {
         rivals,
         corruptions,
         corruption_kinds,
+        repair,
+        second_look,
         soak,
         recipes,
         photograph_targets,
