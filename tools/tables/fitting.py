@@ -93,5 +93,5 @@ def _made(groups: list[tuple[str, list[dict[str, Any]]]], folder: str) -> str:
     path = f"results/{folder}"
     return (
         f"\nFrom {images:,} training images without labels, scored on all test images; at "
-        f"{commits(made)}, {cpu}, 1 thread: [{path}](../{path}).\n"
+        f"{commits(made)}, {cpu}, 1 thread: [{path}]({path}).\n"
     )
