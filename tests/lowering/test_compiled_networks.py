@@ -10,6 +10,7 @@ import ftwt
 from forced import MASKS, build, check_against, close, create, scramble
 from ftwt.lowering import lower
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* returns something else in training")
 OURS = ("resnet20", "resnet56", "vgg16-bn", "mobilenet-v1", "mobilenet-v2")
 THEIRS = (
     "resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "vgg16", "alexnet", "mobilenet_v2",

@@ -19,6 +19,7 @@ from ftwt.lowering.economies import (
 from ftwt.runtime import Conv, Engine, Predict, Program, Stats
 from ftwt.runtime.check import check
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* returns something else in training")
 NETWORKS = (
     "cifar10-resnet20", "cifar10-mobilenet-v2", "torchvision:regnet_x_400mf",
     "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x1_0", "torchvision:squeezenet1_1",
