@@ -17,6 +17,9 @@ class _Config:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{name}={value!r} is not a whole number")
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 options = ", ".join(map(repr, get_args(hint)))
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {options}")

@@ -136,3 +136,28 @@ def test_bad_input_is_named(network: DynamicModel) -> None:
     twin = network.freeze(toys.batches(train=False))
     with pytest.raises(ValueError, match="no thresholds"):
         calibrate(twin, toys.batches(train=False), reduction=0.3)
+
+
+def test_thresholds_are_as_they_were_when_a_calibration_is_stopped(monkeypatch):
+    dynamic = toys.dynamic()
+    before = [gate.threshold.clone() for gate in dynamic.gates.values()]
+    calls, count = 0, DynamicModel.macs
+
+    def stopped(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return count(*arguments)
+
+    monkeypatch.setattr(DynamicModel, "macs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(dynamic, toys.batches(train=False), reduction=0.4)
+    after = [gate.threshold for gate in dynamic.gates.values()]
+    assert calls == 5 and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), 0.0, -1.0, 1.0])
+def test_a_tolerance_is_a_share(tolerance):
+    with pytest.raises(ValueError, match=r"tolerance=.* is outside \(0, 1\)"):
+        calibrate(toys.dynamic(), toys.batches(train=False), reduction=0.2, tolerance=tolerance)

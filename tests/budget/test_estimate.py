@@ -7,6 +7,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import ftwt
+import toys
 from ftwt import Estimate, models
 from ftwt.data import Batches
 from ftwt.models.resnet import resnet
@@ -258,3 +259,8 @@ def test_an_estimate_prints_as_a_table() -> None:
     assert "estimate from 64 images" in text
     index = min(range(37), key=lambda i: (estimate.r[i] < 0.9, estimate.r[i]))
     assert f"{estimate.reduction[index]:.1%}" in text
+
+
+def test_results_print_as_tables_not_as_their_curves():
+    plan = ftwt.estimate(toys.dynamic(), toys.batches(train=False))
+    assert len(str(plan)) < 2_000 and "filters kept" in str(plan)

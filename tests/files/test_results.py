@@ -163,3 +163,14 @@ def test_all_results_show_themselves_so() -> None:
     for kind in (Benchmark, Estimate, Evaluation, Recording, RunResult):
         assert issubclass(kind, Shown) and "_repr_html_" not in vars(kind)
         assert "__rich_console__" in vars(kind)
+
+
+def test_a_result_prints_as_its_tables():
+    class Result(Shown):
+        def __rich_console__(self, console, options):
+            table = Table("unit", title="[odd]")
+            table.add_row("conv1")
+            yield table
+
+    text = str(Result())
+    assert "conv1" in text and "unit" in text and "\x1b" not in text and not text.endswith("\n")

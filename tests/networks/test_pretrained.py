@@ -1,6 +1,7 @@
 """Saved networks: the same when they come back, refused when they are not what they were."""
 
 import json
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import toys
 from ftwt import convert, models
 from ftwt.files.tensors import load_weights
 from ftwt.networks import pretrained as checkpoint
@@ -269,3 +271,28 @@ def test_what_a_strangers_file_asks_for_is_bounded(
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=f"{tmp_path}.*{said}"):
         from_pretrained(tmp_path)
+
+
+def test_values_that_no_network_can_have_are_refused(tmp_path):
+    for damage, message in (
+        (lambda m: m.network.classifier.weight.data.fill_(math.nan), "classifier.weight holds NaN"),
+        (lambda m: next(iter(m.gates.values())).r.fill_(5.0), "r that no gate can have.*r=5.0"),
+    ):
+        dynamic = toys.dynamic()
+        damage(dynamic)
+        save_pretrained(dynamic, tmp_path / "net")
+        with pytest.raises(ValueError, match=message):
+            from_pretrained(tmp_path / "net", model=toys.Toy())
+
+
+def test_the_same_network_gives_the_same_bytes_and_a_pipe_is_refused(tmp_path):
+    dynamic = toys.dynamic()
+    contents = set()
+    for turn in range(8):
+        save_pretrained(dynamic, tmp_path / str(turn))
+        contents.add((tmp_path / str(turn) / "model.safetensors").read_bytes())
+    assert len(contents) == 1
+    (tmp_path / "0" / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "0" / "model.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors is not a regular file"):
+        from_pretrained(tmp_path / "0", model=toys.Toy())

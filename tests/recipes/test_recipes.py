@@ -183,12 +183,12 @@ def test_a_models_name_is_a_recipe() -> None:
     assert "cifar100-vgg11-bn" in recipes.describe("cifar100-vgg11-bn")
 
 
-def test_an_unknown_recipe_gets_the_nearest_and_all_others() -> None:
+def test_an_unknown_recipe_gets_the_nearest_and_not_all_others() -> None:
     with pytest.raises(ValueError) as error:
         recipes.get("cifar10-resnet20-shrot")
-    assert "did you mean 'cifar10-resnet20-short'?" in str(error.value)
+    assert "the nearest: cifar10-resnet20-short, " in str(error.value)
     assert "`ftwt recipes` lists them" in str(error.value)
-    assert all(name in str(error.value) for name in CIFAR)
+    assert len(str(error.value)) < 250
 
 
 @pytest.mark.parametrize("name", IMAGENET)

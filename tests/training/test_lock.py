@@ -123,3 +123,14 @@ def test_the_processes_of_one_run_share_a_folder_or_are_all_refused(tmp_path: Pa
         taken = run_python(*start, str(script), str(place), timeout=240)
     said = f"{place} is in use by process {os.getpid()}"
     assert all(f"{rank} {said}" in taken.stdout for rank in (0, 1)), taken.stdout + taken.stderr
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_unharmed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(precious)
+    with pytest.raises(ValueError, match="is a symbolic link, not a lock of ours; remove it"):
+        with held(tmp_path / "run"):
+            pass
+    assert precious.read_text() == "mine"

@@ -236,7 +236,7 @@ def test_a_run_is_estimated_with_its_own_gates(folder: Path, ftwt: Any) -> None:
         (["trian"], "unknown verb 'trian'; did you mean 'train'? Known: demo, prune, estimate"),
         (["train"], "the recipe comes first: ftwt train RECIPE"),
         (["train", "--epochs", "3", tiny.NAME], "the recipe comes first"),
-        (["train", "cifar10-resnet20-shrot"], "did you mean 'cifar10-resnet20-short'? Known: cif"),
+        (["train", "cifar10-resnet20-shrot"], "the nearest: cifar10-resnet20-short"),
         (["evaluate", "cifar10-resnet-20"], "did you mean 'cifar10-resnet20'? Known: cifar10-"),
         (["evaluate", "timm:resnet18x"], "unknown timm model 'resnet18x'; the nearest: resnet18"),
         (["estimate", "cifar10-vgg16-bn"], "names with weights: cifar10-tiny. Train it"),

@@ -6,7 +6,8 @@ and predictors are not perfect. So the executed reduction is measured and fed ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,8 @@ def calibrate(
         ValueError: No threshold gives that reduction (the message names the reachable range), or
             there are no images, or no gates with thresholds.
     """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance} is outside (0, 1); 0.002 is usual")
     if not 0 <= reduction < 1:
         raise ValueError(f"reduction={reduction} is outside [0, 1); 0.3 saves 30% of the MACs")
     gates = [gate for gate in dynamic.gates.values() if isinstance(gate, Gate)]
@@ -107,7 +110,7 @@ def calibrate(
     def nearest() -> float:
         return min(seen, key=lambda offset: abs(seen[offset] - reduction))
 
-    with evaluating(dynamic), torch.no_grad():
+    with evaluating(dynamic), torch.no_grad(), _restoring(lambda: shift(0.0)):
         low = high = 0.0  # offsets that save too little and too much, once found
         less = more = gap(0.0)
         while more < -tolerance and high < FAR:
@@ -118,7 +121,6 @@ def calibrate(
             less = gap(low)
         if more < -tolerance or less > tolerance:
             gap(-FAR if high == FAR else FAR)
-            shift(0.0)
             raise ValueError(
                 f"reduction={reduction} is out of reach of these gates; their thresholds give "
                 f"{min(seen.values()):.3f} to {max(seen.values()):.3f}: train with another r"
@@ -133,3 +135,13 @@ def calibrate(
         best = nearest()
         shift(best)
     return Calibration(reduction, seen[best], seen[0.0], best, round(count), len(seen))
+
+
+@contextmanager
+def _restoring(undo: Callable[[], None]) -> Iterator[None]:
+    """Undo what was tried if anything stops it, Ctrl-C too."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise

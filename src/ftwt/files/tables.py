@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+WIDTH = 120  # columns, where a result is printed by print()
 
 
 class Shown:
     """A result that prints as rich tables; notebooks show it as tables of their own."""
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
+        console.print(self)
+        return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
         from rich.console import Console

@@ -39,7 +39,17 @@ def save_tensors(
     text = json.dumps(dict(metadata), allow_nan=False)
     header = {"format": "pt", "ftwt": text, "sha256": _digest(owned, text)}
     with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(owned, metadata=header))
+        temporary.write_bytes(_in_order(safetensors.torch.save(owned, metadata=header)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Put the metadata's keys, which come in any order, into one: equal contents, equal bytes."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -70,6 +80,8 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would make us wait
+        raise ValueError(f"{path} is not a regular file; get or make it again")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             if "ftwt" not in (file.metadata() or {}):

@@ -32,7 +32,7 @@ from ..files.tensors import (
 )
 from ..names import nearest
 from ..pruning.convert import convert
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, check_r
 from ..pruning.second_look import SecondLook
 from ..shipped import CONFIG, MODEL, WEIGHTS
 
@@ -159,7 +159,18 @@ def from_pretrained(
             built = convert(built, example, min_gain=-math.inf, **options)
             built = built.freeze([(example, torch.zeros(2))]) if static else built
     load_weights(built, tensors, source=directory)
+    _check_values(built, directory)
     return built.eval()
+
+
+def _check_values(network: nn.Module, directory: Path) -> None:
+    """Refuse values that a network cannot have: they would give wrong answers in silence."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{directory / WEIGHTS}: {name} holds NaN or infinity; save it anew")
+    if isinstance(network, DynamicModel):
+        with refusing(directory / WEIGHTS, "holds an r that no gate can have"):
+            check_r(network.r, network.predictors)
 
 
 def _second_look(folder: Path, model: nn.Module | None) -> SecondLook:

@@ -7,11 +7,11 @@ docs/counting.md).
 
 from __future__ import annotations
 
+import difflib
 import inspect
 
 from ..config import RunConfig
 from ..models import names as model_names
-from ..names import nearest
 from . import cifar, imagenet
 from .table import Recipe as Recipe
 
@@ -40,7 +40,7 @@ def get(name: str) -> RunConfig:
             if it is one of torchvision or timm, with ours for ImageNet.
 
     Raises:
-        ValueError: If there is neither; the message suggests the nearest and lists many.
+        ValueError: If there is neither; the message suggests the nearest.
     """
     if name in _RECIPES:
         return _RECIPES[name]()
@@ -48,5 +48,6 @@ def get(name: str) -> RunConfig:
         return cifar.published(name)
     if name.startswith(("torchvision:", "timm:")):
         return imagenet.published(name)
-    near = nearest(name, [*names(), *model_names()])
-    raise ValueError(f"unknown recipe or model {name!r} (`ftwt recipes` lists them); {near}")
+    near = difflib.get_close_matches(name, [*names(), *model_names()], n=5, cutoff=0.4)
+    hint = f"; the nearest: {', '.join(near)}" if near else ""
+    raise ValueError(f"unknown recipe or model {name!r} (`ftwt recipes` lists them){hint}")

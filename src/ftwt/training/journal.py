@@ -95,6 +95,8 @@ class Journal:
         self.console = Console(stderr=True, quiet=not (show and main))
         self.file = None
         if path is not None and main:
+            if path.exists() and not path.is_file():  # a pipe would make us wait
+                raise ValueError(f"{path} is not a regular file; remove it, or choose a folder")
             truncate(path, after=after)
             self.file = open(path, "a", encoding="utf-8")
         self.bar = Progress(

@@ -53,6 +53,8 @@ def _take(folder: Path) -> tuple[FileLock | None, str]:
     path = folder / LOCK
     with explaining(path):
         folder.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():  # what it leads to is somebody's file
+            raise ValueError(f"{path} is a symbolic link, not a lock of ours; remove it")
         # A singleton knows that this thread has it already: `run` holds it around `train`.
         lock = FileLock(path.resolve(), blocking=False, is_singleton=True)
         try:
