@@ -77,7 +77,7 @@ def networks(library: str) -> dict[str, Found]:
 
 def count(found: Iterable[Found], stage: str) -> int:
     """How many networks came through a stage."""
-    return sum(n["stages"].get(stage, {}).get("ok", False) for n in found)
+    return sum(answer(n["stages"].get(stage)) in ("yes", "named") for n in found)
 
 
 def crashed(found: Iterable[Found]) -> int:
@@ -107,6 +107,10 @@ def answer(result: Found | None) -> str:
     """Say in a word how a stage ended."""
     if result is None:
         return ""
+    if result["ok"] and "dense" in result and "off" not in result:
+        return "not yet"  # tried before there was a second count
+    if result.get("uncounted"):
+        return "named"
     return "yes" if result["ok"] else {"size": "left out"}.get(result["end"], result["end"])
 
 
@@ -130,7 +134,12 @@ def untried() -> str:
         every = read(path).get("all", len(tried)) if tried else 0
         if len(tried) < every:
             left.append(f"{every - len(tried)} of {every} of {library}")
-    return f"\nNot tried yet: {', '.join(left)}.\n" if left else ""
+    told = f"\nNot tried yet: {', '.join(left)}.\n" if left else ""
+    found = [n for library in FILES for n in networks(library).values()]
+    old = sum(answer(n["stages"].get("macs")) == "not yet" for n in found)
+    if old:
+        told += f"\nNot yet held to the second count of MACs: {old} of {len(found)} networks.\n"
+    return told
 
 
 def latest() -> dict[str, Any]:
