@@ -29,6 +29,7 @@ Convolution::Convolution(const Network& net, const ConvolutionSpec& spec)
   writes = spec.out;
   if (spec.add) replaces = *spec.add;
   positive = spec.add ? spec.post == Activation::relu : spec.act == Activation::relu;
+  work = out_.size() * group_in_ * taps_;
 }
 
 void Convolution::run(Network& net, int batch, int index) const {
@@ -99,13 +100,16 @@ void Convolution::pass_on(Network& net, int sample, const Job& job) const {
   }
 }
 
-std::unique_ptr<Step> make_convolution(const Network& net, const ConvolutionSpec& spec) {
+std::unique_ptr<Step> make_convolution(Network& net, const ConvolutionSpec& spec) {
   const Shape &in = net.maps[spec.x], &out = net.maps[spec.out];
   const DotPlan dot = plan_dot(spec, in, out);
+  const int64_t tiles = (out.width + 1) / 2 + 3;  // in a row, which is the least that is worked on
   const bool winograd = spec.kernel == std::array{3, 3} && spec.stride == std::array{1, 1} &&
-                        spec.dilation == std::array{1, 1} && spec.groups == 1;
+                        spec.dilation == std::array{1, 1} && spec.groups == 1 && tiles * (in.channels + 8) <= 1 << 20;
   const bool large = in.channels >= 16 && out.channels >= 16 && out.positions() >= 25;
   const bool small = dot.positions <= 4 || dot.shape == DotShape::square4;
+  // its weights are filled up to sixteen inputs, which may be sixteen times as much
+  const bool filled = dot.inputs >= 8 || static_cast<int64_t>(out.channels) * dot.taps <= 1 << 16;
   switch (spec.algorithm) {
     case Algorithm::automatic:
       if (dot.shape == DotShape::points && net.gates.empty() && out.positions() == in.positions() && in.positions() > 1 &&
@@ -114,7 +118,7 @@ std::unique_ptr<Step> make_convolution(const Network& net, const ConvolutionSpec
       if (dot.shape == DotShape::points && !net.gates.empty() && in.positions() == 1 && spec.kernel == std::array{1, 1} &&
           !spec.mask && !spec.after && !spec.add)
         return make_columns(net, spec);
-      if (dot.shape != DotShape::none && small) return make_dot(net, spec);
+      if (dot.shape != DotShape::none && small && filled) return make_dot(net, spec);
       if (winograd && large) return make_winograd(net, spec);
       break;
     case Algorithm::dot:

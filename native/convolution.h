@@ -16,6 +16,7 @@ enum class Algorithm { automatic, direct, winograd, dot };
 struct ConvolutionSpec {
   int x = 0, out = 0;
   const float* weight = nullptr;  // (K, C / groups, kh, kw), read while the step is made
+  std::string name;               // of the weight: steps of the same may share it; empty: of none
   const float* bias = nullptr;
   std::array<int, 2> kernel{1, 1}, stride{1, 1}, dilation{1, 1};
   std::array<int, 4> padding{0, 0, 0, 0};  // top, left, bottom, right
@@ -25,6 +26,6 @@ struct ConvolutionSpec {
   Algorithm algorithm = Algorithm::automatic;  // the last three where they apply: for tests
 };
 
-std::unique_ptr<Step> make_convolution(const Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Step> make_convolution(Network& net, const ConvolutionSpec& spec);
 
 }  // namespace ftwt

@@ -31,37 +31,40 @@ void interleave(Network& net, const Job& job, const Shape& in, const DotPlan& pl
 
 class DotConvolution : public Convolution {
  public:
-  DotConvolution(const Network& net, const ConvolutionSpec& spec)
+  DotConvolution(Network& net, const ConvolutionSpec& spec)
       : Convolution(net, spec), plan_(plan_dot(spec, in_, out_)), stride_((plan_.inputs + 15) / 16 * 16) {
     const DotPlan& plan = plan_;
     const int among = plan.tap >= 0 ? 9 : plan.taps;
-    float* w = weights_.need(static_cast<size_t>(out_.channels) * plan.taps * stride_);
-    for (int64_t f = 0; f < out_.channels; ++f)
-      for (int c = 0; c < plan.inputs; ++c)
-        for (int t = 0; t < plan.taps; ++t)
-          w[((f * (stride_ / 16) + c / 16) * plan.taps + t) * 16 + c % 16] =
-              spec.weight[(f * plan.inputs + c) * among + (plan.tap >= 0 ? plan.tap : t)];
+    const std::string layout = "dot" + std::to_string(plan.taps) + "," + std::to_string(plan.tap) + ",";
+    weights_ = keep(net, layout.c_str(), static_cast<size_t>(out_.channels) * plan.taps * stride_, [&](float* w) {
+      for (int64_t f = 0; f < out_.channels; ++f)
+        for (int c = 0; c < plan.inputs; ++c)
+          for (int t = 0; t < plan.taps; ++t)
+            w[((f * (stride_ / 16) + c / 16) * plan.taps + t) * 16 + c % 16] =
+                spec.weight[(f * plan.inputs + c) * among + (plan.tap >= 0 ? plan.tap : t)];
+    });
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
-    dot(net, jobs, plan_, stride_, weights_.data());
+    dot(net, jobs, plan_, stride_, weights_);
   }
 
  private:
   const DotPlan plan_;
   const int stride_;
-  Buffer weights_;
+  const float* weights_;
 };
 
 // A linear layer whose inputs may be masked: weights by columns, so that those of an inactive input
 // are never read. They are all the work there is.
 class ColumnConvolution : public Convolution {
  public:
-  ColumnConvolution(const Network& net, const ConvolutionSpec& spec) : Convolution(net, spec) {
+  ColumnConvolution(Network& net, const ConvolutionSpec& spec) : Convolution(net, spec) {
     const int64_t filters = out_.channels;
-    float* w = weights_.need(static_cast<size_t>(in_.channels) * filters);
-    for (int64_t f = 0; f < filters; ++f)
-      for (int c = 0; c < in_.channels; ++c) w[c * filters + f] = spec.weight[f * in_.channels + c];
+    weights_ = keep(net, "columns", static_cast<size_t>(in_.channels) * filters, [&](float* w) {
+      for (int64_t f = 0; f < filters; ++f)
+        for (int c = 0; c < in_.channels; ++c) w[c * filters + f] = spec.weight[f * in_.channels + c];
+    });
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
@@ -75,7 +78,7 @@ class ColumnConvolution : public Convolution {
         for (const int c : job.inputs) offsets.push_back(static_cast<int64_t>(c) * out_.channels), values.push_back(job.x[c]);
         float* out = job.epilogue.out + first;
         std::copy_n(bias_.data() + first, count, out);
-        net.kernels.columns({weights_.data() + first, offsets.data(), values.data(), static_cast<int>(values.size()), count, out});
+        net.kernels.columns({weights_ + first, offsets.data(), values.data(), static_cast<int>(values.size()), count, out});
         if (spec_.act != Activation::none) net.kernels.affine(out, 1.0f, 0.0f, spec_.act, out, count);
       }
     });
@@ -83,36 +86,39 @@ class ColumnConvolution : public Convolution {
 
  private:
   static constexpr int kPart = 512;  // outputs at a time
-  Buffer weights_;
+  const float* weights_;
 };
 
 // A 1x1 convolution in a network without masks.
 class PanelConvolution : public Convolution {
  public:
-  PanelConvolution(const Network& net, const ConvolutionSpec& spec)
+  PanelConvolution(Network& net, const ConvolutionSpec& spec)
       : Convolution(net, spec), panels_((out_.channels + kPanel - 1) / kPanel) {
     const int64_t inputs = in_.channels;
-    float* w = weights_.need(static_cast<size_t>(panels_ * inputs) * kPanel);
-    for (int f = 0; f < out_.channels; ++f)
-      for (int64_t c = 0; c < inputs; ++c) w[(f / kPanel * inputs + c) * kPanel + f % kPanel] = spec.weight[f * inputs + c];
+    weights_ = keep(net, "panels", static_cast<size_t>(panels_ * inputs) * kPanel, [&](float* w) {
+      for (int f = 0; f < out_.channels; ++f)
+        for (int64_t c = 0; c < inputs; ++c) w[(f / kPanel * inputs + c) * kPanel + f % kPanel] = spec.weight[f * inputs + c];
+    });
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
     const int batch = static_cast<int>(jobs.size()), workers = net.workers.count(), positions = in_.positions();
-    const int pieces = workers > 1 && positions >= 56 * workers ? 2 * workers : 1;
-    const int parts = std::min(panels_, (workers > 1 && pieces == 1) || batch > 1 ? std::max(2 * workers, panels_ / 4) : 1);
-    net.workers.share(parts * pieces, [&](int i, int) {
+    const int shared = workers > 1 && positions >= 56 * workers ? 2 * workers : 1;
+    const int pieces = std::max(shared, positions / per_piece(positions, work / positions));
+    const int parts = std::min(panels_, (workers > 1 && shared == 1) || batch > 1 ? std::max(2 * workers, panels_ / 4) : 1);
+    net.workers.share(parts * pieces, [&](int i, int worker) {
       const int part = i / pieces, piece = i % pieces;
+      net.pulse(worker, work / parts / pieces * batch);
       for (const Job& job : jobs)
-        net.kernels.panel({job.x, in_.channels, out_.channels, weights_.data(), panels_ * part / parts,
-                           panels_ * (part + 1) / parts, positions * piece / pieces, positions * (piece + 1) / pieces,
+        net.kernels.panel({job.x, in_.channels, out_.channels, weights_, share_of(panels_, part, parts),
+                           share_of(panels_, part + 1, parts), share_of(positions, piece, pieces), share_of(positions, piece + 1, pieces),
                            job.epilogue});
     });
   }
 
  private:
   const int panels_;
-  Buffer weights_;
+  const float* weights_;
 };
 
 }  // namespace
@@ -134,7 +140,7 @@ void Convolution::dot(Network& net, std::vector<Job>& jobs, const DotPlan& plan,
             const Job& job = first[k];
             const std::vector<int32_t>& b = blocks[first + k - all];
             const auto [from, to] =
-                filters_between(job, out_.channels * part / parts, out_.channels * (part + 1) / parts);
+                filters_between(job, share_of(out_.channels, part, parts), share_of(out_.channels, part + 1, parts));
             net.kernels.dot({scratch + job.staged, stride, b.data(), static_cast<int>(b.size()), weights,
                              job.filters.data(), from, to, job.epilogue},
                             plan.shape);
@@ -143,15 +149,15 @@ void Convolution::dot(Network& net, std::vector<Job>& jobs, const DotPlan& plan,
       });
 }
 
-std::unique_ptr<Convolution> make_dot(const Network& net, const ConvolutionSpec& spec) {
+std::unique_ptr<Convolution> make_dot(Network& net, const ConvolutionSpec& spec) {
   return std::make_unique<DotConvolution>(net, spec);
 }
 
-std::unique_ptr<Convolution> make_columns(const Network& net, const ConvolutionSpec& spec) {
+std::unique_ptr<Convolution> make_columns(Network& net, const ConvolutionSpec& spec) {
   return std::make_unique<ColumnConvolution>(net, spec);
 }
 
-std::unique_ptr<Convolution> make_panels(const Network& net, const ConvolutionSpec& spec) {
+std::unique_ptr<Convolution> make_panels(Network& net, const ConvolutionSpec& spec) {
   return std::make_unique<PanelConvolution>(net, spec);
 }
 

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -60,6 +61,13 @@ class Convolution : public Step {
   // All jobs by the dot kernels, with weights (K, taps, stride).
   void dot(Network& net, std::vector<Job>& jobs, const DotPlan& plan, int stride, const float* weights) const;
 
+  // The weights of all steps that name the same constant, laid out in the same way.
+  template <typename Fill>
+  const float* keep(Network& net, const char* layout, size_t size, const Fill& fill) const {
+    const std::string shape = std::to_string(taps_) + "," + std::to_string(group_in_) + "," + std::to_string(out_.channels);
+    return net.keep(spec_.name.empty() ? "" : spec_.name + "/" + layout + shape, size, fill);
+  }
+
   // The part of a job's filters among [from, to) of all.
   static std::pair<int, int> filters_between(const Job& job, int from, int to);
 
@@ -74,10 +82,10 @@ class Convolution : public Step {
   void pass_on(Network& net, int sample, const Job& job) const;
 };
 
-std::unique_ptr<Convolution> make_direct(const Network& net, const ConvolutionSpec& spec);
-std::unique_ptr<Convolution> make_winograd(const Network& net, const ConvolutionSpec& spec);
-std::unique_ptr<Convolution> make_dot(const Network& net, const ConvolutionSpec& spec);
-std::unique_ptr<Convolution> make_columns(const Network& net, const ConvolutionSpec& spec);
-std::unique_ptr<Convolution> make_panels(const Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_direct(Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_winograd(Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_dot(Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_columns(Network& net, const ConvolutionSpec& spec);
+std::unique_ptr<Convolution> make_panels(Network& net, const ConvolutionSpec& spec);
 
 }  // namespace ftwt

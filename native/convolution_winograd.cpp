@@ -11,12 +11,13 @@ constexpr int64_t kPatchFloats = int64_t{1} << 17;  // of patches at a time: 512
 
 class WinogradConvolution : public Convolution {
  public:
-  WinogradConvolution(const Network& net, const ConvolutionSpec& spec)
+  WinogradConvolution(Network& net, const ConvolutionSpec& spec)
       : Convolution(net, spec), rows_((out_.height + 1) / 2), columns_((out_.width + 1) / 2) {
-    float* u = weights_.need(static_cast<size_t>(out_.channels) * in_.channels * 16);
-    for (int64_t pair = 0; pair < static_cast<int64_t>(out_.channels) * in_.channels; ++pair)
-      transform(spec.weight + pair * 9, u + pair * 16);
-    if (spec.algorithm == Algorithm::automatic && in_.channels * out_.channels <= 64 * 64)
+    const int64_t pairs = static_cast<int64_t>(out_.channels) * in_.channels;
+    weights_ = keep(net, "winograd", static_cast<size_t>(pairs) * 16, [&](float* u) {
+      for (int64_t pair = 0; pair < pairs; ++pair) transform(spec.weight + pair * 9, u + pair * 16);
+    });
+    if (spec.algorithm == Algorithm::automatic && pairs <= 64 * 64)
       direct_ = make_direct(net, spec);
   }
 
@@ -28,21 +29,27 @@ class WinogradConvolution : public Convolution {
     const int64_t most = kPatchFloats / (static_cast<int64_t>(in_.channels) * columns_ * 16);
     const int fits = static_cast<int>(std::clamp<int64_t>(most, 1, rows_));
     const int wanted = workers > 1 && batch < 4 * workers ? 4 * workers / batch : 1;
-    const int largest = std::clamp(rows_ * columns_ / kFewTiles, 1, rows_);  // number of blocks worth while
+    const int largest = std::clamp(static_cast<int>(static_cast<int64_t>(rows_) * columns_ / kFewTiles), 1, rows_);  // number of blocks worth while
     const int blocks = std::max((rows_ + fits - 1) / fits, std::min(wanted, largest));
     // weights of more than 1 MiB are read once for all samples, and by one worker each
-    const bool share_weights = weights_.size() > size_t{1} << 18 && blocks == 1 && (batch > 1 || workers > 1);
+    const bool share_weights = work / out_.positions() * 16 / 9 > int64_t{1} << 18 && blocks == 1 && (batch > 1 || workers > 1);
     if (blocks * batch >= workers && !share_weights) {
       net.workers.share(blocks * batch, [&](int i, int worker) {
         const Job& job = jobs[i / blocks];
-        const int first = rows_ * (i % blocks) / blocks, last = rows_ * (i % blocks + 1) / blocks;
+        const int first = share_of(rows_, i % blocks, blocks), last = share_of(rows_, i % blocks + 1, blocks);
         if (first == last) return;
         const int tiles = (last - first) * columns_;
         const size_t patches = winograd_patches(tiles, static_cast<int>(job.inputs.size()));
         float* scratch = net.scratch(worker).need(
             patches + winograd_padded(last - first, columns_, in_.width + spec_.padding[1]) + winograd_sums(tiles));
         stage(net, job, 0, static_cast<int>(job.inputs.size()), first, last, scratch, scratch + patches);
-        multiply(net, job, 0, static_cast<int>(job.filters.size()), first, last, scratch, scratch + patches);
+        const int filters = static_cast<int>(job.filters.size());
+        const int64_t each = static_cast<int64_t>(tiles) * 16 * static_cast<int64_t>(job.inputs.size());
+        const int some = per_piece(filters, each);
+        for (int f = 0; f < filters; f += some) {
+          net.pulse(worker, each * some);
+          multiply(net, job, f, std::min(filters, f + some), first, last, scratch, scratch + patches);
+        }
       });
       return;
     }
@@ -55,7 +62,7 @@ class WinogradConvolution : public Convolution {
             const Job& job = first[i / parts];
             const int n = static_cast<int>(job.inputs.size()), part = i % parts;
             float* padded = net.scratch(worker).need(winograd_padded(rows_, columns_, in_.width + spec_.padding[1]));
-            stage(net, job, n * part / parts, n * (part + 1) / parts, 0, rows_, scratch + job.staged, padded);
+            stage(net, job, share_of(n, part, parts), share_of(n, part + 1, parts), 0, rows_, scratch + job.staged, padded);
           });
         },
         [&](Job* first, int count, float* scratch) {
@@ -64,7 +71,7 @@ class WinogradConvolution : public Convolution {
             float* sums = net.scratch(worker).need(winograd_sums(tiles));
             for (int k = 0; k < count; ++k) {
               const auto [from, to] =
-                  filters_between(first[k], out_.channels * part / parts, out_.channels * (part + 1) / parts);
+                  filters_between(first[k], share_of(out_.channels, part, parts), share_of(out_.channels, part + 1, parts));
               if (from < to) multiply(net, first[k], from, to, 0, rows_, scratch + first[k].staged, sums);
             }
           });
@@ -101,7 +108,7 @@ class WinogradConvolution : public Convolution {
     static thread_local std::vector<int64_t> offsets;
     offsets.resize(job.inputs.size());
     for (size_t i = 0; i < offsets.size(); ++i) offsets[i] = static_cast<int64_t>(job.inputs[i]) * 16;
-    net.kernels.winograd({patches, static_cast<int>(job.inputs.size()), offsets.data(), weights_.data(),
+    net.kernels.winograd({patches, static_cast<int>(job.inputs.size()), offsets.data(), weights_,
                           static_cast<int64_t>(in_.channels) * 16, job.filters.data(), from, to, columns_, first_row,
                           last_row, out_.height, out_.width, sums, job.epilogue});
   }
@@ -118,12 +125,12 @@ class WinogradConvolution : public Convolution {
 
   const int rows_, columns_;  // of tiles
   std::unique_ptr<Convolution> direct_;  // for when few channels are active
-  Buffer weights_;
+  const float* weights_;
 };
 
 }  // namespace
 
-std::unique_ptr<Convolution> make_winograd(const Network& net, const ConvolutionSpec& spec) {
+std::unique_ptr<Convolution> make_winograd(Network& net, const ConvolutionSpec& spec) {
   return std::make_unique<WinogradConvolution>(net, spec);
 }
 

@@ -153,7 +153,8 @@ static void column(const Direct& d, const Vector* vectors) {
   const int most_inputs = T == 1 ? 384 / N : max(1, 1024 / N / d.taps);
   const int chunks = max(1, (d.inputs + most_inputs / 2) / most_inputs);
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    const int from = d.inputs * chunk / chunks, to = d.inputs * (chunk + 1) / chunks;
+    const int from = static_cast<int>(static_cast<int64_t>(d.inputs) * chunk / chunks);
+    const int to = static_cast<int>(static_cast<int64_t>(d.inputs) * (chunk + 1) / chunks);
     int left = d.last_filter - d.first_filter;
     float* partial = d.partial;
     for (const int32_t* f = d.filters + d.first_filter; left > 0;) {

@@ -186,6 +186,7 @@ struct Pooling {
   Window window;
   float* line;                 // width + 2 pool_margin + 16 floats
   float* out;
+  int first_row, last_row;     // of the output, those to make now
 };
 
 struct Kernels {

@@ -10,6 +10,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <map>
 #include <stdexcept>
 
@@ -59,6 +60,13 @@ class Fields {
 
   bool has(const char* name) const { return fields_.contains(name) && !nb::object(fields_[name]).is_none(); }
 
+  // The name of a constant, which steps may share.
+  std::string constant(const char* name) const {
+    if (!fields_.contains("names")) return "";
+    const auto names = nb::cast<nb::dict>(fields_["names"]);
+    return names.contains(name) ? nb::cast<std::string>(names[name]) : "";
+  }
+
   template <typename T>
   const T* array(const char* name, int64_t size) {
     Array<T> a = nb::cast<Array<T>>(fields_[name]);
@@ -102,10 +110,12 @@ class PyNetwork {
 
   void finish() { net_->finish(); }
   void clock(bool on) {
+    net_->revive();
     nb::gil_scoped_release release;
     net_->clock(on);
   }
   std::vector<double> seconds() {
+    net_->revive();
     nb::gil_scoped_release release;
     return net_->seconds();
   }
@@ -116,6 +126,7 @@ class PyNetwork {
         static_cast<int>(x.shape(3)) != in.width)
       throw std::invalid_argument("the input has another shape than the network's");
     const size_t batch = x.shape(0);
+    if (batch > kMostSamples) throw std::invalid_argument("more than " + std::to_string(kMostSamples) + " images at once");
     std::vector<const uint8_t*> given(net_->gates.size(), nullptr);
     for (const auto& [key, value] : forced) {
       const int gate = nb::cast<int>(key);
@@ -127,14 +138,43 @@ class PyNetwork {
     auto result = fresh<float>({batch, size_t(out.channels), size_t(out.height), size_t(out.width)});
     auto macs = fresh<int64_t>({batch, steps_});
     auto decided = fresh<uint8_t>({batch, net_->filters});
+    bool stopped = false;
+    size_t odd = batch;
+    net_->revive();
     {
       nb::gil_scoped_release release;
-      net_->run(x.data(), static_cast<int>(batch), given, result.data(), decided.data(), macs.data());
+      odd = first_not_finite(x.data(), batch, in.size());
+      try {
+        if (odd == batch)
+          net_->run(x.data(), static_cast<int>(batch), given, result.data(), decided.data(), macs.data(), [] {
+            nb::gil_scoped_acquire hold;
+            return PyErr_CheckSignals() != 0;  // in the main thread, Ctrl-C
+          });
+      } catch (const Interrupted&) {
+        stopped = true;
+      }
     }
+    if (odd < batch) throw std::domain_error("image " + std::to_string(odd) + " holds a value that is not finite");
+    if (stopped) nb::raise_python_error();
     return nb::make_tuple(result, decided, macs);
   }
 
  private:
+  static constexpr size_t kMostSamples = size_t{1} << 24;
+
+  static size_t first_not_finite(const float* x, size_t batch, int64_t size) {
+    for (size_t sample = 0; sample < batch; ++sample, x += size) {
+      uint32_t odd = 0;
+      for (int64_t i = 0; i < size; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, x + i, sizeof bits);
+        odd |= (bits & 0x7f800000u) == 0x7f800000u;
+      }
+      if (odd) return sample;
+    }
+    return batch;
+  }
+
   template <typename T>
   static nb::ndarray<nb::numpy, T> fresh(const std::vector<size_t>& shape) {
     size_t size = 1;
@@ -161,7 +201,7 @@ class PyNetwork {
   }
 
   std::unique_ptr<Step> make(const std::string& kind, Fields& f) {
-    const Network& net = *net_;
+    Network& net = *net_;
     if (kind == "Conv") return convolution(f);
     if (kind == "Predict") return predict(f);
     if (kind == "Fixed") {
@@ -214,6 +254,7 @@ class PyNetwork {
     require(weight.ndim() == 4 && c.groups > 0 && in.channels % c.groups == 0 && out.channels % c.groups == 0, "groups");
     c.kernel = {static_cast<int>(weight.shape(2)), static_cast<int>(weight.shape(3))};
     c.weight = f.array<float>("weight", static_cast<int64_t>(out.channels) * (in.channels / c.groups) * c.kernel[0] * c.kernel[1]);
+    c.name = f.constant("weight");
     c.bias = f.array<float>("bias", out.channels);
     c.stride = f.get<std::array<int, 2>>("stride"), c.dilation = f.get<std::array<int, 2>>("dilation");
     c.padding = f.get<std::array<int, 4>>("padding");
@@ -248,6 +289,7 @@ class PyNetwork {
       p.reduce = f.array<float>("reduce", static_cast<int64_t>(p.rank) * p.width);
     }
     p.weight = f.array<float>("weight", static_cast<int64_t>(filters) * (p.rank ? p.rank : p.width));
+    p.weight_name = f.constant("weight"), p.reduce_name = f.constant("reduce");
     p.bias = f.array<float>("bias", filters);
     p.threshold = f.get<float>("threshold"), p.softmax = f.get<bool>("softmax");
     return make_predict(*net_, p);
@@ -275,6 +317,7 @@ class PyNetwork {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // an engine may well be alive when the interpreter ends
   m.doc() = "Native engine of ftwt: runs a program on the CPU, and only what its masks leave of it.";
   m.def("isas", &available_isas, "Instruction sets that this machine runs, best first.");
 #if defined(FTWT_COUNT)

@@ -25,7 +25,9 @@ constexpr int64_t kFence = 0;
 #endif
 
 constexpr int64_t kSlack = 16;                      // a load may reach past the last map's end
-constexpr int64_t kPartFloats = int64_t{16} << 20;  // of maps that are worked on at a time: 64 MiB
+constexpr int64_t kPartBytes = int64_t{64} << 20;   // of maps that are worked on at a time
+constexpr int64_t kMostBytes = int64_t{1} << 30;    // of maps of samples that threads share
+constexpr auto kListen = std::chrono::milliseconds(100);
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 int64_t floats_of(const Shape& map) { return round_up(map.size(), kSlack) + kSlack; }
@@ -52,6 +54,7 @@ Network::Network(std::vector<Shape> maps_, std::vector<int> gates_, int output_,
   scratch_.resize(threads + 1);
   size_t first = 0;
   for (const int gate : gates) first_filter_.push_back(first), first += gate;
+  for (const Shape& shape : maps) channels_ += shape.channels;
 }
 
 void Network::add(std::unique_ptr<Step> step) {
@@ -121,10 +124,15 @@ void Network::finish() {
 }
 
 void Network::run(const float* x, int batch, const std::vector<const uint8_t*>& given, float* out, uint8_t* masks,
-                  int64_t* macs) {
+                  int64_t* macs, const std::function<bool()>& stop) {
   if (!finished_) throw std::logic_error("finish the network before running it");
-  std::lock_guard lock(mutex_);
-  const int most = static_cast<int>(std::clamp<int64_t>(kPartFloats / sample_floats_, workers.count(), 64));
+  std::unique_lock lock(*mutex_, std::defer_lock);
+  while (!lock.try_lock_for(kListen))
+    if (stop()) throw Interrupted{};
+  stop_ = stop, stopped_ = false, unheard_ = 0, listened_ = std::chrono::steady_clock::now();
+  const int64_t bytes = sample_floats_ * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(channels_);
+  const int64_t shared = std::clamp<int64_t>(kMostBytes / bytes, 1, workers.count());
+  const int most = static_cast<int>(std::clamp<int64_t>(kPartBytes / bytes, shared, std::max<int64_t>(shared, 64)));
   const size_t steps = steps_.size();
   std::memset(macs, 0, sizeof(int64_t) * steps * batch);
   for (int first = 0; first < batch; first += most) {
@@ -139,10 +147,9 @@ void Network::run(const float* x, int batch, const std::vector<const uint8_t*>& 
 
 void Network::run_part(const float* x, int batch, float* out) {
   float* memory = memory_.need(static_cast<size_t>(sample_floats_) * batch);
-  size_t channels = 0;
-  for (const Shape& shape : maps) channels += shape.channels;
-  activity_bytes_.resize(channels * batch);
+  activity_bytes_.resize(channels_ * batch);
   activities_.resize(maps.size() * batch);
+  fence(static_cast<int>(steps_.size()), batch);  // a run that was interrupted left some closed
   uint8_t* bytes = activity_bytes_.data();
   for (int sample = 0; sample < batch; ++sample)
     for (size_t m = 0; m < maps.size(); ++m) {
@@ -157,6 +164,7 @@ void Network::run_part(const float* x, int batch, float* out) {
     std::memcpy(map(0, sample), x + sample * size, sizeof(float) * size);
   for (size_t s = 0; s < steps_.size(); ++s) {
     fence(static_cast<int>(s), batch);
+    pulse(0, steps_[s]->work * batch);
     if (seconds_.empty()) {
       steps_[s]->run(*this, batch, static_cast<int>(s));
       continue;
@@ -178,6 +186,16 @@ void Network::run_part(const float* x, int batch, float* out) {
       else std::memset(to + c * plane, 0, sizeof(float) * plane);
     }
   }
+}
+
+void Network::listen() {
+  unheard_ = 0;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - listened_ < kListen) return;
+  listened_ = now;
+  if (!stop_()) return;
+  stopped_ = true;
+  throw Interrupted{};
 }
 
 // What is alive at a step may be touched, and nothing else; new maps start as rubbish.

@@ -1,7 +1,12 @@
 // A network as a list of steps over maps in one block of memory.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -42,6 +47,16 @@ struct Shape {
 
 struct Network;
 
+// Thrown by a run that was asked to stop.
+struct Interrupted {};
+
+constexpr int64_t kPiece = int64_t{1} << 28;  // multiply-accumulates at a time, so that a run can listen
+
+// How many of n, each of so much work, make a piece; at least one.
+inline int per_piece(int n, int64_t each) {
+  return static_cast<int>(std::clamp<int64_t>(kPiece / std::max<int64_t>(each, 1), 1, std::max(n, 1)));
+}
+
 // One operation, ready to run on a batch. Steps hold no state of a run: that lies in the network.
 struct Step {
   virtual ~Step() = default;
@@ -51,6 +66,7 @@ struct Step {
   int aliases = -1;    // a map whose memory the written one shares
   int replaces = -1;   // a map whose memory the written one may take if nothing reads it later
   bool positive = false;  // no value of the written map is below zero
+  int64_t work = 0;       // at most, for one sample: multiply-accumulates or what takes as long
 };
 
 // Which channels of a map can be non-zero for one sample. What lies in the others is unspecified.
@@ -82,18 +98,32 @@ struct Network {
   void add(std::unique_ptr<Step> step);
   void finish();  // plans the memory; nothing can be added after it
 
+  // Weights as a kernel reads them, made by fill(float*) once for all steps that give the same key.
+  template <typename Fill>
+  const float* keep(const std::string& key, size_t size, const Fill& fill) {
+    const auto [found, fresh] = kept_.try_emplace(key.empty() ? " " + std::to_string(kept_.size()) : key);
+    if (fresh) fill(found->second.need(size));
+    return found->second.data();
+  }
+
   // x (batch, map 0), out (batch, output map), masks (batch, filters of all gates), macs (batch,
-  // steps); forced[gate] is null or (batch, K). One run at a time.
+  // steps); forced[gate] is null or (batch, K). One run at a time. In a long run, `stop` is asked by
+  // the calling thread every tenth of a second; once it says yes, Interrupted is thrown.
   void run(const float* x, int batch, const std::vector<const uint8_t*>& forced, float* out, uint8_t* masks,
-           int64_t* macs);
+           int64_t* macs, const std::function<bool()>& stop);
+
+  // To be called before a run, by one thread at a time: makes a forked child's copy fit to run.
+  void revive() {
+    if (workers.revive()) static_cast<void>(mutex_.release()), mutex_ = std::make_unique<std::timed_mutex>();
+  }
 
   // Seconds that each step took in all runs since `clock(true)`.
   void clock(bool on) {
-    std::lock_guard lock(mutex_);  // a run may be going on in another thread
+    std::lock_guard lock(*mutex_);  // a run may be going on in another thread
     seconds_.assign(on ? steps_.size() : 0, 0.0);
   }
   std::vector<double> seconds() {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(*mutex_);
     return seconds_;
   }
 
@@ -105,6 +135,11 @@ struct Network {
   int64_t& macs(int step, int sample) { return macs_[static_cast<size_t>(sample) * steps_.size() + step]; }
   Buffer& scratch(int worker) { return scratch_[worker]; }
   Buffer& shared() { return scratch_.back(); }
+  // Before a piece of work: throws Interrupted if the run is to stop.
+  void pulse(int worker, int64_t work) {
+    if (stopped_.load(std::memory_order_relaxed)) throw Interrupted{};
+    if (worker == 0 && (unheard_ += work) >= kPiece / 16) listen();
+  }
 
   const std::vector<Shape> maps;
   const std::vector<int> gates;
@@ -118,6 +153,7 @@ struct Network {
   struct Life { int map, born, dies; };  // first and last step, of the memory of a map and its aliases
 
   void run_part(const float* x, int batch, float* out);
+  void listen();
   void fence(int step, int batch);
 
   std::vector<std::unique_ptr<Step>> steps_;
@@ -126,7 +162,13 @@ struct Network {
   int64_t sample_floats_ = 0;
   std::vector<uint8_t> positive_;      // maps without a value below zero
   bool finished_ = false;
-  std::mutex mutex_;
+  std::unique_ptr<std::timed_mutex> mutex_ = std::make_unique<std::timed_mutex>();
+  std::map<std::string, Buffer> kept_;
+  std::function<bool()> stop_;
+  std::atomic<bool> stopped_{false};
+  int64_t unheard_ = 0;                // work since the clock was looked at
+  std::chrono::steady_clock::time_point listened_{};
+  size_t channels_ = 0;                // of all maps
   Buffer memory_;
   std::vector<Buffer> scratch_;        // one for each worker, one shared
   std::vector<float*> base_;

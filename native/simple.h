@@ -112,8 +112,8 @@ static void pool(const Pooling& p) {
   float* line = p.line + pool_margin(w);
   for (int c = 0; c < pool_margin(w); c += kLanes) store(p.line + c, splat(nothing));
   const bool wide = w.maximum && !w.adaptive && w.stride_w <= 2;
-  float* out = p.out;
-  for (int oy = 0; oy < w.out_height; ++oy, out += w.out_width) {
+  float* out = p.out + static_cast<int64_t>(p.first_row) * w.out_width;
+  for (int oy = p.first_row; oy < p.last_row; ++oy, out += w.out_width) {
     const Span rows = span(w, true, oy);
     for (int c = 0; c < w.width; c += kLanes) {
       const int n = min(kLanes, w.width - c);

@@ -33,7 +33,7 @@ void each_channel(Network& net, int batch, int map, bool all, Channel channel) {
   net.workers.share(batch * parts, [&](int i, int worker) {
     const int sample = i / parts, part = i % parts;
     const Activity& active = net.activity(map, sample);
-    for (int c = channels * part / parts; c < channels * (part + 1) / parts; ++c)
+    for (int c = share_of(channels, part, parts); c < share_of(channels, part + 1, parts); ++c)
       if (all || active.all || active.channels[c]) channel(worker, sample, c);
   });
 }
@@ -42,17 +42,18 @@ void each_channel(Network& net, int batch, int map, bool all, Channel channel) {
 // inactive feature's weights are never read.
 class Predict : public Step {
  public:
-  Predict(const Network& net, const PredictSpec& spec)
+  Predict(Network& net, const PredictSpec& spec)
       : features_(spec.features), gate_(spec.mask), filters_(net.gates[spec.mask]), width_(spec.width),
         rank_(spec.rank), threshold_(spec.threshold), softmax_(spec.softmax), bias_(spec.bias, spec.bias + filters_) {
     const int inner = rank_ ? rank_ : width_;
-    columns(spec.weight, filters_, inner, weight_);
-    if (rank_) columns(spec.reduce, rank_, width_, reduce_);
-    const Buffer& first = rank_ ? reduce_ : weight_;
+    weight_ = columns(net, spec.weight, spec.weight_name, filters_, inner);
+    if (rank_) reduce_ = columns(net, spec.reduce, spec.reduce_name, rank_, width_);
+    const float* first = rank_ ? reduce_ : weight_;
     const int rows = rank_ ? rank_ : filters_;
     rows_sum_.assign(rows, 0.0f);
     for (int c = 0; c < width_; ++c)
-      for (int k = 0; k < rows; ++k) rows_sum_[k] += first.data()[static_cast<size_t>(c) * rows + k];
+      for (int k = 0; k < rows; ++k) rows_sum_[k] += first[static_cast<size_t>(c) * rows + k];
+    work = static_cast<int64_t>(rows) * width_ + static_cast<int64_t>(rank_) * filters_;
     reads = features_;
   }
 
@@ -61,10 +62,12 @@ class Predict : public Step {
   }
 
  private:
-  static void columns(const float* matrix, int rows, int width, Buffer& out) {
-    float* to = out.need(static_cast<size_t>(rows) * width + 16);
-    for (int c = 0; c < width; ++c)
-      for (int r = 0; r < rows; ++r) to[static_cast<size_t>(c) * rows + r] = matrix[static_cast<size_t>(r) * width + c];
+  static const float* columns(Network& net, const float* matrix, const std::string& name, int rows, int width) {
+    const std::string shape = std::to_string(rows) + "," + std::to_string(width);
+    return net.keep(name.empty() ? name : name + "/predict" + shape, static_cast<size_t>(rows) * width + 16, [&](float* to) {
+      for (int c = 0; c < width; ++c)
+        for (int r = 0; r < rows; ++r) to[static_cast<size_t>(c) * rows + r] = matrix[static_cast<size_t>(r) * width + c];
+    });
   }
 
   void predict(Network& net, int sample, int index, bool alone) const {
@@ -93,7 +96,7 @@ class Predict : public Step {
     const int rows = rank_ ? rank_ : filters_;
     sums.resize(rows);
     for (int k = 0; k < rows; ++k) sums[k] = (rank_ ? 0.0f : bias_[k]) + silent * rows_sum_[k];
-    const float* first = rank_ ? reduce_.data() : weight_.data();
+    const float* first = rank_ ? reduce_ : weight_;
     for (const int c : active) offsets.push_back(static_cast<int64_t>(c) * rows);
     // one image's large matrix is shared out by filters; the lists belong to this thread
     const Columns all{first, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data()};
@@ -107,7 +110,7 @@ class Predict : public Step {
       logits = bias_;
       offsets.clear();
       for (int j = 0; j < rank_; ++j) offsets.push_back(static_cast<int64_t>(j) * filters_);
-      net.kernels.columns({weight_.data(), offsets.data(), sums.data(), rank_, filters_, logits.data()});
+      net.kernels.columns({weight_, offsets.data(), sums.data(), rank_, filters_, logits.data()});
     } else {
       logits.swap(sums);
     }
@@ -116,7 +119,7 @@ class Predict : public Step {
       std::memcpy(mask, given + static_cast<size_t>(sample) * filters_, filters_);
     } else {
       const float most = *std::max_element(logits.begin(), logits.end());
-      for (int k = 0; k < filters_; ++k) mask[k] = logits[k] > threshold_ || logits[k] == most;
+      for (int k = 0; k < filters_; ++k) mask[k] = !(logits[k] <= threshold_) || logits[k] == most;
     }
     const int64_t read = softmax_ ? width_ : static_cast<int64_t>(active.size());
     net.macs(index, sample) = read * rows + (rank_ ? static_cast<int64_t>(rank_) * filters_ : 0);
@@ -129,7 +132,8 @@ class Predict : public Step {
   const float threshold_;
   const bool softmax_;
   const std::vector<float> bias_;
-  Buffer weight_, reduce_;
+  const float* weight_;
+  const float* reduce_ = nullptr;
   std::vector<float> rows_sum_;  // of the first matrix
 };
 
@@ -166,7 +170,14 @@ class Pool : public Step {
       each_channel(net, batch, x, false, [&](int worker, int sample, int c) {
         const float* from = net.map(x, sample) + static_cast<int64_t>(c) * positions;
         float* line = net.scratch(worker).need(window_.width + 2 * pool_margin(window_) + 32);
-        net.kernels.pool({from, window_, line, net.map(writes, sample) + c * plane});
+        // what a row of outputs reads, when rows and then columns are gone through
+        const int64_t each = static_cast<int64_t>(std::min(window_.kernel_h, window_.height)) * window_.width +
+                             static_cast<int64_t>(window_.kernel_w) * window_.out_width;
+        const int some = per_piece(window_.out_height, 4 * each);
+        for (int row = 0; row < window_.out_height; row += some) {
+          net.pulse(worker, 4 * each * some);
+          net.kernels.pool({from, window_, line, net.map(writes, sample) + c * plane, row, std::min(window_.out_height, row + some)});
+        }
       });
     }
     for (int sample = 0; sample < batch; ++sample) copy_activity(net, x, writes, sample);
@@ -268,10 +279,11 @@ class Combine : public Step {
 class Gather : public Step {
  public:
   Gather(const Network& net, std::vector<int> xs, int out, const std::vector<int32_t>& index) {
+    std::vector<int> ends;
+    for (const int x : xs) ends.push_back((ends.empty() ? 0 : ends.back()) + net.maps[x].channels);
     for (const int32_t i : index) {
-      int from = 0, channel = i;
-      while (i >= 0 && channel >= net.maps[xs[from]].channels) channel -= net.maps[xs[from++]].channels;
-      sources_.push_back({i < 0 ? -1 : xs[from], channel});
+      const auto from = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+      sources_.push_back({i < 0 ? -1 : xs[from], i < 0 ? i : i - (from ? ends[from - 1] : 0)});
     }
     reads = std::move(xs), writes = out;
   }
@@ -337,7 +349,7 @@ class Silence : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> make_predict(const Network& net, const PredictSpec& spec) {
+std::unique_ptr<Step> make_predict(Network& net, const PredictSpec& spec) {
   return std::make_unique<Predict>(net, spec);
 }
 std::unique_ptr<Step> make_fixed(const Network& net, int mask, const uint8_t* value) {

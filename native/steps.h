@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "network.h"
@@ -16,11 +17,12 @@ struct PredictSpec {
   const float* weight = nullptr;   // (K, rank or width)
   const float* bias = nullptr;     // (K,)
   const float* reduce = nullptr;   // (rank, width)
+  std::string weight_name, reduce_name;  // steps of the same may share them; empty: of none
   float threshold = 0.0f;
   bool softmax = false;
 };
 
-std::unique_ptr<Step> make_predict(const Network& net, const PredictSpec& spec);
+std::unique_ptr<Step> make_predict(Network& net, const PredictSpec& spec);
 std::unique_ptr<Step> make_fixed(const Network& net, int mask, const uint8_t* value);
 std::unique_ptr<Step> make_pool(const Network& net, int x, int out, const Window& window);
 std::unique_ptr<Step> make_affine(const Network& net, int x, int out, const float* scale, const float* shift, Activation act);

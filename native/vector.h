@@ -283,7 +283,8 @@ FTWT_INLINE R exponential(R x) {
   const RI half = __builtin_convertvector(n, RI) / 2;
   const RI rest = __builtin_convertvector(n, RI) - half;
   const R result = y * (R)((half + 127) << 23) * (R)((rest + 127) << 23);
-  return nan != nan ? nan : result;
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  return nan > 88.72283f ? splat_part(infinity) : nan != nan ? nan : result;
 }
 
 FTWT_INLINE R logistic(R x) { return 1.0f / (1.0f + exponential(-x)); }
@@ -327,7 +328,7 @@ static inline R activate(Activation kind, R x) {
     case Activation::relu: return at_least(x, 0.0f);
     case Activation::relu6: return at_most(at_least(x, 0.0f), 6.0f);
     case Activation::silu: return x * logistic(x);
-    case Activation::hardswish: return x * at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
+    case Activation::hardswish: return x * (at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f));
     case Activation::sigmoid: return logistic(x);
     case Activation::hardsigmoid: return at_most(at_least(x + 3.0f, 0.0f), 6.0f) * (1.0f / 6.0f);
     case Activation::leaky_relu: return x < 0.0f ? x * 0.01f : x;

@@ -2,6 +2,10 @@
 
 #include <chrono>
 
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
 namespace ftwt {
 
 namespace {
@@ -17,14 +21,35 @@ inline void relax() {
 #endif
 }
 
+// How many forks lead from the process that loaded this module to this one.
+std::atomic<unsigned> forks{0};
+#if !defined(_WIN32)
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+#endif
+
 }  // namespace
 
-Workers::Workers(int count) {
+Workers::Workers(int count) : count_(count), born_(forks), crew_(std::make_unique<Crew>(count)) {}
+
+// What the parent's threads wait on cannot be taken apart without them: the child leaves it lie.
+Workers::~Workers() {
+  if (born_ != forks) static_cast<void>(crew_.release());
+}
+
+bool Workers::revive() {
+  if (born_ == forks) return false;
+  static_cast<void>(crew_.release());
+  crew_ = std::make_unique<Crew>(count_);
+  born_ = forks;
+  return true;
+}
+
+Crew::Crew(int count) {
   for (int worker = 1; worker < count; ++worker)
     threads_.emplace_back([this, worker] { loop(worker); });
 }
 
-Workers::~Workers() {
+Crew::~Crew() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -36,7 +61,7 @@ Workers::~Workers() {
 
 // Who is about to sleep says so and looks again; who has news tells it and then looks for sleepers. So
 // the lock is taken only where somebody sleeps.
-void Workers::share(int n, const void* task, Call call) {
+void Crew::share(int n, const void* task, Call call) {
   task_ = task, call_ = call, error_ = nullptr;
   size_.store(n, std::memory_order_relaxed);
   next_.store(0, std::memory_order_relaxed);
@@ -61,7 +86,7 @@ void Workers::share(int n, const void* task, Call call) {
   if (error_) std::rethrow_exception(error_);
 }
 
-void Workers::work(int worker) {
+void Crew::work(int worker) {
   const int n = size_.load(std::memory_order_relaxed);
   try {
     for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < n;) call_(task_, i, worker);
@@ -71,7 +96,7 @@ void Workers::work(int worker) {
   }
 }
 
-void Workers::loop(int worker) {
+void Crew::loop(int worker) {
   for (unsigned seen = 0;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
     for (int spins = 0; round_.load() == seen; ++spins) {

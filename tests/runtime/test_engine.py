@@ -1,5 +1,6 @@
 """The engine around both networks: what it takes, what it gives back, what it says of the work."""
 
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftwt.runtime import Engine, load
+from ftwt.runtime import Engine, load, save
 from ftwt.runtime.reference import Network
 from mutations import small_program
 from programs import Builder, random_program
@@ -87,8 +88,6 @@ def test_arrays_of_any_layout(kind):
     before = X.copy()
     engine(X)[:] = 0
     assert np.array_equal(X, before) and np.array_equal(engine(X), wanted)
-    assert not np.isfinite(engine(np.full_like(X, np.nan))).all()
-    engine(np.full_like(X, np.inf))
 
 
 def test_a_map_comes_out_as_a_map():
@@ -118,6 +117,57 @@ def test_a_map_comes_out_as_a_map():
 def test_inputs_that_are_refused(x, word):
     with pytest.raises(ValueError, match=word):
         build()(x)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_that_are_not_finite_are_refused(kind, value):
+    engine = build(kind)
+    for place in ((0, 0, 0, 0), (1, 1, 5, 4), (2, 0, 3, 2)):
+        x = X.copy()
+        x[place] = value
+        with pytest.raises(ValueError, match=f"image {place[0]} holds a value that is not finite"):
+            engine(x)
+    assert np.isfinite(engine(X)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_not_finite_are_refused(kind, tmp_path):
+    for operation in small_program().operations:
+        for field, name in operation.constants.items():
+            for value in (np.nan, np.inf):
+                program = small_program()
+                if program.constants[name].dtype != np.float32:
+                    continue
+                constants = {**program.constants, name: program.constants[name].copy()}
+                constants[name].flat[-1] = value
+                program = dataclasses.replace(program, constants=constants)
+                with pytest.raises(ValueError, match=f"{operation.name}.*{field} is .*finite"):
+                    build(kind, program)
+                with pytest.raises(ValueError, match="finite numbers"):
+                    save(program, tmp_path / "net.ftwt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_that_overflow_keep_their_filters(kind):
+    program = Builder((2, 1, 1))
+    weight = program.constant([[3e38, -3e38], [0, 0], [0, 0]])
+    bias = program.constant([0, 1, -1])
+    mask = program.predict((0,), 3, weight=weight, bias=bias)
+    program.conv(0, 3, mask=mask)
+    x = np.full((1, 2, 1, 1), 1e38, np.float32)  # 3e76 - 3e76
+    masks = build(kind, program.program()).run(x)[1].masks["unit0"]
+    assert masks.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_without_parameters_is_saved_and_loaded(kind, tmp_path):
+    program = Builder((2, 6, 5))
+    program.pool(program.activate(0, "relu"), "max")
+    engine = build(kind, program.program())
+    engine.save(tmp_path / "net.ftwt")
+    assert np.array_equal(load(tmp_path / "net.ftwt", engine=kind)(X), engine(X))
 
 
 @pytest.mark.parametrize("kind", KINDS)

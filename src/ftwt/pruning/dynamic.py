@@ -106,15 +106,23 @@ class DynamicModel(nn.Module):
         return (output, decided) if return_gates else output
 
     def check_input(self, images: Tensor) -> None:
-        """Refuse images of another size or channel count than the network was converted for.
+        """Refuse images of another size than the network was converted for, or not finite.
+
+        What is not finite is not looked for in training mode, where the loss says so.
 
         Raises:
-            ValueError: If (C, *spatial) differs; work is counted for one size.
+            ValueError: If (C, *spatial) differs, since work is counted for one size; or if an image
+                holds a value that is not finite, since no mask of it means anything.
         """
         if tuple(images.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"images of shape {tuple(images.shape[1:])} for a network converted for "
                 f"{self.input_shape}; resize them, or convert with an example of their size"
+            )
+        if not self.training and not images.isfinite().all():
+            odd = int(images.isfinite().flatten(1).all(1).int().argmin())
+            raise ValueError(
+                f"image {odd} of a batch holds a value that is not finite; leave it out"
             )
 
     @property

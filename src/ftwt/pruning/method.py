@@ -217,8 +217,8 @@ class Gate(nn.Module):
 
 
 def hard_mask(logits: Tensor, threshold: float | Tensor = 0.0) -> Tensor:
-    """Keep filters whose logit exceeds the threshold (0: sigmoid > 0.5), and always the largest."""
-    return (logits > threshold) | (logits == logits.amax(1, keepdim=True))
+    """Keep filters whose logit exceeds the threshold (0: sigmoid > 0.5), the largest, and NaN."""
+    return ~(logits <= threshold) | (logits == logits.amax(1, keepdim=True))
 
 
 def silence(outputs: Tensor, mask: Tensor) -> Tensor:

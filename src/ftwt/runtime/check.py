@@ -1,20 +1,42 @@
 """Whether a program can run: everything is checked before anything is computed.
 
 A file may come from a stranger, and the native engine trusts what passed here. So every index,
-shape and value is looked at, and sizes are bounded, such that no count of elements, bytes or
-multiply-accumulates of a sample comes near 2^63, none of a map or constant near 2^31.
+shape and value is looked at, and everything that costs memory or time is bounded: what an engine
+keeps beside the weights, what lives at once in a run, and the work of a sample. No count comes near
+2^63, none of a map or constant near 2^31.
 """
 
 from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
+from .constants import spec_of
 from .fields import check_fields, check_name, refuse
+from .limits import (
+    MAX_CHANNELS,
+    MAX_CONSTANT,
+    MAX_COUNT,
+    MAX_LIVE,
+    MAX_MACS,
+    MAX_MAP,
+    MAX_MAPS,
+    MAX_PLAN,
+    MAX_POOLED,
+    MAX_READS,
+    MAX_ROW,
+    MAX_SIZE,
+    MAX_STAGED,
+    MAX_STEP,
+    MAX_TAPS,
+    most_alive,
+    planned,
+    read_by_row,
+    staged,
+)
 from .program import (
     KINDS,
     RENEWING,
@@ -32,15 +54,6 @@ from .program import (
     Program,
     Silence,
 )
-
-MAX_COUNT = 2**14  # of operations, of maps, of masks
-MAX_SIZE = 2**24  # channels, rows or columns
-MAX_STEP = 2**10  # stride, padding and dilation of a convolution
-MAX_TAPS = 2**20  # positions in its kernel
-MAX_MAP = 2**27  # elements of a map, with the zeros that a convolution pads it with
-MAX_MAPS = 2**30  # elements of all maps of a sample together
-MAX_CONSTANT = 2**28  # elements of a constant
-MAX_MACS = 2**53  # of a sample: float64 still counts them exactly
 
 Shape = tuple[int, int, int]
 
@@ -60,6 +73,9 @@ def check(program: Program) -> None:
         check_name(label, "program", "classes")
     _check_sizes(program)
     _check_gates(program.gates)
+    channels = sum(c for c, _, _ in program.maps) + sum(gate.channels for gate in program.gates)
+    if channels > MAX_CHANNELS:
+        refuse("program", "channels of all maps and gates", channels, f"at most {MAX_CHANNELS}")
     checker = _Checker(program)
     for operation in program.operations:
         checker.check(operation)
@@ -72,7 +88,7 @@ class _Checker:
     def __init__(self, program: Program) -> None:
         self.program, self.maps, self.gates = program, program.maps, program.gates
         self.maps_written, self.masks_written = {0}, set[int]()
-        self.macs = 0
+        self.macs = self.reads = self.planned = self.pooled = 0
         self.operation: Operation | None = None
 
     def refuse(self, field: str, value: Any, allowed: str) -> NoReturn:
@@ -88,6 +104,9 @@ class _Checker:
             self.refuse("operation", type(operation).__name__, f"one of {', '.join(KINDS)}")
         check_fields(operation, f"{type(operation).__name__} {_name(operation)}")
         check_name(operation.name, type(operation).__name__, "name")
+        self.reads += len(operation.reads)
+        if self.reads > MAX_READS:
+            self.refuse("maps read", self.reads, f"at most {MAX_READS}, all operations together")
         for index in operation.reads:
             self.read(index)
         match operation:
@@ -128,6 +147,8 @@ class _Checker:
                 refuse("program", "gates", gate.unit, "written by a Predict or Fixed operation")
         if self.macs > MAX_MACS:
             refuse("program", "MACs", self.macs, f"at most {MAX_MACS}")
+        if (live := most_alive(program)) > MAX_LIVE:
+            refuse("program", "elements of maps needed at once", live, f"at most {MAX_LIVE}")
         if program.classes and len(program.classes) != self.maps[program.output][0]:
             channels = self.maps[program.output][0]
             refuse("program", "classes", len(program.classes), f"none or {channels} names")
@@ -175,7 +196,7 @@ class _Checker:
 
     def constant(self, field: str, dtype: type, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         name = getattr(self.operation, field)
-        found, have = _spec(self.program.constants, name, self.refuse, field)
+        found, have = spec_of(self.program.constants, name, self.refuse, field)
         if found != np.dtype(dtype):
             self.refuse(field, name, f"a constant of {np.dtype(dtype)}, this one is {found}")
         if not all(have) or math.prod(have) > MAX_CONSTANT:
@@ -216,6 +237,12 @@ class _Checker:
         if op.post in RENEWING or (op.add is None and op.post != "none"):
             self.refuse("post", op.post, f"none of {RENEWING}; 'none' without add")
         self.macs += math.prod(weight) * math.prod(size)
+        taps = math.prod(weight[2:])
+        self.planned += planned(taps, (size[0], size[1]))
+        if self.planned > MAX_PLAN:
+            self.refuse("taps and vectors", self.planned, f"at most {MAX_PLAN}, with those before")
+        if taps > 1 and (count := staged(op, c, padded, taps)) > MAX_STAGED:
+            self.refuse("input, laid out", count, f"of at most {MAX_STAGED} numbers")
 
     def predict(self, op: Predict) -> None:
         channels = self.write_mask(op.mask)
@@ -251,6 +278,15 @@ class _Checker:
         self.numbers("padding", op.padding, 0, MAX_SIZE)
         (c, *size), (k, *given) = self.maps[op.x], self.write(op.out)
         self.expect("channels of out", k, c, "as those of x")
+        inside, out = (size[0], size[1]), (given[0], given[1])
+        longest = (-(-size[0] // out[0]) + 1, -(-size[1] // out[1]) + 1)
+        row = read_by_row(inside, out, longest if op.adaptive else op.kernel)
+        if row > MAX_ROW:
+            self.refuse("elements that a row of windows reads", row, f"at most {MAX_ROW}")
+        self.pooled += c * out[0] * row
+        if self.pooled > MAX_POOLED:
+            allowed = f"at most {MAX_POOLED}, with those of pools before"
+            self.refuse("elements that windows read", self.pooled, allowed)
         if op.adaptive:
             return
         for axis in (0, 1):
@@ -313,18 +349,3 @@ def _check_gates(gates: tuple[Gate, ...]) -> None:
 
 def _name(operation: Any) -> str:
     return reprlib.repr(getattr(operation, "name", None))
-
-
-def _spec(
-    constants: Mapping[str, np.ndarray], name: str, refuse: Any, field: str
-) -> tuple[Any, tuple[int, ...]]:
-    """Dtype and shape of a constant, without reading one that is still in a file."""
-    if name not in constants:
-        refuse(field, name, "the name of a constant")
-    specs = getattr(constants, "specs", None)
-    if specs is not None:
-        return specs[name]
-    array = constants[name]
-    if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
-        refuse(field, name, "a C-contiguous array")
-    return array.dtype, array.shape

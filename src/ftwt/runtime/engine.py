@@ -7,6 +7,7 @@ import difflib
 import importlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import numpy as np
 
 from . import reference
 from .check import check
+from .constants import read_constants
 from .file import load_program, save
 from .program import Program
 
@@ -103,7 +105,8 @@ class Engine:
             (B, C), or (B, C, H, W) if the output is a map of more than one pixel; of x's kind.
 
         Raises:
-            ValueError: Not such an array; or of another shape than the network was made for.
+            ValueError: Not such an array; of another shape than the network was made for; or an
+                image holds a value that is not finite.
         """
         images = self._images(x)
         return self._like(x, self._network.run(images, self._masks({}, len(images)))[0])
@@ -117,7 +120,8 @@ class Engine:
                 predictors run nevertheless, and are counted.
 
         Raises:
-            ValueError: Not such an array, no such unit, or another shape.
+            ValueError: Not such an array, no such unit, another shape, or an image holds a value
+                that is not finite.
         """
         images = self._images(x)
         given = self._masks(masks or {}, len(images))
@@ -270,10 +274,16 @@ def build_native(
     gates = [gate.channels for gate in program.gates]
     chosen = isa or isas[0]
     network = native.Network(list(program.maps), gates, program.output, threads, chosen, algorithm)
+    uses = Counter(name for op in program.operations for name in op.constants.values())
+    shared: dict[str, np.ndarray] = {}
     for operation in program.operations:  # one at a time: their constants may be in a file still
         fields = {f.name: getattr(operation, f.name) for f in dataclasses.fields(operation)}
-        arrays = {field: program.constants[name] for field, name in operation.constants.items()}
-        network.add({"operation": type(operation).__name__, **fields, **arrays})
+        read = read_constants(program, operation, shared)
+        shared |= {name: array for name, array in read.items() if uses[name] > 1}
+        names = operation.constants
+        arrays = {field: read[name] for field, name in names.items()}
+        kind = type(operation).__name__
+        network.add({"operation": kind, "names": names, **fields, **arrays})
     network.finish()
     return chosen, network
 

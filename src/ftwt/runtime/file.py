@@ -9,9 +9,12 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ..files.json import parse_json
 from . import stored
 from .check import check
+from .constants import read_constants
 from .fields import refuse
 from .program import KINDS, VERSION, Gate, Operation, Program
 
@@ -33,8 +36,9 @@ def save(program: Program, path: str | os.PathLike[str]) -> None:
     """
     check(program)
     _check_notes(program.notes)
-    names = [name for operation in program.operations for name in operation.constants.values()]
-    constants = {name: program.constants[name] for name in names}
+    constants: dict[str, np.ndarray] = {}
+    for operation in program.operations:
+        constants |= read_constants(program, operation, constants)
     content = {
         "maps": program.maps,
         "gates": [dataclasses.asdict(gate) for gate in program.gates],
@@ -90,8 +94,8 @@ def _decode(constants: stored.Stored) -> Program:
         refuse("metadata", "crc32", metadata.get("crc32"), f"{_crc(text)}; the file was altered")
     content = _object(parse_json(text), FIELDS, "program")
     checksums = content["checksums"]
-    sums = checksums.values() if isinstance(checksums, dict) else ()
-    if not sums or not all(type(value) is int for value in sums):
+    sums = checksums.values() if isinstance(checksums, dict) else (None,)
+    if not all(type(value) is int for value in sums):
         refuse("program", "checksums", checksums, "an integer for each constant")
     operations = tuple(_operation(entry) for entry in _list(content["operations"], "operations"))
     named = {name for operation in operations for name in _names(operation)}

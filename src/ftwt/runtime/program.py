@@ -106,6 +106,8 @@ class Conv(Operation):
 class Predict(Operation):
     """A gate's predictor: mask = (logits > threshold), and always those of largest logit.
 
+    A logit that is not a number (sums of finite weights may overflow) keeps its filter.
+
     `features` are vectors, read side by side: f of width sum of their lengths, zero where inactive.
     logits = weight @ g + bias, where g is f, or `reduce @ f` if a reduce is given. With
     `softmax`, f is replaced by softmax(f) first (over all channels, the inactive ones as zeros).

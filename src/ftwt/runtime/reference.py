@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .constants import read_constants
 from .program import (
     RENEWING,
     Activate,
@@ -48,8 +49,9 @@ class Network:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        names = {name for op in program.operations for name in op.constants.values()}
-        self._constants = {name: program.constants[name] for name in names}
+        self._constants: dict[str, Array] = {}
+        for op in program.operations:
+            self._constants |= read_constants(program, op, self._constants)
 
     def run(self, x: Array, masks: Mapping[int, Array]) -> tuple[Array, Array, Array]:
         """Run a batch.
@@ -62,7 +64,13 @@ class Network:
         Returns:
             The output (B, C', H', W') float32, the masks that were applied side by side (B, sum of
             K) uint8, and the MACs (B, operations) int64.
+
+        Raises:
+            ValueError: An image holds a value that is not finite.
         """
+        finite = np.isfinite(x).all((1, 2, 3))
+        if not finite.all():
+            raise ValueError(f"image {finite.argmin()} holds a value that is not finite")
         batch = _Batch(self._program, self._constants, x, masks)
         with np.errstate(all="ignore"):  # weights may be such that values overflow
             macs = [batch.run(op) for op in self._program.operations]
@@ -195,7 +203,7 @@ class _Batch:
             features = features @ reduce.T
             macs = read * len(reduce) + weight.size
         logits = features @ weight.T + self.constants[op.bias]
-        mask = logits > np.float32(op.threshold)
+        mask = ~(logits <= np.float32(op.threshold))
         mask |= logits == logits.max(1, keepdims=True)
         return mask, macs
 
@@ -253,7 +261,7 @@ def _hardsigmoid(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     erfc = np.vectorize(math.erfc, otypes=[np.float32])
-    return x * erfc(-x / np.float32(math.sqrt(2))) / 2
+    return x * (erfc(-x / np.float32(math.sqrt(2))) / 2)
 
 
 ACTIVATE: dict[str, Callable[[Array], Array]] = {
