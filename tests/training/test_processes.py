@@ -45,7 +45,8 @@ HEADS = {"frozen": "softmax", "synchronized": "standardized", "in parts": "softm
 
 def launch(world: int, script: str, *arguments: Any, timeout: float = 120, **variables: str) -> Any:
     """Run a script of these tests in so many processes."""
-    Path("script.py").write_text(f"from test_processes import *\n{script}", encoding="utf-8")
+    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    Path("script.py").write_text(f"{here}\nfrom test_processes import *\n{script}", "utf-8")
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     return run_python(*torchrun, "script.py", *map(str, arguments), timeout=timeout, **variables)
 
