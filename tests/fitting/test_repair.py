@@ -246,8 +246,12 @@ def test_what_cannot_be_repaired_with_is_refused():
         repair(dynamic, [pictures(20)], dense=settle(Residual()))
     bad = pictures(20)
     bad[7, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"3 .* not finite; look for NaN"):
+    with pytest.raises(ValueError, match="image 7 of a batch holds a value that is not finite"):
         repair(dynamic, [bad], dense=dense)
+    with torch.no_grad():
+        dense.get_submodule("3").weight[0] = torch.inf
+    with pytest.raises(ValueError, match=r"3 .* not finite; look for NaN"):
+        repair(dynamic, [pictures(20)], dense=dense)
     with pytest.raises(ValueError, match="for a network converted for"):
         repair(dynamic, [torch.zeros(8, 3, 5, 5)], dense=dense)
 
