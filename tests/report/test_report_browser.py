@@ -13,7 +13,6 @@ import browser
 import synthetic
 from ftwt import cli
 from ftwt.records.recording import Recording
-from ftwt.report.page.html import unpacked
 from ftwt.report.write import write_report
 from ftwt.runs import demo
 
@@ -30,18 +29,14 @@ return [...document.querySelectorAll('main *, .bar *')]
   .map((node) => node.tagName + '.' + node.className + ' ' + node.textContent.slice(0, 40));
 """
 MARKS = """
-return window.ftwt.data.figures.map((figure) => {
-  const plot = document.getElementById('plot-' + figure.id);
-  const layers = '.scatterlayer .point, .scatterlayer .js-line, .barlayer .point';
-  const marks = plot.querySelectorAll(layers);
-  const seen = [...marks].filter((mark) => {
-    const box = mark.getBoundingClientRect(), look = getComputedStyle(mark);
-    return box.width + box.height > 0 && look.opacity !== '0' && look.visibility !== 'hidden';
+return [...document.querySelectorAll('.plot')].map((plot) => {
+  const seen = [...plot.querySelectorAll('use, path, text')].filter((mark) => {
+    const box = mark.getBoundingClientRect();
+    return box.width + box.height > 0;
   });
-  const { legend, ...layout } = plot.layout;  // validate stumbles over a legend that is not shown
-  const faults = Plotly.validate(plot.data, layout) || [];
-  const told = faults.filter((fault) => fault.code !== 'unused').map((fault) => fault.msg);
-  return [figure.id, seen.length, told];
+  const high = (text) => text.getBoundingClientRect().height;
+  const sizes = [...plot.querySelectorAll('text')].map(high);
+  return [plot.id.slice(5), seen.length, Math.min(...sizes)];
 });
 """
 
@@ -101,7 +96,7 @@ class Tab:
         return tuple(
             self.run(
                 "const look = getComputedStyle(document.body);"
-                "const text = document.querySelector('.plot .xtick text');"
+                "const text = document.querySelector('.plot svg text');"
                 "return [look.backgroundColor, look.color, getComputedStyle(text).fill];"
             )
         )
@@ -169,16 +164,18 @@ def test_it_opens_without_errors_requests_and_overflow(
     assert (ground, ink, drawn) == (dark if theme == "dark" else light)
 
 
-def test_every_figure_has_drawn_marks_and_valid_settings(tab: Tab, report: Path) -> None:
-    tab.look()
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_figure_has_marks_and_type_that_can_be_read(
+    tab: Tab, report: Path, width: int
+) -> None:
+    tab.look(width)
     tab.open(report)
     told = tab.run(MARKS)
-    page = Parsed(report.read_text("utf-8"))
-    assert [id for id, _, _ in told] == [figure["id"] for figure in page.data()["figures"]]
+    assert [id for id, _, _ in told] == Parsed(report.read_text("utf-8")).figures
     assert len(told) >= 5
-    for id, marks, faults in told:
-        assert marks > 0, id
-        assert faults == [], id
+    for id, marks, smallest in told:
+        assert marks > 20, id
+        assert smallest >= 8, id  # pixels from the top of a line to its bottom
 
 
 def test_the_button_changes_the_colours_of_page_and_figures(tab: Tab, trained: Path) -> None:
@@ -188,7 +185,7 @@ def test_the_button_changes_the_colours_of_page_and_figures(tab: Tab, trained: P
     routes = tab.route()
     tab.run("document.getElementById('theme').click()")
     tab.until(
-        "getComputedStyle(document.querySelector('.plot .xtick text')).fill !== 'rgb(27, 31, 36)'"
+        "getComputedStyle(document.querySelector('.plot svg text')).fill !== 'rgb(27, 31, 36)'"
     )
     after = tab.colours()
     assert all(old != new for old, new in zip(before, after, strict=True))
@@ -201,13 +198,13 @@ def test_the_data_of_a_figure_are_a_click_away(tab: Tab, trained: Path, tmp_path
     tab.open(trained)
     where = {"behavior": "allow", "downloadPath": str(tmp_path)}
     tab.driver.execute_cdp_cmd("Browser.setDownloadBehavior", where)
-    id = tab.run("return window.ftwt.data.figures[0].id")
+    id = tab.run("return window.ftwt.data.tables[0].id")
     for kind in ("csv", "json", "table"):
         tab.run(
             "document.querySelector(`button[data-figure='${arguments[0]}'][data-kind='${arguments[1]}']`)"
             ".click()", id, kind,
         )  # fmt: skip
-    wanted = Parsed(trained.read_text("utf-8")).data()["figures"][0]["data"]
+    wanted = Parsed(trained.read_text("utf-8")).data()["tables"][0]["data"]
     end = time.monotonic() + 20
     while not all((tmp_path / f"{id}.{kind}").exists() for kind in ("csv", "json")):
         assert time.monotonic() < end
@@ -417,7 +414,6 @@ def test_names_from_files_run_nothing(tab: Tab, tmp_path: Path) -> None:
     write_report(tmp_path, tmp_path / "page.html")
     tab.look()
     tab.open(tmp_path / "page.html")
-    tab.run("Plotly.Fx.hover(document.querySelector('.plot'), [{curveNumber: 0, pointNumber: 0}])")
     assert tab.driver.title.endswith("ftwt report")
     assert tab.driver.get_log("browser") == [] and len(tab.requests()) == 1
     assert bad in tab.run("return document.getElementById('picks').textContent")
@@ -452,9 +448,3 @@ def test_an_old_browser_is_told_and_keeps_the_answer(tab: Tab, trained: Path) ->
         assert tab.run("return document.querySelectorAll('#settings tbody tr').length") >= 2
     finally:
         tab.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
-
-
-def test_the_packed_parts_are_what_they_say(trained: Path) -> None:
-    page = Parsed(trained.read_text("utf-8"))
-    [library] = [unpacked(text) for held, text in page.scripts if held.get("id") == "library"]
-    assert "plotly.js (basic - minified)" in library[:80]

@@ -26,7 +26,7 @@ STATIC = (OKABE_ITO["bluish green"], OKABE_ITO["yellow"])  # other libraries
 PUBLISHED = OKABE_ITO["reddish purple"]  # the paper's own rows
 OTHERS = FAINT  # other published methods, told apart by their names
 
-ALWAYS, SOMETIMES, NEVER = OKABE_ITO["blue"], OKABE_ITO["sky blue"], GRID
+ALWAYS, SOMETIMES, NEVER = OKABE_ITO["blue"], OKABE_ITO["sky blue"], "#D0D0D0"
 HEAT = "magma"  # of heatmaps; even in lightness, legible in grey
 
 

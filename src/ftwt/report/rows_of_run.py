@@ -13,6 +13,7 @@ from .rows import Row
 
 Subject = Run | Demo | LoneRecording
 Source = Subject | Recording
+BINS = 40  # of executed MACs, where images are counted
 
 
 def subjects(found: Found) -> list[Subject]:
@@ -43,6 +44,11 @@ def recording_of(subject: Source) -> Recording:
             f"`ftwt evaluate {where} --record`"
         )
     return found
+
+
+def subject_name(subject: Source) -> str:
+    """What to call a subject in a figure: its name, or its network's."""
+    return subject.network if isinstance(subject, Recording) else subject.name
 
 
 def unit_rows(subject: Source) -> list[Row]:
@@ -176,6 +182,18 @@ def class_rows(recording: Recording) -> list[Row]:
             }
         )
     return sorted(rows, key=lambda row: row["mean_macs"])
+
+
+def work_rows(recording: Recording) -> list[Row]:
+    """How many images took how much: a row for each of 40 equal spans of executed MACs."""
+    macs = recording.executed_macs.astype(np.float64)
+    edges = np.histogram_bin_edges(macs, BINS)
+    right, _ = np.histogram(macs[recording.correct], edges)
+    wrong, _ = np.histogram(macs[~recording.correct], edges)
+    return [
+        {"from_macs": float(low), "to_macs": float(high), "right": int(r), "wrong": int(w)}
+        for low, high, r, w in zip(edges[:-1], edges[1:], right, wrong, strict=True)
+    ]
 
 
 def extreme_rows(recording: Recording, count: int = 8) -> list[Row]:

@@ -106,7 +106,6 @@ def write_report(
 
     Raises:
         ValueError: Nothing was found, a file is damaged or foreign, or the page would be too large.
-        ImportError: Figures are asked for, and matplotlib is not installed.
         OSError: A file cannot be written.
     """
     found = read(sources)

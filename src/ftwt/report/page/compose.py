@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ...records.recording import Recording
 from ..answer import Answer, answers
+from ..plots.sheets import Sheet, sheets_of, sheets_of_runs, sheets_of_timings
 from ..reading.found import Found
 from ..reading.records import Demo, Run
 from ..rows_of_run import Subject, extreme_rows, subjects
+from .drawing import svg_of
 from .explorer import LOSSLESS, data_address, explorer
 from .html import Ends, Figure, Gap, Page, Strip, StripItem, Table
-from .of_run import figures_of_run
-from .of_runs import MOST_TIMED, figures_of_runs, timed
 from .tables import settings_table, tables
 from .words import in_words, macs, percent
 
 MOST_SUBJECTS = 3  # networks with figures of their own
+MOST_TIMED = 4  # figures of latency
+MOST_COMMANDS = 8  # below a figure
 ENDS = 6  # pictures in a strip
 ROOM = 2_500_000  # bytes of explorers in the page, before they are packed
 EXPLORER_TEXT = (
@@ -59,10 +65,39 @@ def compose(found: Found) -> Page:
 
 def _figures(found: Found) -> tuple[Figure, ...]:
     """Figures over all runs, and those about some."""
-    drawn = [*figures_of_runs(found)]
+    listed: list[Sheet] = [*sheets_of_runs(found), *_timings(found)[:MOST_TIMED]]
     for subject in _subjects(found)[:MOST_SUBJECTS]:
-        drawn += figures_of_run(subject)
-    return tuple(drawn)
+        listed += sheets_of(subject)
+    return tuple(_figure(sheet) for sheet in listed if sheet.draw is not None and sheet.caption)
+
+
+def _figure(sheet: Sheet) -> Figure:
+    id = re.sub(r"[^a-z0-9]+", "-", sheet.name.lower()).strip("-")
+    rows = sheet.rows()
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Figure(
+        id=id,
+        title=sheet.title,
+        caption=sheet.caption,
+        made_by=_few(sheet.made_by),
+        columns=columns,
+        rows=tuple(tuple(row.get(name) for name in columns) for row in rows),
+        drawing=Markup(svg_of(sheet, id)),
+        wide=sheet.wide,
+    )
+
+
+def _few(commands: Sequence[str]) -> tuple[str, ...]:
+    if len(commands) <= MOST_COMMANDS:
+        return tuple(commands)
+    more = len(commands) - MOST_COMMANDS
+    return (*commands[:MOST_COMMANDS], f"... and {more} more, in the table of files")
+
+
+def _timings(found: Found) -> list[Sheet]:
+    """Figures of latency on one thread, or on as many as there are timings of."""
+    listed = sheets_of_timings(found)
+    return [sheet for sheet in listed if sheet.name.endswith("threads1")] or listed
 
 
 def _subjects(found: Found) -> list[Subject]:
@@ -75,7 +110,11 @@ def _no_room(found: Found) -> list[Gap]:
     gaps = []
     for what, names, most in (
         ("layers, training and work", [one.name for one in _subjects(found)], MOST_SUBJECTS),
-        ("latency", list(timed(found)), MOST_TIMED),
+        (
+            "latency",
+            [sheet.title.rpartition(": latency")[0] for sheet in _timings(found)],
+            MOST_TIMED,
+        ),
     ):
         if len(names) > most:
             left = ", ".join(names[most : most + 6]) + (", ..." if len(names) > most + 6 else "")

@@ -18,7 +18,6 @@ from .words import AnswerWords
 
 MOST_BYTES = 8_000_000  # of a page
 ASSETS = Path(__file__).parent / "assets"
-PLOTLY = "4.1.1"  # the bundle `basic`, as its authors publish it: assets/plotly-basic.min.js
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Figure:
         made_by: The commands that made its files.
         columns: Names of the data's columns.
         rows: The data that is drawn, and all that its files give.
-        traces: As plotly.js takes them; a colour `@ink` is the theme's.
-        layout: The same.
+        drawing: An `svg` element.
         wide: Whether it takes the page's whole width.
     """
 
@@ -43,14 +41,8 @@ class Figure:
     made_by: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
-    traces: tuple[dict[str, Any], ...]
-    layout: dict[str, Any]
+    drawing: Markup
     wide: bool = False
-
-    @property
-    def height(self) -> int:
-        """Height in pixels."""
-        return int(self.layout["height"])
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows, in words; what is drawn lies in `figures` and `explorers`."""
+    """All that the page shows: words, tables, figures, explorers."""
 
     title: str
     heading: str
@@ -143,23 +135,13 @@ def render(page: Page) -> str:
     Names from files are escaped; the browser is told to run the scripts of this page alone and to
     fetch nothing.
     """
-    drawn = {
-        "figures": [
-            {
-                "id": figure.id,
-                "traces": figure.traces,
-                "layout": figure.layout,
-                "data": {"columns": figure.columns, "rows": figure.rows},
-            }
-            for figure in page.figures
-        ],
-        "pictures": [
-            {"id": ends.id, "data": {"columns": ends.columns, "rows": ends.rows}}
-            for ends in ([page.ends] if page.ends else [])
+    held: list[Figure | Ends] = [*page.figures, *([page.ends] if page.ends else [])]
+    data = {
+        "tables": [
+            {"id": one.id, "data": {"columns": one.columns, "rows": one.rows}} for one in held
         ],
         "explorer": page.explorers,
     }
-    library = _asset("plotly-basic.min.js")
     scripts = {"page_js": _asset("page.js"), "explorer_js": _asset("explorer.js")}
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -167,12 +149,10 @@ def render(page: Page) -> str:
     safe = {name: Markup(text) for name, text in scripts.items()}
     return template.render(
         page=page,
-        policy=_policy(library, *scripts.values()),
+        policy=_policy(*scripts.values()),
         version=version("ftwt"),
         css=Markup(_asset("page.css")),
-        data=packed(json.dumps(drawn, allow_nan=False, separators=(",", ":"))),
-        library=packed(library) if page.figures else "",
-        plotly=PLOTLY,
+        data=packed(json.dumps(data, allow_nan=False, separators=(",", ":"))),
         **safe,
     )
 

@@ -1,4 +1,4 @@
-"""Figures for papers: functions that return matplotlib figures, and all of them as files.
+"""The figures: functions that return matplotlib figures, a list of all, and all as files.
 
 Each draws the rows of a function in `rows` or `rows_of_run`, and nothing else:
 
@@ -8,10 +8,11 @@ Each draws the rows of a function in `rows` or `rows_of_run`, and nothing else:
 | `keep_ratios`, `core_filters` | `unit_rows` |
 | `training` | `training_rows` |
 | `heatmaps` | `heatmap_rows` |
-| `work` | `image_rows`, `class_rows` |
+| `work`, `classes` | `work_rows`, `class_rows` |
 | `extremes` | `extreme_rows` |
 """
 
+from .images import classes as classes
 from .images import extremes as extremes
 from .images import heatmaps as heatmaps
 from .images import work as work
@@ -22,7 +23,7 @@ from .results import accuracy as accuracy
 from .results import corruptions as corruptions
 from .results import curve as curve
 from .results import latency as latency
-from .save import Sheet as Sheet
 from .save import save_figure as save_figure
 from .save import save_figures as save_figures
-from .save import sheets as sheets
+from .sheets import Sheet as Sheet
+from .sheets import sheets as sheets

@@ -12,10 +12,11 @@ from ..rows_of_run import (
     class_rows,
     extreme_rows,
     heatmap_rows,
-    image_rows,
     recording_of,
+    subject_name,
+    work_rows,
 )
-from .style import WIDTH, Axes, Figure, drawing, figure, note, only, percent
+from .style import WIDTH, Axes, Figure, drawing, figure, note, only, percent, tell
 
 
 @drawing
@@ -83,59 +84,75 @@ def _bare(axes: Axes) -> None:
 
 @drawing
 def work(subject: Source) -> Figure:
-    """Draw how the work is distributed: over all images, and over those of each class.
+    """Draw how many images take how much work, those guessed right and those guessed wrong.
 
     Args:
         subject: A recording, or a run or demo that has one.
 
     Returns:
-        A figure; its data is `rows_of_run.image_rows` and `rows_of_run.class_rows`. A class has a
-        line from the 5th to the 95th percentile, a bar between the quartiles, a dot at the median.
+        A figure; its data is `rows_of_run.work_rows`. Each of the two lines encloses 100%.
 
     Raises:
         ValueError: There is no recording.
     """
-    recording = recording_of(subject)
-    images, classes = image_rows(recording), class_rows(recording)
-    shown = classes if len(classes) <= MOST_CLASSES else [*classes[:HALF], *classes[-HALF:]]
-    sheet = figure(width=WIDTH, height=max(2.8, 0.9 + 0.2 * len(shown)))
-    left, right = sheet.subplots(1, 2, width_ratios=(1, 1.25))
-    for right_guess, colour, words in (
-        (True, palette.DYNAMIC[0], "guessed right"),
-        (False, palette.DYNAMIC[2], "guessed wrong"),
-    ):
-        values = [row["executed_macs"] / 1e6 for row in images if row["correct"] is right_guess]
-        if values:
-            low, high = (f(row["executed_macs"] for row in images) / 1e6 for f in (min, max))
-            edges = np.linspace(low, high if high > low else low + 1, 41)
-            shares = np.full(len(values), 100 / len(values))
-            left.hist(values, bins=edges, weights=shares, histtype="step", linewidth=1.2,
-                      color=colour, label=f"{words} ({len(values):,})")  # fmt: skip
-    left.set_xlabel("executed MACs, millions")
-    left.set_ylabel("share of these images")
-    left.set_ylim(top=1.25 * left.get_ylim()[1])
-    left.legend(loc="upper left")
-    left.set_title(f"{len(recording):,} images")
-    percent(left.yaxis)
-    only(left, "y")
+    rows = work_rows(recording_of(subject))
+    edges = [rows[0]["from_macs"] / 1e6, *(row["to_macs"] / 1e6 for row in rows)]
+    sheet = figure(height=3.0)
+    axes = sheet.subplots()
+    for name, colour in (("right", palette.DYNAMIC[0]), ("wrong", palette.DYNAMIC[2])):
+        total = sum(row[name] for row in rows)
+        if total:
+            shares = [100 * row[name] / total for row in rows]
+            axes.stairs(shares, edges, linewidth=1.2, color=colour,
+                        label=f"guessed {name} ({total:,})")  # fmt: skip
+    axes.set_xlabel("executed MACs, millions")
+    axes.set_ylabel("share of these images")
+    axes.set_ylim(bottom=0, top=1.25 * axes.get_ylim()[1])
+    axes.legend(loc="upper left")
+    axes.set_title(f"{subject_name(subject)}: work for each image")
+    percent(axes.yaxis)
+    only(axes, "y")
+    return sheet
+
+
+@drawing
+def classes(subject: Source) -> Figure:
+    """Draw how the work is distributed over the images of each class.
+
+    Args:
+        subject: A recording, or a run or demo that has one.
+
+    Returns:
+        A figure; its data is `rows_of_run.class_rows`. A class has a line from the 5th to the 95th
+        percentile, a bar between the quartiles, a dot at the median.
+
+    Raises:
+        ValueError: There is no recording.
+    """
+    rows = class_rows(recording_of(subject))
+    shown = rows if len(rows) <= MOST_CLASSES else [*rows[:HALF], *rows[-HALF:]]
+    sheet = figure(height=max(2.4, 0.9 + 0.2 * len(shown)))
+    axes = sheet.subplots()
     places = range(len(shown))
 
     def macs(name: str) -> list[float]:
         return [row[name] / 1e6 for row in shown]
 
     blue = palette.DYNAMIC[0]
-    right.hlines(places, macs("p5_macs"), macs("p95_macs"), color=blue, linewidth=0.9)
-    right.hlines(places, macs("p25_macs"), macs("p75_macs"), color=palette.DYNAMIC[1], linewidth=5)
-    right.plot(macs("median_macs"), places, "o", color=blue, markersize=3.6)
-    right.set_yticks(places, [f"{row['class']}  {row['top1']:.0%}" for row in shown])
-    right.set_ylim(-0.7, len(shown) - 0.3)
-    right.tick_params(axis="y", length=0)
-    right.set_xlabel("executed MACs, millions")
-    right.set_title("by class, with its accuracy")
-    only(right, "x")
-    text = "by class: median, quartiles, 5th to 95th percentile"
-    if len(shown) < len(classes):
-        text += f"; the {HALF} cheapest and the {HALF} dearest of {len(classes)} classes"
+    axes.hlines(places, macs("p5_macs"), macs("p95_macs"), color=blue, linewidth=0.9)
+    axes.hlines(places, macs("p25_macs"), macs("p75_macs"), color=palette.DYNAMIC[1], linewidth=5)
+    (medians,) = axes.plot(macs("median_macs"), places, "o", color=blue, markersize=3.6)
+    tell(medians, *(f"{row['class']}: {row['images']} images, {row['top1']:.1%} right, median "
+                    f"{row['median_macs'] / 1e6:.2f} M MACs" for row in shown))  # fmt: skip
+    axes.set_yticks(places, [f"{row['class']}  {row['top1']:.0%}" for row in shown])
+    axes.set_ylim(-0.7, len(shown) - 0.3)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("executed MACs, millions")
+    axes.set_title(f"{subject_name(subject)}: by class, with its accuracy")
+    only(axes, "x")
+    text = "median, quartiles, 5th to 95th percentile"
+    if len(shown) < len(rows):
+        text += f"; the {HALF} cheapest and the {HALF} dearest of {len(rows)} classes"
     note(sheet, text)
     return sheet
 

@@ -7,7 +7,7 @@ from typing import Any
 from .. import palette
 from ..reading.records import Demo, Log, Run
 from ..rows_of_run import Source, training_rows, unit_rows
-from .style import WIDTH, Axes, Figure, drawing, figure, note, nothing, only, percent
+from .style import WIDTH, Axes, Figure, drawing, figure, note, nothing, only, percent, tell
 
 TALLEST = 9.5  # inches: a page
 
@@ -50,10 +50,11 @@ def keep_ratios(subject: Source) -> Figure:
     height, places = _height(len(rows)), range(len(rows))
     sheet = figure(height=height)
     left, right = sheet.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    left.errorbar(
+    points, *_ = left.errorbar(
         [100 * row["keep"] for row in rows], places, xerr=[100 * row["keep_std"] for row in rows],
         fmt="o", color=palette.DYNAMIC[0], elinewidth=1.0, markersize=3.8,
     )  # fmt: skip
+    tell(points, *(f"{row['unit']}: {row['keep']:.1%} ± {row['keep_std']:.1%}" for row in rows))
     left.set_xlim(0, 103)
     left.set_xlabel("filters computed, mean ± std over images")
     percent(left.xaxis)
@@ -65,8 +66,16 @@ def keep_ratios(subject: Source) -> Figure:
         own = [100 * row["macs_share"] for row in rows]
         cost = [100 * row["predictor_share"] for row in rows]
         grey, blue = palette.FAINT, palette.DYNAMIC[0]
-        right.barh(places, own, height=0.62, color=grey, label="convolution")
-        right.barh(places, cost, left=own, height=0.62, color=blue, label="its predictor")
+        bars = (
+            (right.barh(places, own, height=0.62, color=grey, label="convolution"), own),
+            (
+                right.barh(places, cost, left=own, height=0.62, color=blue, label="its predictor"),
+                cost,
+            ),
+        )
+        for kind, shares in bars:
+            for bar, row, share in zip(kind, rows, shares, strict=True):
+                tell(bar, f"{row['unit']}, {kind.get_label()}: {share:.1f}% of the dense MACs")
         right.set_xlabel("share of the dense MACs")
         right.tick_params(axis="y", length=0)
         right.spines["left"].set_visible(True)
@@ -103,7 +112,9 @@ def core_filters(subject: Source) -> Figure:
         ("never", palette.NEVER),
     ):
         counts = [row[name] for row in rows]
-        axes.barh(places, counts, left=start, height=0.72, color=colour, label=name)
+        bars = axes.barh(places, counts, left=start, height=0.72, color=colour, label=name)
+        for bar, row in zip(bars, rows, strict=True):
+            tell(bar, f"{row['unit']}: {row[name]} of {row['channels']} filters fire {name}")
         start = [a + b for a, b in zip(start, counts, strict=True)]
     _layers(axes, rows, height)
     axes.set_xlim(0, max(start) * 1.01)
@@ -181,7 +192,9 @@ def _course(
         mine = [row for row in rows if row["kind"] == kind and row[name] is not None]
         if mine:
             x, y = [row["epoch"] for row in mine], [scale * row[name] for row in mine]
-            axes.plot(x, y, **({"markersize": 3, "linewidth": 1.2} | options))
+            (line,) = axes.plot(x, y, **({"markersize": 3, "linewidth": 1.2} | options))
+            if "marker" in options:
+                tell(line, *(f"epoch {a:g}: {b:.4g}" for a, b in zip(x, y, strict=True)))
             drawn = True
     axes.set_ylabel(words)
     if not drawn:

@@ -12,7 +12,7 @@ from ..rows import (
     curve_rows,
     latency_rows,
 )
-from .style import Axes, Figure, drawing, figure, label_points, note, nothing, only, percent
+from .style import Axes, Figure, drawing, figure, label_points, note, nothing, only, percent, tell
 
 MOST_LABELS = 16  # of our own points; of more, the method alone is told
 FLATTERED = "hollow: published, MACs counted as each paper counts, which flatters"
@@ -68,11 +68,13 @@ def accuracy(found: Found, network: str | None = None) -> Figure:
             axes.axhline(y, color=colour, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         axes.errorbar(x, y, xerr=_bar(row["reduction_std"]), yerr=_bar(row["top1_std"]),
                       fmt="none", ecolor=colour, elinewidth=0.8, zorder=2)  # fmt: skip
-        axes.plot(
+        (mark,) = axes.plot(
             x, y, marker, color=colour, markerfacecolor=colour if own else "white",
             markeredgewidth=0.9, markersize=8 if marker == "*" else 5.5 if own else 5,
             zorder=4 if own else 3, label=row["method"] if own else None,
         )  # fmt: skip
+        name = ", ".join(word for word in (row["method"], row["setting"]) if word)
+        tell(mark, f"{name}: {y:.2f}% at {x:.1f}% fewer MACs")
         told = row["setting"] if not own or few else ""
         labelled.append((x, y, told))
     axes.margins(x=0.12, y=0.12)
@@ -142,9 +144,11 @@ def curve(found: Found, network: str | None = None) -> Figure:
             marker = "P"
         axes.errorbar(row["r"], 100 * row["reduction"], yerr=_bar(row["reduction_std"]),
                       fmt="none", ecolor=colour, elinewidth=0.8, zorder=2)  # fmt: skip
-        axes.plot(row["r"], 100 * row["reduction"], marker, color=colour, zorder=3,
-                  markerfacecolor=colour if filled else "white",
-                  label=f"{row['method']}: {_how(row)}")  # fmt: skip
+        (mark,) = axes.plot(row["r"], 100 * row["reduction"], marker, color=colour, zorder=3,
+                            markerfacecolor=colour if filled else "white",
+                            label=f"{row['method']}: {_how(row)}")  # fmt: skip
+        told = f"{row['kind']} {100 * row['reduction']:.1f}% at r = {row['r']:.3f}"
+        tell(mark, f"{row['method']} {row['setting']}: {told}")
     for low, high in zip(points, points[1:], strict=False):
         same = all(low[name] == high[name] for name in ("method", "setting", "r"))
         if same and (low["kind"], high["kind"]) == ("predicted", "achieved"):
@@ -171,88 +175,79 @@ def _how(row: Row) -> str:
     return "achieved" if row["asked"] is None else "achieved, steered to a budget"
 
 
-COLUMNS = 3  # of panels
-
-
 @drawing
-def latency(found: Found, threads: int | None = None) -> Figure:
-    """Draw latency against executed MACs for each network that was timed.
+def latency(found: Found, network: str | None = None, threads: int | None = None) -> Figure:
+    """Draw latency against executed MACs for a network that was timed.
 
     Args:
         found: What `ftwt.report.read` found.
+        network: As its benchmark calls it; the first if not given.
         threads: Of which timings; the fewest if not given.
 
     Returns:
-        A figure; its data is `rows.latency_rows`: an image is a point, a line leads to the origin
-        from our own dense engine (latency in proportion to MACs), and dense contestants are marks.
+        A figure; its data is `rows.latency_rows`: an image is a small point, a contestant a mark
+        with its quartiles, and a line leads from our own dense engine to the origin (latency in
+        proportion to MACs).
 
     Raises:
-        ValueError: Nothing was timed, or not with so many threads.
+        ValueError: Nothing was timed, or not this network, or not with so many threads.
     """
     rows = latency_rows(found)
-    known = sorted({row["threads"] for row in rows})
-    if not known:
+    if not rows:
         raise ValueError("no benchmark among the files; make one with `ftwt bench RUN --output F`")
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    network = names[0] if network is None else network
+    if network not in names:
+        raise ValueError(f"no timings of {network!r}; there are {', '.join(names)}")
+    rows = [row for row in rows if row["network"] == network]
+    known = sorted({row["threads"] for row in rows})
     threads = known[0] if threads is None else threads
     if threads not in known:
         raise ValueError(f"threads={threads}: timings were made with {known}")
     rows = [row for row in rows if row["threads"] == threads]
-    networks = list(dict.fromkeys(row["network"] for row in rows))
-    wide = min(COLUMNS, len(networks))
-    tall = -(-len(networks) // wide)
-    sheet = figure(width=WIDTHS[wide - 1], height=0.6 + 2.15 * tall)
-    rivals = {_fastest([row for row in rows if row["network"] == name]) for name in networks}
-    panels = sheet.subplots(tall, wide, squeeze=False).ravel()
-    for axes, network in zip(panels, networks, strict=False):
-        mine = [row for row in rows if row["network"] == network]
-        _latency(axes, mine)
-        if len(rivals) > 1 and (rival := _fastest(mine)):
-            network += f" ({rival})"
-        axes.set_title(network, fontsize=7.5)
-    for axes in panels[len(networks) :]:
-        axes.set_axis_off()
-    for axes in panels[::wide]:
-        axes.set_ylabel("latency, ms an image")
-    for axes in panels[max(0, len(networks) - wide) : len(networks)]:
-        axes.set_xlabel("executed MACs, millions")
-    handles, labels = panels[0].get_legend_handles_labels()
-    names = ", ".join(sorted(name for name in rivals if name))
-    labels = [f"{label} ({names})" if label == RIVAL else label for label in labels]
-    sheet.legend(handles, labels, loc="outside upper left", ncols=3 if wide > 1 else 1)
+    sheet = figure(height=3.4)
+    axes = sheet.subplots()
+    images = [row for row in rows if row["kind"] == "image"]
+    (points,) = axes.plot(
+        [row["macs"] / 1e6 for row in images], [row["latency_ms"] for row in images], "o",
+        color=palette.DYNAMIC[0], markersize=2.4, alpha=0.5, markeredgewidth=0, zorder=2,
+        label="ours, single images with gates" if images else None,
+    )  # fmt: skip
+    tell(points, *(_time(row, "an image") for row in images))
+    others = [row["name"] for row in rows if row["kind"] == "contestant"]
+    rivals = [name for name in dict.fromkeys(others) if not name.startswith("ftwt")]
+    for row in (row for row in rows if row["kind"] == "contestant"):
+        name, x, y = row["name"], row["macs"] / 1e6, row["latency_ms"]
+        if name == "ftwt dense":
+            axes.plot([0, x], [0, y], color=palette.FAINT, linewidth=0.7, linestyle=(0, (4, 3)),
+                      zorder=1)  # fmt: skip
+        colour, marker, face = _contestant(name, rivals)
+        reach = [[max(y - row["low_ms"], 0)], [max(row["high_ms"] - y, 0)]]
+        axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=colour, elinewidth=0.8, zorder=3)
+        (mark,) = axes.plot(x, y, marker, color=colour, markersize=5, markerfacecolor=face,
+                            zorder=4, label=name)  # fmt: skip
+        tell(mark, _time(row, name))
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("latency, ms an image")
+    axes.set_xlabel("executed MACs, millions")
+    axes.set_title(network)
+    sheet.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     note(sheet, f"threads: {threads}; dashed: in proportion to MACs, from our dense engine")
     return sheet
 
 
-WIDTHS = (3.6, 5.6, 7.2)  # inches, by panels in a row
+def _contestant(name: str, rivals: list[str]) -> tuple[str, str, str]:
+    """Colour, marker and face of a contestant; the rivals' marks are hollow."""
+    if name == "ftwt gated":
+        return palette.DYNAMIC[0], "o", palette.DYNAMIC[0]
+    if name.startswith("ftwt"):
+        return palette.DENSE, "D", palette.DENSE
+    return palette.OTHERS, "s^v<>*"[rivals.index(name) % 6], "white"
 
 
-def _latency(axes: Axes, rows: list[Row]) -> None:
-    images = [row for row in rows if row["kind"] == "image"]
-    axes.plot([row["macs"] / 1e6 for row in images], [row["latency_ms"] for row in images], "o",
-              color=palette.DYNAMIC[0], markersize=2, alpha=0.5, markeredgewidth=0,
-              label="ours, single images with gates")  # fmt: skip
-    for row in rows:
-        if row["name"] == "ftwt dense":
-            axes.plot([0, row["macs"] / 1e6], [0, row["latency_ms"]], color=palette.FAINT,
-                      linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)  # fmt: skip
-            axes.plot(row["macs"] / 1e6, row["latency_ms"], "D", color=palette.DENSE, markersize=4,
-                      label="ours, dense")  # fmt: skip
-        elif row["kind"] == "contestant" and row["name"] == _fastest(rows):
-            axes.plot(row["macs"] / 1e6, row["latency_ms"], "d", color=palette.OTHERS,
-                      markersize=5, markerfacecolor="white", label=RIVAL)  # fmt: skip
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-
-
-RIVAL = "fastest dense rival"
-
-
-def _fastest(rows: list[Row]) -> str | None:
-    """The fastest of the others."""
-    others = [
-        row for row in rows if row["kind"] == "contestant" and not row["name"].startswith("ftwt")
-    ]
-    return min(others, key=lambda row: row["latency_ms"])["name"] if others else None
+def _time(row: Row, name: str) -> str:
+    return f"{name}: {row['latency_ms']:.3f} ms, {row['macs'] / 1e6:.2f} M MACs"
 
 
 @drawing
@@ -291,11 +286,13 @@ def corruptions(found: Found, network: str | None = None) -> Figure:
             colour, marker = palette.look(method, known)
             by_severity = _means(mine, "severity", name)
             label = ", ".join(word for word in (method, setting) if word)
-            above.plot(list(by_severity), [100 * v for v in by_severity.values()], marker=marker,
-                       color=colour, label=label)  # fmt: skip
+            (line,) = above.plot(list(by_severity), [100 * v for v in by_severity.values()],
+                                 marker=marker, color=colour, label=label)  # fmt: skip
+            tell(line, *(f"{label}, severity {s}: {v:.2%}" for s, v in by_severity.items()))
             by_name = _means([r for r in mine if r["severity"]], "corruption", name)
             told = [(100 * by_name[n], i) for i, n in enumerate(names) if n in by_name]
-            below.plot(*zip(*told, strict=True), marker, color=colour)
+            (points,) = below.plot(*zip(*told, strict=True), marker, color=colour)
+            tell(points, *(f"{label}, {names[i]}: {v:.2f}%" for v, i in told))
         above.set_xlabel("severity (0: clean)")
         above.set_ylabel(words)
         percent(above.yaxis)

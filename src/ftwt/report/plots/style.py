@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .. import palette
@@ -15,6 +17,10 @@ Axes = Any  # matplotlib.axes.Axes
 
 WIDTH = 5.6  # inches of a figure: a page's text, or two thirds of a slide
 NOTE = 6.5  # points of what stands below a figure
+NARROW = 0.72  # of that width, on a screen: type stays legible on a phone
+TOLD = "told:"  # begins the id of marks that say in words what they show
+
+_screen: ContextVar[float | None] = ContextVar("screen", default=None)
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -29,6 +35,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler('color', {list(palette.DYNAMIC)})",
     "axes.grid": True,
     "grid.color": palette.GRID,
     "grid.linewidth": 0.5,
@@ -49,6 +56,7 @@ STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "savefig.dpi": 220,
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # names of files may hold dollar signs
     "svg.fonttype": "path",
     "svg.hashsalt": "ftwt",  # the same figure, the same file
     "pdf.fonttype": 42,
@@ -57,18 +65,9 @@ STYLE: dict[str, Any] = {
 
 
 def matplotlib() -> Any:
-    """The package matplotlib.
+    """The package matplotlib, imported when a figure is drawn: that takes half a second."""
+    import matplotlib
 
-    Raises:
-        ImportError: It is not installed; the message says how to install it.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "figures need matplotlib, which is not installed: pip install 'ftwt[report]'",
-            name=error.name,
-        ) from error
     return matplotlib
 
 
@@ -107,7 +106,24 @@ def _figure_class() -> Any:
 
 def figure(*, width: float = WIDTH, height: float = 3.4) -> Figure:
     """A new figure of this size in inches, laid out so that nothing overlaps."""
-    return _figure_class()(figsize=(width, height), layout="constrained")
+    share = _screen.get() or 1.0
+    return _figure_class()(figsize=(width * share, height), layout="constrained")
+
+
+@contextmanager
+def for_screen(*, wide: bool = False) -> Iterator[None]:
+    """Draw for a page: narrower unless `wide`, without notes, marks with words to hover on."""
+    token = _screen.set(1.0 if wide else NARROW)
+    try:
+        yield
+    finally:
+        _screen.reset(token)
+
+
+def tell(mark: Any, *words: str) -> None:
+    """Say what a mark, or each point of a line, shows: on a page, where one points at it."""
+    if _screen.get() is not None:
+        mark.set_gid(TOLD + json.dumps(words))
 
 
 def percent(axis: Any) -> None:
@@ -124,8 +140,9 @@ def only(axes: Axes, axis: str) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """Say something below a figure, in small type."""
-    figure.supxlabel(text, fontsize=NOTE, color=palette.FAINT, ha="left", x=0.01)
+    """Say something below a figure, in small type; a page has captions instead."""
+    if _screen.get() is None:
+        figure.supxlabel(text, fontsize=NOTE, color=palette.FAINT, ha="left", x=0.01)
 
 
 def nothing(axes: Axes, text: str) -> None:

@@ -66,59 +66,6 @@ function theme() {
   themed();
 }
 
-// --- Figures ------------------------------------------------------------------------------------
-
-// A colour written "@name" is the page's own, which the theme decides.
-function coloured(value) {
-  if (typeof value === "string" && value.startsWith("@")) return ftwt.colour(value.slice(1));
-  if (Array.isArray(value)) return value.map(coloured);
-  if (value && typeof value === "object") {
-    return Object.fromEntries(Object.entries(value).map(([key, held]) => [key, coloured(held)]));
-  }
-  return value;
-}
-
-function layoutOf(figure) {
-  const layout = coloured(figure.layout);
-  const narrow = ftwt.byId("plot-" + figure.id).clientWidth < 480;
-  const ink = ftwt.colour("ink"), soft = ftwt.colour("soft"), grid = ftwt.colour("grid");
-  for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
-    layout[name] = {
-      gridcolor: grid, zerolinecolor: ftwt.colour("line"), linecolor: ftwt.colour("line"),
-      tickcolor: ftwt.colour("line"), automargin: true, ...layout[name],
-      title: { font: { color: soft, size: 12.5 }, standoff: 8, ...layout[name].title },
-    };
-  }
-  return {
-    ...layout,
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
-    margin: { l: 48, r: 8, t: 12, b: 40, ...layout.margin },
-    hoverlabel: { bgcolor: ink, bordercolor: ink, font: { color: ftwt.colour("ground") }, align: "left", namelength: -1 },
-    ...(layout.showlegend === false ? {} : { legend: {
-      orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: soft }, ...layout.legend,
-    } }),
-    dragmode: window.matchMedia("(pointer: coarse)").matches ? false : "zoom",
-    height: layout.height + (narrow ? 16 * Math.min(figure.traces.length - 1, 6) : 0), // for the legend
-    autosize: true,
-  };
-}
-
-const BAR = {
-  displaylogo: false, responsive: true, displayModeBar: false, doubleClick: "reset", scrollZoom: false,
-};
-
-async function draw(figures) {
-  for (const figure of figures) {
-    await window.Plotly.newPlot("plot-" + figure.id, coloured(figure.traces), layoutOf(figure), BAR);
-  }
-  ftwt.onTheme.push(() => {
-    for (const figure of figures) {
-      window.Plotly.react("plot-" + figure.id, coloured(figure.traces), layoutOf(figure), BAR);
-    }
-  });
-}
-
 // --- Data ---------------------------------------------------------------------------------------
 
 ftwt.csv = ({ columns, rows }) => {
@@ -181,14 +128,8 @@ async function start() {
   theme();
   const data = JSON.parse(await unpack("data"));
   ftwt.data = data;
-  tools([...data.figures, ...data.pictures]);
+  tools(data.tables);
   if (data.explorer.length) ftwt.explore(data.explorer);
-  if (data.figures.length) {
-    const library = document.createElement("script");
-    library.textContent = await unpack("library");
-    document.head.append(library);
-    await draw(data.figures);
-  }
   root.dataset.ready = "yes";
 }
 
