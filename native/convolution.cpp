@@ -77,6 +77,15 @@ int64_t Convolution::count(const Job& job) const {
   return pairs * out_.positions() * taps_;
 }
 
+bool Convolution::stays(const Network& net) const {
+  return spec_.post == Activation::none || (spec_.post == Activation::relu && net.positive(*spec_.add));
+}
+
+void Convolution::pass_plane(Network& net, int sample, int filter) const {
+  const int64_t plane = out_.positions(), at = filter * plane;
+  net.kernels.affine(net.map(*spec_.add, sample) + at, 1.0f, 0.0f, spec_.post, net.map(spec_.out, sample) + at, plane);
+}
+
 // Filters that were not computed may still pass on what is added to them.
 void Convolution::pass_on(Network& net, int sample, const Job& job) const {
   Activity& active = net.activity(spec_.out, sample);
@@ -88,14 +97,10 @@ void Convolution::pass_on(Network& net, int sample, const Job& job) const {
   const Activity& other = net.activity(*spec_.add, sample);
   const uint8_t* after = spec_.after ? net.mask(*spec_.after, sample) : nullptr;
   // where the sum took the place of what was added, that is there already
-  const bool in_place = net.map(*spec_.add, sample) == net.map(spec_.out, sample) &&
-                        (spec_.post == Activation::none || (spec_.post == Activation::relu && net.positive(*spec_.add)));
-  const int64_t plane = out_.positions();
+  const bool in_place = net.map(*spec_.add, sample) == net.map(spec_.out, sample) && stays(net);
   for (int f = 0; f < out_.channels; ++f) {
     const bool added = (other.all || other.channels[f]) & (!after || after[f]);
-    if (!in_place && added && !active.channels[f])
-      net.kernels.affine(net.map(*spec_.add, sample) + f * plane, 1.0f, 0.0f, spec_.post,
-                         net.map(spec_.out, sample) + f * plane, plane);
+    if (!in_place && added && !active.channels[f]) pass_plane(net, sample, f);
     active.channels[f] |= added;
   }
 }

@@ -27,5 +27,8 @@ struct ConvolutionSpec {
 };
 
 std::unique_ptr<Step> make_convolution(Network& net, const ConvolutionSpec& spec);
+// The same on an eight-bit map: `weight` of the spec is null, `weights` (K, C / groups, kh, kw), `scale` (K,).
+std::unique_ptr<Step> make_integer_convolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights,
+                                               const float* scale);
 
 }  // namespace ftwt

@@ -1,5 +1,6 @@
 // Convolutions by their plain definition: which inputs are staged how, and who computes what.
 #include "convolution_step.h"
+#include "staging.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,73 +8,6 @@
 namespace ftwt {
 
 namespace {
-
-// Where each of the taps lies in an input that was laid out for it: rows with zeros around, and for
-// a stride of s, s x s planes of every s-th row and column.
-struct Staging {
-  Stage layout{};
-  std::vector<int32_t> phases;     // row phase, column phase, of each plane
-  std::vector<int32_t> taps;
-  std::vector<Vector> vectors;
-  bool in_place = false;           // a 1x1 convolution reads the map as it is
-};
-
-Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
-  Staging s;
-  const auto [sh, sw] = spec.stride;
-  const auto [kh, kw] = spec.kernel;
-  const auto [dh, dw] = spec.dilation;
-  const int top = spec.padding[0], left = spec.padding[1];
-  int pitch = 0, rows = 0, shared = 0;
-  s.layout.height = in.height, s.layout.width = in.width;
-  if (kh == 1 && kw == 1 && sh == 1 && sw == 1 && !top && !left && out.height == in.height && out.width == in.width) {
-    s.in_place = true;
-    s.taps = {0};
-    pitch = out.width;
-  } else {
-    const int height = (out.height - 1) * sh + (kh - 1) * dh + 1, width = (out.width - 1) * sw + (kw - 1) * dw + 1;
-    rows = (height + sh - 1) / sh, pitch = (width + sw - 1) / sw;
-    if (sw == 1 && left > 0 && out.width % 16) {
-      // the zeros left of a row also stand right of the row before it
-      const int right = std::max(0, width - left - in.width);
-      shared = std::min(left, right);
-      pitch = std::max(out.width, pitch - shared);
-    }
-    std::vector<int> plane_of(sh * sw, -1);
-    std::vector<std::array<int, 3>> where;  // plane, row, column
-    for (int ky = 0; ky < kh; ++ky)
-      for (int kx = 0; kx < kw; ++kx) {
-        const int a = ky * dh % sh, b = kx * dw % sw;
-        int& plane = plane_of[a * sw + b];
-        if (plane < 0) {
-          plane = static_cast<int>(s.phases.size() / 2);
-          s.phases.push_back(a), s.phases.push_back(b);
-        }
-        where.push_back({plane, ky * dh / sh, kx * dw / sw});
-      }
-    const int size = (rows * pitch + shared + 48 + 15) / 16 * 16;  // the last row's zeros lie behind it
-    for (const auto& [plane, row, column] : where) s.taps.push_back(plane * size + row * pitch + column);
-    s.layout = {nullptr, in.height, in.width, top, left, sh, sw, rows, pitch, size,
-                static_cast<int>(s.phases.size() / 2), nullptr, nullptr};
-  }
-  if (pitch == out.width || out.width % 16) {
-    const int run = (out.height - 1) * pitch + out.width;
-    for (int v = 0; v < run; v += 16) {
-      Vector vector{v, 0, 0, 0};
-      for (int lane = 0; lane < 16 && v + lane < run; ++lane) {
-        const int y = (v + lane) / pitch, x = (v + lane) % pitch;
-        if (x >= out.width) continue;
-        if (!vector.count) vector.target = y * out.width + x;
-        vector.lanes |= static_cast<uint16_t>(1 << lane), ++vector.count;
-      }
-      if (vector.count) s.vectors.push_back(vector);
-    }
-  } else {
-    for (int y = 0; y < out.height; ++y)
-      for (int x = 0; x < out.width; x += 16) s.vectors.push_back({y * pitch + x, y * out.width + x, 0xffff, 16});
-  }
-  return s;
-}
 
 class DirectConvolution : public Convolution {
  public:

@@ -39,6 +39,10 @@ class Convolution : public Step {
   virtual void compute(Network& net, std::vector<Job>& jobs) const = 0;
 
  protected:
+  // Whether what is added is the same after it, where it lies already; and making a filter of it alone.
+  virtual bool stays(const Network& net) const;
+  virtual void pass_plane(Network& net, int sample, int filter) const;
+
   static constexpr size_t kPhaseFloats = size_t{1} << 22;  // of staged inputs of several samples: 16 MiB
 
   // Samples whose staged inputs fit the shared scratch together, staged and then computed: so the

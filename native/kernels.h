@@ -11,7 +11,7 @@ namespace ftwt {
 
 // What kernels multiplied, by how they do it: counted where FTWT_COUNT is defined, for tests. Lanes
 // that are no output of a plane or no input of a filter are counted apart, where that is known.
-enum class Product { direct, idle, depthwise, winograd, dot, panel, columns, kinds };
+enum class Product { direct, idle, depthwise, winograd, dot, panel, columns, integer, kinds };
 
 #if defined(FTWT_COUNT)
 extern int64_t products[static_cast<int>(Product::kinds)];

@@ -45,6 +45,13 @@ Algorithm algorithm(const std::string& name) {
   throw std::invalid_argument("algorithm=" + name + ": use auto, direct, winograd or dot");
 }
 
+Type type(const std::string& name) {
+  if (name == "f32") return Type::f32;
+  if (name == "u8") return Type::u8;
+  if (name == "s8") return Type::s8;
+  throw std::invalid_argument("unknown type " + name);
+}
+
 // One operation's fields, by name.
 class Fields {
  public:
@@ -89,7 +96,8 @@ void require(bool holds, const char* what) {
 class PyNetwork {
  public:
   PyNetwork(const std::vector<std::array<int, 3>>& maps, const std::vector<int>& gates, int output, int threads,
-            const std::string& isa, const std::string& how) : algorithm_(algorithm(how)) {
+            const std::string& isa, const std::string& how, const std::vector<std::string>& types,
+            const std::vector<float>& scales) : algorithm_(algorithm(how)) {
     if (threads < 1 || threads > 256) throw std::invalid_argument("threads=" + std::to_string(threads) + ": use 1 to 256");
     std::vector<Shape> shapes;
     for (const auto& [c, h, w] : maps) {
@@ -98,7 +106,13 @@ class PyNetwork {
     }
     for (const int g : gates) require(g > 0, "an empty gate");
     require(!shapes.empty() && output >= 0 && output < static_cast<int>(shapes.size()), "no output");
-    net_ = std::make_unique<Network>(std::move(shapes), gates, output, threads, isa);
+    require(types.size() == scales.size() && (types.empty() || types.size() == shapes.size()), "a type and a scale for each map");
+    std::vector<Type> kinds;
+    for (const std::string& name : types) kinds.push_back(type(name));
+    for (size_t m = 0; m < kinds.size(); ++m)
+      require(kinds[m] == Type::f32 ? scales[m] == 1.0f : scales[m] > 0.0f && 1.0f / scales[m] > 0.0f, "the scale of a map");
+    require(kinds.empty() || (kinds[0] == Type::f32 && kinds[output] == Type::f32), "input and output are f32");
+    net_ = std::make_unique<Network>(std::move(shapes), gates, output, threads, isa, std::move(kinds), scales);
   }
 
   void add(const nb::dict& fields) {
@@ -200,9 +214,19 @@ class PyNetwork {
     return x.channels == y.channels && x.height == y.height && x.width == y.width;
   }
 
+  Type type_of(int map) const { return net_->types[map]; }
+  bool is_float(int map) const { return type_of(map) == Type::f32; }
+  bool alike(int a, int b) const { return type_of(a) == type_of(b) && net_->scales[a] == net_->scales[b]; }
+
+  // What eight bits can be turned into on the way to eight bits.
+  static void require_plain(Activation act) {
+    require(act == Activation::none || act == Activation::relu || act == Activation::relu6 ||
+                act == Activation::leaky_relu || act == Activation::hardswish, "an activation of eight bits");
+  }
+
   std::unique_ptr<Step> make(const std::string& kind, Fields& f) {
     Network& net = *net_;
-    if (kind == "Conv") return convolution(f);
+    if (kind == "Conv" || kind == "QConv") return convolution(f, kind == "QConv");
     if (kind == "Predict") return predict(f);
     if (kind == "Fixed") {
       const int mask = gate(f.get<int>("mask"));
@@ -213,7 +237,12 @@ class PyNetwork {
       const int a = map(f, "a"), b = map(f, "b"), out = map(f, "out");
       require(same(a, out) && net.maps[b].channels == net.maps[a].channels &&
                   (same(a, b) || net.maps[b].positions() == 1), "shapes of a sum or product");
-      return make_combine(net, a, b, out, f.get<std::string>("kind") == "mul", activation(f.get<std::string>("act")));
+      const bool product = f.get<std::string>("kind") == "mul";
+      const Activation act = activation(f.get<std::string>("act"));
+      if (is_float(a) && is_float(b) && is_float(out)) return make_combine(net, a, b, out, product, act);
+      require(!is_float(a) && !is_float(b) && !is_float(out) && !product, "a sum of eight bits");
+      require_plain(act);
+      return make_integer_sum(net, a, b, out, act);
     }
     const int x = map(f, "x"), out = map(f, "out"), channels = net.maps[x].channels;
     if (kind == "Pool") {
@@ -226,34 +255,49 @@ class PyNetwork {
       require(w.kernel_h > 0 && w.kernel_w > 0 && w.stride_h > 0 && w.stride_w > 0 && w.pad_h >= 0 && w.pad_w >= 0, "a pool's window");
       w.maximum = f.get<std::string>("kind") == "max";
       w.include_padding = f.get<bool>("include_padding"), w.adaptive = f.get<bool>("adaptive");
-      return make_pool(net, x, out, w);
+      if (is_float(x)) {
+        require(is_float(out), "the type of a pool");
+        return make_pool(net, x, out, w);
+      }
+      const bool global = w.adaptive && net.maps[out].positions() == 1;
+      require((w.maximum && alike(x, out)) || (global && is_float(out)), "the type of a pool");
+      return make_integer_pool(net, x, out, w);
     }
     if (kind == "Flatten") {
-      require(net.maps[out].size() == net.maps[x].size() && net.maps[out].channels == net.maps[x].size(), "a flattened map");
+      require(net.maps[out].size() == net.maps[x].size() && net.maps[out].channels == net.maps[x].size() && alike(x, out), "a flattened map");
       return make_flatten(x, out);
     }
     require(same(x, out), "shapes in and out");
-    if (kind == "Affine")
-      return make_affine(net, x, out, f.array<float>("scale", channels), f.array<float>("shift", channels),
-                         activation(f.get<std::string>("act")));
-    if (kind == "Activate") return make_activate(net, x, out, activation(f.get<std::string>("act")));
+    if (kind == "Quantize" || kind == "Dequantize") {
+      require(is_float(x) == (kind == "Quantize") && is_float(out) != is_float(x), "types in and out");
+      return make_convert(net, x, out);
+    }
+    require(alike(x, out), "types in and out");
     if (kind == "Silence") {
       const int mask = gate(f.get<int>("mask"));
       require(net.gates[mask] == channels, "channels of a mask");
       return make_silence(x, out, mask);
     }
+    require(is_float(x), "a map of floats");
+    if (kind == "Affine")
+      return make_affine(net, x, out, f.array<float>("scale", channels), f.array<float>("shift", channels),
+                         activation(f.get<std::string>("act")));
+    if (kind == "Activate") return make_activate(net, x, out, activation(f.get<std::string>("act")));
     throw std::invalid_argument("unknown operation " + kind);
   }
 
-  std::unique_ptr<Step> convolution(Fields& f) {
+  std::unique_ptr<Step> convolution(Fields& f, bool quantised) {
     ConvolutionSpec c;
     c.x = map(f, "x"), c.out = map(f, "out");
     const Shape &in = net_->maps[c.x], &out = net_->maps[c.out];
-    const auto weight = nb::cast<Array<float>>(f.get<nb::object>("weight"));
+    require(is_float(c.x) != quantised && (quantised || is_float(c.out)), "types of a convolution");
+    const auto weight = nb::cast<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>(f.get<nb::object>("weight"));
     c.groups = f.get<int>("groups");
     require(weight.ndim() == 4 && c.groups > 0 && in.channels % c.groups == 0 && out.channels % c.groups == 0, "groups");
     c.kernel = {static_cast<int>(weight.shape(2)), static_cast<int>(weight.shape(3))};
-    c.weight = f.array<float>("weight", static_cast<int64_t>(out.channels) * (in.channels / c.groups) * c.kernel[0] * c.kernel[1]);
+    const int64_t size = static_cast<int64_t>(out.channels) * (in.channels / c.groups) * c.kernel[0] * c.kernel[1];
+    const int8_t* integers = quantised ? f.array<int8_t>("weight", size) : nullptr;
+    if (!quantised) c.weight = f.array<float>("weight", size);
     c.name = f.constant("weight");
     c.bias = f.array<float>("bias", out.channels);
     c.stride = f.get<std::array<int, 2>>("stride"), c.dilation = f.get<std::array<int, 2>>("dilation");
@@ -270,6 +314,12 @@ class PyNetwork {
       if (mask) require(net_->gates[gate(*mask)] == out.channels, "channels of a mask");
     if (c.add) require(*c.add >= 0 && *c.add < static_cast<int>(net_->maps.size()) && same(*c.add, c.out), "what is added");
     c.algorithm = algorithm_;
+    if (quantised) {
+      require_plain(c.act), require_plain(c.post);
+      require(size / out.channels <= INT32_MAX / (255 * 127), "the inputs of a filter");
+      return make_integer_convolution(*net_, c, integers, f.array<float>("scale", out.channels));
+    }
+    require(!c.add || is_float(*c.add), "the type of what is added");
     return make_convolution(*net_, c);
   }
 
@@ -277,7 +327,7 @@ class PyNetwork {
     PredictSpec p;
     p.features = f.get<std::vector<int>>("features");
     for (const int x : p.features) {
-      require(x >= 0 && x < static_cast<int>(net_->maps.size()) && net_->maps[x].positions() == 1, "a predictor's features");
+      require(x >= 0 && x < static_cast<int>(net_->maps.size()) && net_->maps[x].positions() == 1 && is_float(x), "a predictor's features");
       p.width += net_->maps[x].channels;
     }
     p.mask = gate(f.get<int>("mask"));
@@ -300,7 +350,7 @@ class PyNetwork {
     const int out = map(f, "out");
     int channels = 0;
     for (const int x : xs) {
-      require(x >= 0 && x < static_cast<int>(net_->maps.size()) && net_->maps[x].positions() == net_->maps[out].positions(), "what is gathered");
+      require(x >= 0 && x < static_cast<int>(net_->maps.size()) && net_->maps[x].positions() == net_->maps[out].positions() && alike(x, out), "what is gathered");
       channels += net_->maps[x].channels;
     }
     const int32_t* index = f.array<int32_t>("index", net_->maps[out].channels);
@@ -322,7 +372,7 @@ NB_MODULE(_native, m) {
   m.def("isas", &available_isas, "Instruction sets that this machine runs, best first.");
 #if defined(FTWT_COUNT)
   m.def("products", [] {
-    static const char* const names[] = {"direct", "idle", "depthwise", "winograd", "dot", "panel", "columns"};
+    static const char* const names[] = {"direct", "idle", "depthwise", "winograd", "dot", "panel", "columns", "integer"};
     nb::dict found;
     for (int kind = 0; kind < static_cast<int>(Product::kinds); ++kind)
       found[names[kind]] = __atomic_exchange_n(&products[kind], int64_t{0}, __ATOMIC_RELAXED);
@@ -331,9 +381,10 @@ NB_MODULE(_native, m) {
 #endif
   nb::class_<PyNetwork>(m, "Network")
       .def(nb::init<const std::vector<std::array<int, 3>>&, const std::vector<int>&, int, int, const std::string&,
-                    const std::string&>(),
+                    const std::string&, const std::vector<std::string>&, const std::vector<float>&>(),
            nb::arg("maps"), nb::arg("gates"), nb::arg("output"), nb::arg("threads") = 1, nb::arg("isa") = "portable",
-           nb::arg("algorithm") = "auto")
+           nb::arg("algorithm") = "auto", nb::arg("types") = std::vector<std::string>(),
+           nb::arg("scales") = std::vector<float>())
       .def("add", &PyNetwork::add, nb::arg("operation"))
       .def("finish", &PyNetwork::finish)
       .def("clock", &PyNetwork::clock, nb::arg("on"), "Start (or stop) to time each operation.")

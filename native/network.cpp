@@ -30,7 +30,8 @@ constexpr int64_t kMostBytes = int64_t{1} << 30;    // of maps of samples that t
 constexpr auto kListen = std::chrono::milliseconds(100);
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-int64_t floats_of(const Shape& map) { return round_up(map.size(), kSlack) + kSlack; }
+// What a map takes, in floats, whatever it holds.
+int64_t floats_of(const Shape& map, Type type) { return round_up(map.size() * size_of(type), 4 * kSlack) / 4 + kSlack; }
 
 }  // namespace
 
@@ -48,9 +49,13 @@ float* Buffer::need(size_t size) {
   return data_;
 }
 
-Network::Network(std::vector<Shape> maps_, std::vector<int> gates_, int output_, int threads, const std::string& isa)
+Network::Network(std::vector<Shape> maps_, std::vector<int> gates_, int output_, int threads, const std::string& isa,
+                 std::vector<Type> types_, std::vector<float> scales_)
     : maps(std::move(maps_)), gates(std::move(gates_)), output(output_),
-      filters(std::accumulate(gates.begin(), gates.end(), size_t{0})), kernels(find_kernels(isa)), workers(threads) {
+      filters(std::accumulate(gates.begin(), gates.end(), size_t{0})),
+      types(types_.empty() ? std::vector<Type>(maps.size(), Type::f32) : std::move(types_)),
+      scales(scales_.empty() ? std::vector<float>(maps.size(), 1.0f) : std::move(scales_)),
+      kernels(find_kernels(isa)), integers(find_integer_kernels(isa)), workers(threads) {
   scratch_.resize(threads + 1);
   size_t first = 0;
   for (const int gate : gates) first_filter_.push_back(first), first += gate;
@@ -85,7 +90,7 @@ void Network::finish() {
   dies[root[output]] = steps;
   for (int s = 0; s < steps; ++s) {  // a sum in the place of what is added, if that is read no more
     const Step& step = *steps_[s];
-    if (step.replaces < 0 || dies[root[step.replaces]] > s) continue;
+    if (step.replaces < 0 || dies[root[step.replaces]] > s || types[step.replaces] != types[step.writes]) continue;
     const int kept = root[step.replaces], gone = root[step.writes];
     // what the step also reads must not be overwritten meanwhile
     if (std::count_if(step.reads.begin(), step.reads.end(), [&](int r) { return root[r] == kept; }) > 1) continue;
@@ -99,9 +104,11 @@ void Network::finish() {
   std::vector<int> order;
   for (int m = 0; m < count; ++m)
     if (root[m] == m && born[m] >= 0) order.push_back(m);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return maps[a].size() > maps[b].size(); });
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return floats_of(maps[a], types[a]) > floats_of(maps[b], types[b]);
+  });
   for (const int m : order) {
-    const int64_t size = floats_of(maps[m]) + kFence;
+    const int64_t size = floats_of(maps[m], types[m]) + kFence;
     std::vector<Placed> near;
     for (const Placed& p : placed)
       if (born[p.map] <= dies[m] && born[m] <= dies[p.map]) near.push_back(p);
@@ -206,8 +213,8 @@ void Network::fence([[maybe_unused]] int step, [[maybe_unused]] int batch) {
   ASAN_POISON_MEMORY_REGION(memory_.data(), bytes);
   for (const Life& life : lives_)
     for (int sample = 0; sample < batch && life.born <= step && step <= life.dies; ++sample) {
-      ASAN_UNPOISON_MEMORY_REGION(map(life.map, sample), sizeof(float) * floats_of(maps[life.map]));
-      if (life.born == step && life.map) std::memset(map(life.map, sample), 0xff, sizeof(float) * floats_of(maps[life.map]));
+      ASAN_UNPOISON_MEMORY_REGION(map(life.map, sample), sizeof(float) * floats_of(maps[life.map], types[life.map]));
+      if (life.born == step && life.map) std::memset(map(life.map, sample), 0xff, sizeof(float) * floats_of(maps[life.map], types[life.map]));
     }
 #endif
 }

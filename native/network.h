@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "integer.h"
 #include "kernels.h"
 #include "workers.h"
 
@@ -93,7 +94,9 @@ inline void list_channels(int count, const uint8_t* a, const uint8_t* b, std::ve
 }
 
 struct Network {
-  Network(std::vector<Shape> maps, std::vector<int> gates, int output, int threads, const std::string& isa);
+  // types and scales: of the maps; none: all are floats.
+  Network(std::vector<Shape> maps, std::vector<int> gates, int output, int threads, const std::string& isa,
+          std::vector<Type> types = {}, std::vector<float> scales = {});
 
   void add(std::unique_ptr<Step> step);
   void finish();  // plans the memory; nothing can be added after it
@@ -129,6 +132,14 @@ struct Network {
 
   // For steps.
   float* map(int index, int sample) { return base_[index] + sample * sample_floats_; }
+  uint8_t* bytes(int index, int sample) { return reinterpret_cast<uint8_t*>(map(index, sample)); }
+  // A map of a sample to read, from a value on; and to write.
+  Values values(int index, int sample, int64_t from = 0) {
+    return {bytes(index, sample) + from * size_of(types[index]), types[index], scales[index], false};
+  }
+  Target target(int index, int sample, int64_t from = 0) {
+    return {bytes(index, sample) + from * size_of(types[index]), types[index], 1.0f / scales[index]};
+  }
   Activity& activity(int index, int sample) { return activities_[static_cast<size_t>(sample) * maps.size() + index]; }
   uint8_t* mask(int gate, int sample) const { return masks_ + sample * filters + first_filter_[gate]; }
   bool positive(int index) const { return positive_[index]; }
@@ -145,7 +156,10 @@ struct Network {
   const std::vector<int> gates;
   const int output;
   const size_t filters;                // of all gates
+  const std::vector<Type> types;       // of the maps
+  const std::vector<float> scales;
   const Kernels& kernels;
+  const IntegerKernels& integers;
   Workers workers;
   std::vector<const uint8_t*> forced;  // of the present part of the batch
 

@@ -1,4 +1,5 @@
 #include "steps.h"
+#include "channels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,36 +8,6 @@
 namespace ftwt {
 
 namespace {
-
-bool renews(Activation act) { return act == Activation::sigmoid || act == Activation::hardsigmoid; }
-
-// Until the next call on the same thread.
-const std::vector<int32_t>& active_channels(Network& net, int map, int sample) {
-  static thread_local std::vector<int32_t> list;
-  const Activity& active = net.activity(map, sample);
-  list_channels(net.maps[map].channels, active.all ? nullptr : active.channels, nullptr, list);
-  return list;
-}
-
-void copy_activity(Network& net, int from, int to, int sample) {
-  const Activity& source = net.activity(from, sample);
-  Activity& target = net.activity(to, sample);
-  target.all = source.all;
-  if (!source.all) std::memcpy(target.channels, source.channels, net.maps[to].channels);
-}
-
-// A step that maps each channel on its own: `channel(worker, sample, c)` for the active ones.
-template <typename Channel>
-void each_channel(Network& net, int batch, int map, bool all, Channel channel) {
-  const int channels = net.maps[map].channels;
-  const int parts = net.workers.count() > 1 ? std::min(channels, 4 * net.workers.count()) : 1;
-  net.workers.share(batch * parts, [&](int i, int worker) {
-    const int sample = i / parts, part = i % parts;
-    const Activity& active = net.activity(map, sample);
-    for (int c = share_of(channels, part, parts); c < share_of(channels, part + 1, parts); ++c)
-      if (all || active.all || active.channels[c]) channel(worker, sample, c);
-  });
-}
 
 // mask = weights * features + bias > threshold. The matrices are stored by columns, so that an
 // inactive feature's weights are never read.
@@ -289,7 +260,7 @@ class Gather : public Step {
   }
 
   void run(Network& net, int batch, int) const override {
-    const int64_t plane = net.maps[writes].positions();
+    const int64_t plane = static_cast<int64_t>(net.maps[writes].positions()) * size_of(net.types[writes]);
     for (int sample = 0; sample < batch; ++sample) {
       Activity& active = net.activity(writes, sample);
       active.all = true;
@@ -302,7 +273,7 @@ class Gather : public Step {
     }
     each_channel(net, batch, writes, false, [&](int, int sample, int c) {
       const auto [map, channel] = sources_[c];
-      std::memcpy(net.map(writes, sample) + c * plane, net.map(map, sample) + channel * plane, sizeof(float) * plane);
+      std::memcpy(net.bytes(writes, sample) + c * plane, net.bytes(map, sample) + channel * plane, plane);
     });
   }
 
@@ -356,10 +327,7 @@ std::unique_ptr<Step> make_fixed(const Network& net, int mask, const uint8_t* va
   return std::make_unique<Fixed>(net, mask, value);
 }
 std::unique_ptr<Step> make_pool(const Network& net, int x, int out, const Window& window) {
-  Window w = window;
-  w.height = net.maps[x].height, w.width = net.maps[x].width;
-  w.out_height = net.maps[out].height, w.out_width = net.maps[out].width;
-  return std::make_unique<Pool>(x, out, w);
+  return std::make_unique<Pool>(x, out, sized(net, x, out, window));
 }
 std::unique_ptr<Step> make_affine(const Network& net, int x, int out, const float* scale, const float* shift, Activation act) {
   return std::make_unique<Affine>(net, x, out, scale, shift, act);

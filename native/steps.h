@@ -32,4 +32,9 @@ std::unique_ptr<Step> make_gather(const Network& net, std::vector<int> xs, int o
 std::unique_ptr<Step> make_flatten(int x, int out);
 std::unique_ptr<Step> make_silence(int x, int out, int mask);
 
+// Where a map holds eight bits (integer_steps.cpp).
+std::unique_ptr<Step> make_convert(const Network& net, int x, int out);  // floats to eight bits, or back
+std::unique_ptr<Step> make_integer_pool(const Network& net, int x, int out, const Window& window);
+std::unique_ptr<Step> make_integer_sum(const Network& net, int a, int b, int out, Activation act);
+
 }  // namespace ftwt

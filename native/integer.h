@@ -1,0 +1,132 @@
+// What the kernels on eight-bit maps are asked to do. They are compiled once for each instruction
+// set, as those on floats are (kernels.h), and give the same result to the last bit on all.
+//
+// A quantised map lies in memory as a float map does: channel after channel, a byte for each value,
+// and what an inactive channel holds is unspecified. A convolution lays out its active inputs anew:
+// a few of them side by side are one `dword` at each position, four bytes or two halves of 16 bits,
+// whatever the instruction set multiplies and adds at once.
+#pragma once
+
+#include "kernels.h"
+
+namespace ftwt {
+
+enum class Type : uint8_t { f32, u8, s8 };
+
+constexpr int size_of(Type type) { return type == Type::f32 ? 4 : 1; }
+
+// Values to read as reals; null: zeros.
+struct Values {
+  const void* at;
+  Type type;
+  float scale;                 // of a quantised map
+  bool spread;                 // one value for all
+};
+
+// Where reals go, and how: q = clip(rint(v * inverse)).
+struct Target {
+  void* at;
+  Type type;
+  float inverse;
+};
+
+// out = act(a + b), n values.
+struct Blend {
+  Values a, b;
+  Activation act;
+  Target out;
+  int64_t n;
+};
+
+// Lays dwords out for `IntegerDirect`, as `Stage` lays out floats.
+struct IntegerStage {
+  Stage layout;                // `plane`, `out` and `plane_floats` are those of dwords; no planes: as it is
+  const uint8_t* channels[4];  // planes of the input; null: zeros
+  Type type;
+  int32_t* flat;               // height * width + 64 dwords, if there are planes
+  int32_t* out;
+};
+
+// Weights of the inputs that are active, side by side, for some filters of one group.
+struct IntegerPack {
+  const void* weights;         // (K, taps, inputs), as the instruction set reads them
+  int64_t row;                 // of weights, from one filter to the next
+  int taps, inputs;            // of a group, filled up to whole dwords
+  const int32_t* chosen;       // inputs, ascending, of whole dwords
+  const uint64_t* bits;        // the same as bits of a row
+  int count;
+  const int32_t* filters;
+  int filter_count;
+  void* out;                   // (filters, taps, count)
+  int64_t out_row;
+  int32_t* sums;               // of each filter: what to take off its sums
+  bool shifted;                // the input is 128 more than it says
+};
+
+constexpr int kIntegerFilters = 8;  // at most, of a call
+
+struct IntegerEpilogue {
+  const float* scale;
+  const float* bias;
+  Activation act, post;
+  Values add;                  // its plane f is at f * positions
+  const uint8_t* add_active;
+  int positions;
+  Target out;
+};
+
+// Sums over planes by the plain definition, as in `Direct`.
+struct IntegerDirect {
+  const Vector* vectors;
+  int first_vector, last_vector;
+  const int32_t* input;        // dwords
+  int64_t stride;              // from one dword's planes to the next
+  int groups;                  // of inputs: dwords
+  const int32_t* tap_offsets;
+  int taps;
+  const void* weights[kIntegerFilters];  // (taps, groups) dwords of each filter
+  int32_t less[kIntegerFilters];         // to be taken off the sums
+  const int32_t* filters;
+  int filter_count;
+  const IntegerEpilogue* epilogue;
+};
+
+// The maximum or the sum of planes, times a scale.
+struct IntegerPlanes {
+  const uint8_t* input;
+  Type type;
+  int positions;
+  const int32_t* channels;
+  int count;
+  bool maximum;
+  float scale;
+  Target out;                  // out[c]; a maximum of the input's type is not scaled
+};
+
+struct IntegerPooling {        // a maximum
+  const uint8_t* x;
+  Type type;
+  Window window;
+  uint8_t* line;               // integer_line(window) bytes
+  uint8_t* out;
+  int first_row, last_row;
+};
+
+constexpr size_t integer_line(const Window& w) {
+  return static_cast<size_t>(w.width) + 2 * w.pad_w + 2 * static_cast<size_t>(w.kernel_w) + w.stride_w + 128;
+}
+
+struct IntegerKernels {
+  const char* name;
+  int dword;                   // inputs in one: four bytes, or two halves
+  void (*blend)(const Blend&);
+  void (*stage)(const IntegerStage&);
+  void (*pack)(const IntegerPack&);
+  void (*direct)(const IntegerDirect&);
+  void (*planes)(const IntegerPlanes&);
+  void (*pool)(const IntegerPooling&);
+};
+
+const IntegerKernels& find_integer_kernels(const std::string& isa);  // one that `find_kernels` knows
+
+}  // namespace ftwt

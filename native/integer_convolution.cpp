@@ -1,0 +1,215 @@
+// Convolutions of eight-bit maps: which inputs are laid out how, whose weights, who computes what.
+#include <algorithm>
+#include <cstring>
+
+#include "convolution_step.h"
+#include "staging.h"
+
+namespace ftwt {
+
+namespace {
+
+// The active inputs of one group of a convolution, filled up to whole dwords.
+struct Chosen {
+  int first, count;             // in the list of all; of inputs
+  bool all;                     // then weights are read where they lie
+};
+
+// What one sample's active inputs come to.
+struct Columns {
+  std::vector<int32_t> inputs;  // within their group, ascending; may lie past the group's channels
+  std::vector<int32_t> channels;  // of the map; -1: zeros
+  std::vector<Chosen> groups;
+};
+
+class IntegerConvolution : public Convolution {
+ public:
+  IntegerConvolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale)
+      : Convolution(net, spec), scale_(scale, scale + out_.channels), dword_(net.integers.dword),
+        inputs_((group_in_ + dword_ - 1) / dword_ * dword_), row_(static_cast<int64_t>(taps_) * inputs_),
+        staging_(plan(spec, in_, out_)) {
+    staging_.layout.phase_of = staging_.phases.data();
+    stride_ = staging_.in_place ? (in_.positions() + 15) / 16 * 16
+                                : static_cast<int64_t>(staging_.layout.planes) * staging_.layout.plane_floats;
+    positive = net.types[spec.out] == Type::u8;
+    const int each = 4 / dword_;  // bytes of a weight
+    const size_t size = static_cast<size_t>(out_.channels) * row_ * each;
+    const std::string layout = "integer" + std::to_string(dword_) + ",";
+    weights_ = keep(net, layout.c_str(), size / 4 + 32, [&](float* to) {
+      const auto lay = [&](auto* w) {
+        for (int64_t f = 0; f < out_.channels; ++f)
+          for (int64_t c = 0; c < group_in_; ++c)
+            for (int64_t t = 0; t < taps_; ++t) w[f * row_ + t * inputs_ + c] = weights[(f * group_in_ + c) * taps_ + t];
+      };
+      if (each == 1) lay(reinterpret_cast<int8_t*>(to));
+      else lay(reinterpret_cast<int16_t*>(to));
+    });
+    less_.assign(out_.channels, 0);
+    shifted_ = dword_ == 4 && net.types[spec.x] == Type::s8;
+    for (int64_t f = 0; shifted_ && f < out_.channels; ++f)
+      for (int64_t i = 0; i < int64_t{group_in_} * taps_; ++i) less_[f] += 128 * weights[f * group_in_ * taps_ + i];
+  }
+
+  void compute(Network& net, std::vector<Job>& jobs) const override {
+    static thread_local std::vector<Columns> columns;
+    if (columns.size() < jobs.size()) columns.resize(jobs.size());
+    for (size_t k = 0; k < jobs.size(); ++k) choose(jobs[k], columns[k]);
+    const Job* all = jobs.data();
+    Columns* lists = columns.data();
+    in_phases(
+        net, jobs, [&](const Job& job) { return dwords(lists[&job - all]) * stride_; },
+        [&](Job* first, int count, float* scratch) { stage(net, first, count, lists + (first - all), scratch); },
+        [&](Job* first, int count, float* scratch) { multiply(net, first, count, lists + (first - all), scratch); });
+  }
+
+ protected:
+  bool stays(const Network& net) const override {
+    return net.scales[*spec_.add] == net.scales[spec_.out] && Convolution::stays(net);
+  }
+
+  void pass_plane(Network& net, int sample, int filter) const override {
+    const int64_t plane = out_.positions(), at = filter * plane;
+    net.integers.blend({net.values(*spec_.add, sample, at), {}, spec_.post, net.target(spec_.out, sample, at), plane});
+  }
+
+ private:
+  static Staging plan(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
+    Staging plain = plan_staging(spec, in, out);
+    if (plain.in_place || spec.kernel[1] > 8 || out.positions() > 1024) return plain;
+    Staging columns = plan_columns(spec, in, out);
+    return columns.vectors.size() * 20 < plain.vectors.size() * 19 ? columns : plain;
+  }
+
+  size_t dwords(const Columns& c) const { return c.inputs.size() / dword_; }
+
+  // Inactive inputs of a group, the last of it first, make its last dword whole.
+  void choose(const Job& job, Columns& c) const {
+    c.inputs.clear(), c.channels.clear(), c.groups.clear();
+    size_t next = 0;
+    std::vector<uint8_t> chosen(inputs_);
+    for (int g = 0; g < spec_.groups; ++g) {
+      const int base = g * group_in_;
+      std::fill(chosen.begin(), chosen.end(), uint8_t{0});
+      int count = 0;
+      for (; next < job.inputs.size() && job.inputs[next] < base + group_in_; ++next, ++count) chosen[job.inputs[next] - base] = 1;
+      for (int i = inputs_ - 1; count % dword_; --i)
+        if (!chosen[i]) chosen[i] = 2, ++count;
+      c.groups.push_back({static_cast<int>(c.inputs.size()), count, count == inputs_});
+      for (int i = 0; i < inputs_; ++i)
+        if (chosen[i]) c.inputs.push_back(i), c.channels.push_back(chosen[i] == 1 ? base + i : -1);
+    }
+  }
+
+  void stage(Network& net, Job* jobs, int count, const Columns* columns, float* scratch) const {
+    const int parts = net.workers.count() > 1 ? 4 : 1;
+    net.workers.share(count * parts, [&](int i, int worker) {
+      const Job& job = jobs[i / parts];
+      const Columns& c = columns[i / parts];
+      const int n = static_cast<int>(dwords(c));
+      IntegerStage s{staging_.layout, {}, net.types[spec_.x], nullptr, nullptr};
+      s.flat = reinterpret_cast<int32_t*>(net.scratch(worker).need(in_.positions() + 64));
+      for (int d = share_of(n, i % parts, parts); d < share_of(n, i % parts + 1, parts); ++d) {
+        net.pulse(worker, stride_ + in_.positions());
+        for (int k = 0; k < dword_; ++k) {
+          const int channel = c.channels[d * dword_ + k];
+          s.channels[k] = channel < 0 ? nullptr
+                                      : reinterpret_cast<const uint8_t*>(job.x) + static_cast<int64_t>(channel) * in_.positions();
+        }
+        s.out = reinterpret_cast<int32_t*>(scratch + job.staged + d * stride_);
+        net.integers.stage(s);
+      }
+    });
+  }
+
+  // A row of all weights of a filter, a bit for each of those that are chosen.
+  void mark(const int32_t* inputs, int count, std::vector<uint64_t>& bits) const {
+    bits.assign((row_ + 63) / 64 + 1, 0);
+    std::vector<uint64_t> tap((inputs_ + 63) / 64, 0);
+    for (int i = 0; i < count; ++i) tap[inputs[i] / 64] |= uint64_t{1} << inputs[i] % 64;
+    for (int t = 0; t < taps_; ++t)
+      for (size_t word = 0; word < tap.size(); ++word) {
+        const size_t at = static_cast<size_t>(t) * inputs_ + 64 * word;
+        bits[at / 64] |= tap[word] << at % 64;
+        if (at % 64) bits[at / 64 + 1] |= tap[word] >> (64 - at % 64);
+      }
+  }
+
+  void multiply(Network& net, const Job* jobs, int count, const Columns* columns, const float* scratch) const {
+    const int workers = net.workers.count(), vectors = static_cast<int>(staging_.vectors.size());
+    const int blocks = (out_.channels + kIntegerFilters - 1) / kIntegerFilters;
+    int filter_parts = 1, vector_parts = 1;
+    if (workers > 1) {
+      filter_parts = std::min(2 * workers, blocks);
+      if (filter_parts < 2 * workers) vector_parts = std::clamp(vectors / 4, 1, 2 * workers / filter_parts);
+    }
+    const int64_t block = row_ * std::min(out_.channels, kIntegerFilters) * 16;  // of a vector
+    net.workers.share(count * filter_parts * vector_parts, [&](int i, int worker) {
+      const int k = i / (filter_parts * vector_parts), part = i / vector_parts % filter_parts, piece = i % vector_parts;
+      const Job& job = jobs[k];
+      const Columns& c = columns[k];
+      // whole blocks of what the sample keeps
+      const int n = static_cast<int>(job.filters.size()), all = (n + kIntegerFilters - 1) / kIntegerFilters;
+      const int from = share_of(all, part, filter_parts) * kIntegerFilters;
+      const int to = std::min(n, share_of(all, part + 1, filter_parts) * kIntegerFilters);
+      const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
+      const int some = per_piece(last - first, block);
+      IntegerEpilogue e{scale_.data(), bias_.data(), spec_.act, spec_.post, {}, job.epilogue.add_active, out_.positions(),
+                        {job.epilogue.out, net.types[spec_.out], 1.0f / net.scales[spec_.out]}};
+      if (spec_.add) e.add = {job.epilogue.add, net.types[*spec_.add], net.scales[*spec_.add], false};
+      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, {}, {}, nullptr, 0, &e};
+      static thread_local std::vector<uint64_t> bits;
+      int marked = -1;
+      for (int f = from; f < to;) {
+        const int group = job.filters[f] / group_out_;
+        const Chosen& g = c.groups[group];
+        int end = f + 1;
+        while (end < to && end < f + kIntegerFilters && job.filters[end] / group_out_ == group) ++end;
+        d.input = reinterpret_cast<const int32_t*>(scratch + job.staged) + g.first / dword_ * stride_;
+        d.groups = g.count / dword_;
+        d.filters = job.filters.data() + f, d.filter_count = end - f;
+        if (!g.all && marked != group) mark(c.inputs.data() + g.first, g.count, bits), marked = group;
+        lay(net, worker, g, c, bits.data(), d);
+        for (int v = first; v < last; v += some) {
+          net.pulse(worker, block * std::min(some, last - v));
+          d.first_vector = v, d.last_vector = std::min(last, v + some);
+          net.integers.direct(d);
+        }
+        f = end;
+      }
+    });
+  }
+
+  // The weights of some filters: where they lie, or those of the active inputs side by side.
+  void lay(Network& net, int worker, const Chosen& g, const Columns& c, const uint64_t* bits, IntegerDirect& d) const {
+    const int each = 4 / dword_;
+    const uint8_t* weights = reinterpret_cast<const uint8_t*>(weights_);
+    if (g.all) {
+      for (int f = 0; f < d.filter_count; ++f)
+        d.weights[f] = weights + d.filters[f] * row_ * each, d.less[f] = less_[d.filters[f]];
+      return;
+    }
+    const int64_t row = (static_cast<int64_t>(taps_) * g.count + 63) / 64 * 64;
+    uint8_t* packed = reinterpret_cast<uint8_t*>(net.scratch(worker).need((kIntegerFilters * row * each + 64) / 4 + 16));
+    net.integers.pack({weights, row_, taps_, inputs_, c.inputs.data() + g.first, bits, g.count, d.filters, d.filter_count,
+                       packed, row, d.less, shifted_});
+    for (int f = 0; f < d.filter_count; ++f) d.weights[f] = packed + f * row * each;
+  }
+
+  const std::vector<float> scale_;
+  const int dword_, inputs_;    // values in a dword; inputs of a group, filled up to whole dwords
+  const int64_t row_;           // weights of a filter
+  Staging staging_;
+  int64_t stride_ = 0;          // from one dword's planes to the next
+  const float* weights_;
+  std::vector<int32_t> less_;
+  bool shifted_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_integer_convolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights,
+                                               const float* scale) {
+  return std::make_unique<IntegerConvolution>(net, spec, weights, scale);
+}
+
+}  // namespace ftwt

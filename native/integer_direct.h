@@ -1,0 +1,212 @@
+// Convolution by its plain definition, sixteen output positions to a register, a dword of inputs at
+// a time. Included by integer_impl.h.
+
+namespace integers {
+
+// What stands in for a zero: unsigned bytes hold a signed one 128 higher.
+static int32_t zero_of(Type type) { return kBytes && type == Type::s8 ? static_cast<int32_t>(0x80808080u) : 0; }
+
+// n positions of a dword's channels side by side; some dwords past them may be written.
+static void interleave(const IntegerStage& s, int64_t n, int32_t* out) {
+  const int32_t zero = zero_of(s.type);
+  alignas(64) static constexpr uint8_t zeros[64] = {};
+  const uint8_t* p[kDword];
+  int step[kDword];
+  for (int k = 0; k < kDword; ++k) p[k] = s.channels[k] ? s.channels[k] : zeros, step[k] = s.channels[k] ? 1 : 0;
+#if defined(__AVX512F__)
+  // Four times sixty-four bytes: dwords are arranged first, so that unpacking leaves them in order.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i flip = _mm512_set1_epi32(zero);
+  for (int64_t i = 0; i < n; i += 64) {
+    __m512i x[4];
+    for (int k = 0; k < 4; ++k) x[k] = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(p[k] + i * step[k]));
+    const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
+    const __m512i r[4] = {_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c), _mm512_unpacklo_epi16(b, d),
+                          _mm512_unpackhi_epi16(b, d)};
+    for (int k = 0; k < 4; ++k)
+      if (i + 16 * k < n) _mm512_storeu_si512(out + i + 16 * k, _mm512_xor_si512(r[k], flip));
+  }
+#else
+  for (int64_t i = 0; i < n; i += kWidth) {
+    RI x[kDword];
+    for (int k = 0; k < kDword; ++k) x[k] = widen(p[k] + i * step[k], s.type);
+    RI dword = x[kDword - 1];
+    if constexpr (kBytes) dword = (x[0] & 255) | (x[1] & 255) << 8 | (x[2] & 255) << 16 | x[3] << 24;
+    else dword = (x[0] & 65535) | x[1] << 16;
+    const RI flipped = dword ^ splat_dword(zero);
+    std::memcpy(out + i, &flipped, sizeof flipped);
+  }
+#endif
+}
+
+static void fill(int32_t* p, int64_t n, int32_t value) {
+  for (int64_t i = 0; i < n; ++i) p[i] = value;
+}
+
+template <int Step>
+static inline void copy_row(const int32_t* from, int count, int step, int32_t* to) {
+  const int s = Step ? Step : step;
+  if constexpr (Step == 1) std::memcpy(to, from, sizeof(int32_t) * count);
+  else
+    for (int i = 0; i < count; ++i) to[i] = from[static_cast<int64_t>(i) * s];
+}
+
+static void stage(const IntegerStage& s) {
+  const Stage& l = s.layout;
+  const int64_t positions = static_cast<int64_t>(l.height) * l.width;
+  if (!l.planes) return interleave(s, positions, s.out);
+  interleave(s, positions, s.flat);
+  const int32_t zero = zero_of(s.type);
+  for (int p = 0; p < l.planes; ++p) {
+    int32_t* plane = s.out + static_cast<int64_t>(p) * l.plane_floats;
+    const int row_phase = l.phase_of[2 * p], column = l.phase_of[2 * p + 1] - l.left;
+    // of a row's columns, [first, last) lie in the input
+    const int first = min(l.pitch, column >= 0 ? 0 : (l.stride_w - 1 - column) / l.stride_w);
+    const int last = max(first, min(l.pitch, l.width > column ? (l.width - 1 - column) / l.stride_w + 1 : 0));
+    for (int r = 0; r < l.rows; ++r) {
+      int32_t* to = plane + static_cast<int64_t>(r) * l.pitch;
+      const int64_t y = static_cast<int64_t>(r) * l.stride_h + row_phase - l.top;
+      if (y < 0 || y >= l.height) {
+        fill(to, l.pitch, zero);
+        continue;
+      }
+      fill(to, first, zero), fill(to + last, l.pitch - last, zero);
+      const int32_t* from = s.flat + y * l.width + static_cast<int64_t>(first) * l.stride_w + column;
+      if (l.stride_w == 1) copy_row<1>(from, last - first, 1, to + first);
+      else if (l.stride_w == 2) copy_row<2>(from, last - first, 2, to + first);
+      else copy_row<0>(from, last - first, l.stride_w, to + first);
+    }
+    const int64_t end = static_cast<int64_t>(l.rows) * l.pitch;
+    fill(plane + end, l.plane_floats - end, zero);
+  }
+}
+
+static void pack(const IntegerPack& p) {
+  const Weight* all = static_cast<const Weight*>(p.weights);
+  const int64_t width = static_cast<int64_t>(p.taps) * p.inputs;
+  for (int f = 0; f < p.filter_count; ++f) {
+    const Weight* row = all + p.filters[f] * p.row;
+    Weight* out = static_cast<Weight*>(p.out) + f * p.out_row;
+    p.sums[f] = 0;
+#if defined(__AVX512VBMI2__)
+    // whole rows at once; what the last load reads past one is masked, and memory goes on behind it
+    uint8_t* to = reinterpret_cast<uint8_t*>(out);
+    for (int64_t i = 0; i < width; i += 64) {
+      const uint64_t bits = p.bits[i / 64];
+      const __m512i w = _mm512_loadu_si512(row + i);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi8(bits, w));
+      to += __builtin_popcountll(bits);
+    }
+    if (p.shifted) {
+      __m512i sum = _mm512_setzero_si512();
+      const __m512i shift = _mm512_set1_epi8(static_cast<char>(128));
+      const int64_t count = static_cast<int64_t>(p.taps) * p.count;
+      int64_t i = 0;
+      for (; i + 64 <= count; i += 64) sum = _mm512_dpbusd_epi32(sum, shift, _mm512_loadu_si512(out + i));
+      if (i < count) sum = _mm512_dpbusd_epi32(sum, shift, _mm512_maskz_loadu_epi8((uint64_t{1} << (count - i)) - 1, out + i));
+      p.sums[f] = _mm512_reduce_add_epi32(sum);
+    }
+#else
+    for (int64_t t = 0; t < width; t += p.inputs)
+      for (int i = 0; i < p.count; ++i) *out++ = row[t + p.chosen[i]];
+#endif
+  }
+}
+
+// Sixteen sums of one filter become outputs.
+FTWT_INLINE void finish(const IntegerDirect& d, int f, const Vector& v, const RI* sums) {
+  const IntegerEpilogue& e = *d.epilogue;
+  const int filter = d.filters[f];
+  const int64_t at = static_cast<int64_t>(filter) * e.positions + v.target;
+  const RI less = splat_dword(d.less[f]);
+  V y = each([&](int i) { return __builtin_convertvector(sums[i] - less, R); });
+  if (v.lanes != (1u << v.count) - 1) y = compress(y, v.lanes);
+  y = y * splat(e.scale[filter]);
+  y = y + splat(e.bias[filter]);
+  if (e.act != Activation::none) y = e.act == Activation::relu ? each([&](int i) { return at_least(y.part[i], 0.0f); }) : activate(e.act, y);
+  if (e.add.at) {
+    if (!e.add_active || e.add_active[filter]) y = y + load_values(e.add, at, v.count);
+    if (e.post != Activation::none) y = activate(e.post, y);
+  }
+  store_values(e.out, at, y, v.count);
+}
+
+// F filters at N vectors; a lone vector of few filters has its sums in two chains.
+template <int F, int N>
+static void tile(const IntegerDirect& d, int first, const Vector* vectors) {
+  constexpr int kChains = kParts * F * N <= kRegisters / 4 ? 2 : 1;
+  RI s[kChains][F][N * kParts];
+#pragma GCC unroll 2
+  for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f)
+#pragma GCC unroll 12
+      for (int n = 0; n < N * kParts; ++n) s[c][f][n] = RI{};
+  const int32_t* rows[F];
+  for (int f = 0; f < F; ++f) rows[f] = static_cast<const int32_t*>(d.weights[first + f]);
+  int64_t source[N];
+  for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
+  auto step = [&](const int32_t* x, int64_t w, int chain) __attribute__((always_inline)) {
+    RI in[N * kParts];
+#pragma GCC unroll 12
+    for (int n = 0; n < N * kParts; ++n) in[n] = load_dwords(x + source[n / kParts] + n % kParts * kWidth);
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) {
+      const RI weight = splat_dword(rows[f][w]);
+#pragma GCC unroll 12
+      for (int n = 0; n < N * kParts; ++n) s[chain][f][n] = multiply_add(s[chain][f][n], in[n], weight);
+    }
+  };
+  int g = 0;
+  if constexpr (kChains == 2)
+    for (; g + 2 <= d.groups; g += 2) {
+      const int32_t *x = d.input + g * d.stride, *y = x + d.stride;
+      for (int64_t t = 0, w = g; t < d.taps; ++t, w += d.groups) {
+        step(x + d.tap_offsets[t], w, 0);
+        step(y + d.tap_offsets[t], w + 1, 1);
+      }
+    }
+  for (; g < d.groups; ++g) {
+    const int32_t* x = d.input + g * d.stride;
+    for (int64_t t = 0, w = g; t < d.taps; ++t, w += d.groups) step(x + d.tap_offsets[t], w, 0);
+  }
+#pragma GCC unroll 8
+  for (int f = 0; f < F; ++f)
+#pragma GCC unroll 3
+    for (int n = 0; n < N; ++n) {
+      RI sums[kParts];
+#pragma GCC unroll 4
+      for (int k = 0; k < kParts; ++k) {
+        sums[k] = s[0][f][n * kParts + k];
+        if constexpr (kChains == 2) sums[k] += s[1][f][n * kParts + k];
+      }
+      finish(d, first + f, vectors[n], sums);
+    }
+}
+
+template <int N>
+static void filters_at(const IntegerDirect& d, const Vector* vectors) {
+  constexpr int most = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
+  int f = 0;
+  for (; f + most <= d.filter_count; f += most) tile<most, N>(d, f, vectors);
+  if constexpr (most > 4)
+    for (; f + 4 <= d.filter_count; f += 4) tile<4, N>(d, f, vectors);
+  if constexpr (most > 2)
+    for (; f + 2 <= d.filter_count; f += 2) tile<2, N>(d, f, vectors);
+  for (; f < d.filter_count; ++f) tile<1, N>(d, f, vectors);
+}
+
+static void direct(const IntegerDirect& d) {
+  int v = d.first_vector;
+  for (int i = v; i < d.last_vector; ++i)
+    FTWT_PRODUCTS(integer, int64_t{kDword} * d.filter_count * d.groups * d.taps * d.vectors[i].count);
+  if constexpr (kParts == 1) {
+    // two twos rather than three and one
+    for (; d.last_vector - v >= 5 || d.last_vector - v == 3; v += 3) filters_at<3>(d, d.vectors + v);
+    for (; d.last_vector - v >= 2; v += 2) filters_at<2>(d, d.vectors + v);
+  }
+  for (; v < d.last_vector; ++v) filters_at<1>(d, d.vectors + v);
+}
+
+}  // namespace integers

@@ -1,0 +1,31 @@
+// The kernels on eight-bit maps of one instruction set, as kernels_impl.h. Compiled without
+// contractions: each step is rounded by itself, as the reference engine does it.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "integer.h"
+
+#define FTWT_STRING2(x) #x
+#define FTWT_STRING(x) FTWT_STRING2(x)
+
+namespace ftwt::FTWT_ISA {
+
+#include "vector.h"
+#include "integer_vector.h"
+#include "integer_simple.h"
+#include "integer_direct.h"
+
+extern const IntegerKernels kernels;
+const IntegerKernels kernels = {
+    FTWT_STRING(FTWT_ISA), kDword, integers::blend, integers::stage, integers::pack,
+    integers::direct,      integers::planes, integers::pool,
+};
+
+}  // namespace ftwt::FTWT_ISA

@@ -1,0 +1,2 @@
+#define FTWT_ISA integer_portable
+#include "integer_impl.h"

@@ -1,0 +1,2 @@
+#define FTWT_ISA integer_vnni
+#include "integer_impl.h"
