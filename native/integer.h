@@ -91,6 +91,35 @@ struct IntegerDirect {
   const IntegerEpilogue* epilogue;
 };
 
+// Where four taps in a row of sixteen outputs lie.
+struct Quad {
+  int32_t offset;              // from a plane's start; 64 bytes from there on are read,
+  int32_t order;               // number of the order that they are put in,
+  uint64_t read, placed;       // only those of these bytes: the others are zeros
+};
+
+// Whether these reach all that sixteen outputs read of a row.
+constexpr bool reaches_depthwise(int stride, int dilation) { return 15 * stride + 3 * dilation < 64; }
+
+// A convolution of each channel with its own filter, planes read in place; only where there is such
+// a kernel.
+struct IntegerDepthwise {
+  const uint8_t* input;
+  Type type;
+  const uint8_t* active;       // channels of the input
+  int positions;               // of the input
+  const Vector* vectors;
+  int vector_count;
+  const Quad* quads;           // (vectors, taps)
+  int taps;                    // fours of them
+  const uint8_t* orders;       // of 64 bytes each
+  const int32_t* weights;      // (K, taps) dwords
+  const int32_t* less;         // of each filter: to be taken off its sums
+  const int32_t* filters;
+  int first_filter, last_filter;
+  const IntegerEpilogue* epilogue;
+};
+
 // The maximum or the sum of planes, times a scale.
 struct IntegerPlanes {
   const uint8_t* input;
@@ -123,6 +152,7 @@ struct IntegerKernels {
   void (*stage)(const IntegerStage&);
   void (*pack)(const IntegerPack&);
   void (*direct)(const IntegerDirect&);
+  void (*depthwise)(const IntegerDepthwise&);  // or null
   void (*planes)(const IntegerPlanes&);
   void (*pool)(const IntegerPooling&);
 };

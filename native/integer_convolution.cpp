@@ -45,12 +45,14 @@ class IntegerConvolution : public Convolution {
       else lay(reinterpret_cast<int16_t*>(to));
     });
     less_.assign(out_.channels, 0);
+    plan_depthwise(net, weights);
     shifted_ = dword_ == 4 && net.types[spec.x] == Type::s8;
     for (int64_t f = 0; shifted_ && f < out_.channels; ++f)
       for (int64_t i = 0; i < int64_t{group_in_} * taps_; ++i) less_[f] += 128 * weights[f * group_in_ * taps_ + i];
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
+    if (quad_taps_) return depthwise(net, jobs);
     static thread_local std::vector<Columns> columns;
     if (columns.size() < jobs.size()) columns.resize(jobs.size());
     for (size_t k = 0; k < jobs.size(); ++k) choose(jobs[k], columns[k]);
@@ -78,6 +80,82 @@ class IntegerConvolution : public Convolution {
     if (plain.in_place || spec.kernel[1] > 8 || out.positions() > 1024) return plain;
     Staging columns = plan_columns(spec, in, out);
     return columns.vectors.size() * 20 < plain.vectors.size() * 19 ? columns : plain;
+  }
+
+  void plan_depthwise(Network& net, const int8_t* weights) {
+    const auto [sh, sw] = spec_.stride;
+    const auto [kh, kw] = spec_.kernel;
+    const auto [dh, dw] = spec_.dilation;
+    if (!net.integers.depthwise || group_in_ > 1 || group_out_ > 1 || !reaches_depthwise(sw, dw) ||
+        static_cast<int64_t>(kh) * kw * out_.positions() > 1 << 20)
+      return;
+    // a plane of one register gives any sixteen outputs, a larger one those of a row
+    const bool small = in_.positions() <= 64;
+    std::vector<Vector>& vectors = staging_.vectors;
+    vectors.clear();
+    const int length = small ? out_.positions() : out_.width, rows = small ? 1 : out_.height;
+    for (int y = 0; y < rows; ++y)
+      for (int x = 0; x < length; x += 16) {
+        const int count = std::min(16, length - x), lanes = (1 << count) - 1;
+        vectors.push_back({0, y * length + x, static_cast<uint16_t>(lanes), static_cast<uint16_t>(count)});
+      }
+    const int fours = (kw + 3) / 4;
+    quad_taps_ = kh * fours;
+    if (!small)
+      for (int i = 0; i < 64; ++i) orders_.push_back(static_cast<uint8_t>(i / 4 * sw + i % 4 * dw));
+    for (const Vector& v : vectors)
+      for (int t = 0; t < quad_taps_; ++t) {
+        const int ky = t / fours, kx = t % fours * 4, top = v.target / out_.width, left = v.target % out_.width;
+        Quad q{0, 0, 0, 0};
+        if (small) q.order = static_cast<int>(orders_.size() / 64), orders_.resize(orders_.size() + 64);
+        const int row = top * sh + ky * dh - spec_.padding[0], start = left * sw + kx * dw - spec_.padding[1];
+        if (!small) q.offset = row * in_.width + start;
+        for (int i = 0; i < 4 * v.count; ++i) {
+          const int at = v.target + i / 4, k = kx + i % 4;
+          const int y = at / out_.width * sh + ky * dh - spec_.padding[0], x = at % out_.width * sw + k * dw - spec_.padding[1];
+          if (k >= kw || y < 0 || y >= in_.height || x < 0 || x >= in_.width) continue;
+          q.placed |= uint64_t{1} << i;
+          const int byte = small ? y * in_.width + x : x - start;
+          q.read |= uint64_t{1} << byte;
+          if (small) orders_[q.order * 64 + i] = static_cast<uint8_t>(byte);
+        }
+        quads_.push_back(q);
+      }
+    const size_t row = quad_taps_;
+    quad_weights_ = keep(net, "quads", out_.channels * row, [&](float* to) {
+      int8_t* w = reinterpret_cast<int8_t*>(to);
+      std::memset(w, 0, out_.channels * row * 4);
+      for (int f = 0; f < out_.channels; ++f)
+        for (int y = 0; y < kh; ++y) std::memcpy(w + (f * row + y * fours) * 4, weights + (f * kh + y) * kw, kw);
+    });
+  }
+
+  void depthwise(Network& net, const std::vector<Job>& jobs) const {
+    const int parts = net.workers.count() > 1 ? std::min(4 * net.workers.count(), in_.channels) : 1;
+    net.workers.share(static_cast<int>(jobs.size()) * parts, [&](int i, int worker) {
+      const Job& job = jobs[i / parts];
+      const int part = i % parts, n = static_cast<int>(job.filters.size());
+      std::vector<uint8_t> active(in_.channels, 0);
+      for (const int c : job.inputs) active[c] = 1;
+      const IntegerEpilogue e = epilogue(net, job);
+      IntegerDepthwise d{reinterpret_cast<const uint8_t*>(job.x), net.types[spec_.x], active.data(), in_.positions(),
+                         staging_.vectors.data(), static_cast<int>(staging_.vectors.size()), quads_.data(), quad_taps_,
+                         orders_.data(), reinterpret_cast<const int32_t*>(quad_weights_), less_.data(), job.filters.data(), 0, 0, &e};
+      const int64_t each = static_cast<int64_t>(out_.positions()) * taps_ + in_.positions();
+      const int from = share_of(n, part, parts), to = share_of(n, part + 1, parts), some = per_piece(to - from, each);
+      for (int f = from; f < to; f += some) {
+        net.pulse(worker, each * some);
+        d.first_filter = f, d.last_filter = std::min(to, f + some);
+        net.integers.depthwise(d);
+      }
+    });
+  }
+
+  IntegerEpilogue epilogue(const Network& net, const Job& job) const {
+    IntegerEpilogue e{scale_.data(), bias_.data(), spec_.act, spec_.post, {}, job.epilogue.add_active, out_.positions(),
+                      {job.epilogue.out, net.types[spec_.out], 1.0f / net.scales[spec_.out]}};
+    if (spec_.add) e.add = {job.epilogue.add, net.types[*spec_.add], net.scales[*spec_.add], false};
+    return e;
   }
 
   size_t dwords(const Columns& c) const { return c.inputs.size() / dword_; }
@@ -153,9 +231,7 @@ class IntegerConvolution : public Convolution {
       const int to = std::min(n, share_of(all, part + 1, filter_parts) * kIntegerFilters);
       const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
       const int some = per_piece(last - first, block);
-      IntegerEpilogue e{scale_.data(), bias_.data(), spec_.act, spec_.post, {}, job.epilogue.add_active, out_.positions(),
-                        {job.epilogue.out, net.types[spec_.out], 1.0f / net.scales[spec_.out]}};
-      if (spec_.add) e.add = {job.epilogue.add, net.types[*spec_.add], net.scales[*spec_.add], false};
+      const IntegerEpilogue e = epilogue(net, job);
       IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, {}, {}, nullptr, 0, &e};
       static thread_local std::vector<uint64_t> bits;
       int marked = -1;
@@ -201,7 +277,11 @@ class IntegerConvolution : public Convolution {
   Staging staging_;
   int64_t stride_ = 0;          // from one dword's planes to the next
   const float* weights_;
-  std::vector<int32_t> less_;
+  std::vector<int32_t> less_;   // of each filter: what its sums have too much
+  int quad_taps_ = 0;           // of the kernel for depthwise convolutions, if it can
+  std::vector<Quad> quads_;
+  std::vector<uint8_t> orders_;
+  const float* quad_weights_ = nullptr;
   bool shifted_ = false;
 };
 

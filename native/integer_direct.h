@@ -114,26 +114,34 @@ static void pack(const IntegerPack& p) {
   }
 }
 
-// Sixteen sums of one filter become outputs.
-FTWT_INLINE void finish(const IntegerDirect& d, int f, const Vector& v, const RI* sums) {
-  const IntegerEpilogue& e = *d.epilogue;
-  const int filter = d.filters[f];
-  const int64_t at = static_cast<int64_t>(filter) * e.positions + v.target;
-  const RI less = splat_dword(d.less[f]);
-  V y = each([&](int i) { return __builtin_convertvector(sums[i] - less, R); });
-  if (v.lanes != (1u << v.count) - 1) y = compress(y, v.lanes);
-  y = y * splat(e.scale[filter]);
-  y = y + splat(e.bias[filter]);
-  if (e.act != Activation::none) y = e.act == Activation::relu ? each([&](int i) { return at_least(y.part[i], 0.0f); }) : activate(e.act, y);
-  if (e.add.at) {
-    if (!e.add_active || e.add_active[filter]) y = y + load_values(e.add, at, v.count);
-    if (e.post != Activation::none) y = activate(e.post, y);
+// The sums of one filter at n vectors become outputs. Not inlined: sums stay in registers before.
+[[gnu::noinline]] static void finish(const IntegerEpilogue& e, int filter, const Vector* vectors, int n, const int32_t* sums) {
+  const int64_t plane = static_cast<int64_t>(filter) * e.positions;
+  const V scale = splat(e.scale[filter]), bias = splat(e.bias[filter]);
+  // zero is the least of unsigned bytes anyway
+  const bool clipped = !e.add.at && e.out.type == Type::u8 && e.act == Activation::relu;
+  const Clip act = clip_of(clipped ? Activation::none : e.act), post = clip_of(e.post);
+  const V low = splat(act.low), high = splat(act.high), least = splat(post.low), most = splat(post.high);
+  const bool plain = act.only && (clipped || e.act == Activation::none);
+  const bool adds = e.add.at && (!e.add_active || e.add_active[filter]);
+  for (int i = 0; i < n; ++i) {
+    const Vector& v = vectors[i];
+    V y = each([&](int k) { return __builtin_convertvector(load_dwords(sums + i * kLanes + k * kWidth), R); });
+    if (v.lanes != (1u << v.count) - 1) y = compress(y, v.lanes);
+    y = y * scale;
+    y = y + bias;
+    if (!plain) y = act.only ? clip(y, low, high) : activate(e.act, y);
+    const int64_t at = plane + v.target;
+    if (e.add.at) {
+      if (adds) y = y + load_values(e.add, at, v.count);
+      y = post.only ? clip(y, least, most) : activate(e.post, y);
+    }
+    store_values(e.out, at, y, v.count);
   }
-  store_values(e.out, at, y, v.count);
 }
 
 // F filters at N vectors; a lone vector of few filters has its sums in two chains.
-template <int F, int N>
+template <int F, int N, bool One>
 static void tile(const IntegerDirect& d, int first, const Vector* vectors) {
   constexpr int kChains = kParts * F * N <= kRegisters / 4 ? 2 : 1;
   RI s[kChains][F][N * kParts];
@@ -142,7 +150,7 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors) {
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f)
 #pragma GCC unroll 12
-      for (int n = 0; n < N * kParts; ++n) s[c][f][n] = RI{};
+      for (int n = 0; n < N * kParts; ++n) s[c][f][n] = splat_dword(c ? 0 : -d.less[first + f]);
   const int32_t* rows[F];
   for (int f = 0; f < F; ++f) rows[f] = static_cast<const int32_t*>(d.weights[first + f]);
   int64_t source[N];
@@ -159,7 +167,12 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors) {
     }
   };
   int g = 0;
-  if constexpr (kChains == 2)
+  if constexpr (One) {
+    const int32_t* x = d.input;
+    if constexpr (kChains == 2)
+      for (; g + 2 <= d.groups; g += 2, x += 2 * d.stride) step(x, g, 0), step(x + d.stride, g + 1, 1);
+    for (; g < d.groups; ++g, x += d.stride) step(x, g, 0);
+  } else if constexpr (kChains == 2) {
     for (; g + 2 <= d.groups; g += 2) {
       const int32_t *x = d.input + g * d.stride, *y = x + d.stride;
       for (int64_t t = 0, w = g; t < d.taps; ++t, w += d.groups) {
@@ -167,46 +180,51 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors) {
         step(y + d.tap_offsets[t], w + 1, 1);
       }
     }
+  }
   for (; g < d.groups; ++g) {
     const int32_t* x = d.input + g * d.stride;
     for (int64_t t = 0, w = g; t < d.taps; ++t, w += d.groups) step(x + d.tap_offsets[t], w, 0);
   }
+  alignas(64) int32_t sums[F][N * kLanes];
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
-#pragma GCC unroll 3
-    for (int n = 0; n < N; ++n) {
-      RI sums[kParts];
-#pragma GCC unroll 4
-      for (int k = 0; k < kParts; ++k) {
-        sums[k] = s[0][f][n * kParts + k];
-        if constexpr (kChains == 2) sums[k] += s[1][f][n * kParts + k];
-      }
-      finish(d, first + f, vectors[n], sums);
+#pragma GCC unroll 12
+    for (int n = 0; n < N * kParts; ++n) {
+      RI sum = s[0][f][n];
+      if constexpr (kChains == 2) sum += s[1][f][n];
+      store_dwords(sums[f] + n * kWidth, sum);
     }
+  for (int f = 0; f < F; ++f) finish(*d.epilogue, d.filters[first + f], vectors, N, sums[f]);
 }
 
-template <int N>
+template <int N, bool One>
 static void filters_at(const IntegerDirect& d, const Vector* vectors) {
   constexpr int most = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
   int f = 0;
-  for (; f + most <= d.filter_count; f += most) tile<most, N>(d, f, vectors);
+  for (; f + most <= d.filter_count; f += most) tile<most, N, One>(d, f, vectors);
   if constexpr (most > 4)
-    for (; f + 4 <= d.filter_count; f += 4) tile<4, N>(d, f, vectors);
+    for (; f + 4 <= d.filter_count; f += 4) tile<4, N, One>(d, f, vectors);
   if constexpr (most > 2)
-    for (; f + 2 <= d.filter_count; f += 2) tile<2, N>(d, f, vectors);
-  for (; f < d.filter_count; ++f) tile<1, N>(d, f, vectors);
+    for (; f + 2 <= d.filter_count; f += 2) tile<2, N, One>(d, f, vectors);
+  for (; f < d.filter_count; ++f) tile<1, N, One>(d, f, vectors);
+}
+
+template <bool One>
+static void all_vectors(const IntegerDirect& d) {
+  int v = d.first_vector;
+  if constexpr (kParts == 1) {
+    // two twos rather than three and one
+    for (; d.last_vector - v >= 5 || d.last_vector - v == 3; v += 3) filters_at<3, One>(d, d.vectors + v);
+    for (; d.last_vector - v >= 2; v += 2) filters_at<2, One>(d, d.vectors + v);
+  }
+  for (; v < d.last_vector; ++v) filters_at<1, One>(d, d.vectors + v);
 }
 
 static void direct(const IntegerDirect& d) {
-  int v = d.first_vector;
-  for (int i = v; i < d.last_vector; ++i)
+  for (int i = d.first_vector; i < d.last_vector; ++i)
     FTWT_PRODUCTS(integer, int64_t{kDword} * d.filter_count * d.groups * d.taps * d.vectors[i].count);
-  if constexpr (kParts == 1) {
-    // two twos rather than three and one
-    for (; d.last_vector - v >= 5 || d.last_vector - v == 3; v += 3) filters_at<3>(d, d.vectors + v);
-    for (; d.last_vector - v >= 2; v += 2) filters_at<2>(d, d.vectors + v);
-  }
-  for (; v < d.last_vector; ++v) filters_at<1>(d, d.vectors + v);
+  if (d.taps == 1 && d.tap_offsets[0] == 0) all_vectors<true>(d);
+  else all_vectors<false>(d);
 }
 
 }  // namespace integers

@@ -21,11 +21,12 @@ namespace ftwt::FTWT_ISA {
 #include "integer_vector.h"
 #include "integer_simple.h"
 #include "integer_direct.h"
+#include "integer_depthwise.h"
 
 extern const IntegerKernels kernels;
 const IntegerKernels kernels = {
     FTWT_STRING(FTWT_ISA), kDword, integers::blend, integers::stage, integers::pack,
-    integers::direct,      integers::planes, integers::pool,
+    integers::direct,      integers::depthwise, integers::planes, integers::pool,
 };
 
 }  // namespace ftwt::FTWT_ISA

@@ -18,6 +18,7 @@ struct VI {
 };
 
 FTWT_INLINE RI load_dwords(const int32_t* p) { return *reinterpret_cast<const RILoose*>(p); }
+FTWT_INLINE void store_dwords(int32_t* p, RI r) { *reinterpret_cast<RILoose*>(p) = r; }
 FTWT_INLINE RI splat_dword(int32_t s) { return s - RI{}; }
 
 // sum + the products of the values in a dword, lane by lane: of x, unsigned if they are bytes, and
@@ -95,14 +96,19 @@ FTWT_INLINE void store_values(const Target& t, int64_t i, V v, int n) {
     else store_some(p, v, n);
     return;
   }
-  const float low = t.type == Type::u8 ? 0.0f : -127.0f, high = t.type == Type::u8 ? 255.0f : 127.0f;
-  const R least = splat_part(low), most = splat_part(high), inverse = splat_part(t.inverse);
   uint8_t* p = static_cast<uint8_t*>(t.at) + i;
+  const R inverse = splat_part(t.inverse);
 #if defined(__AVX512F__)
-  const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)nearest(clip(v.part[0] * inverse, least, most)));
+  const __m512 scaled = (__m512)(v.part[0] * inverse);
+  __m128i bytes;
+  if (t.type == Type::u8)  // what is too large saturates, as what has no 32 bits does
+    bytes = _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(_mm512_max_ps(scaled, _mm512_setzero_ps())));
+  else
+    bytes = _mm512_cvtepi32_epi8((__m512i)nearest(clip((R)scaled, splat_part(-127.0f), splat_part(127.0f))));
   if (n == kLanes) _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   else _mm_mask_storeu_epi8(p, first_lanes(n), bytes);
 #else
+  const R least = splat_part(t.type == Type::u8 ? 0.0f : -127.0f), most = splat_part(t.type == Type::u8 ? 255.0f : 127.0f);
   alignas(64) uint8_t bytes[kLanes];
 #pragma GCC unroll 4
   for (int k = 0; k < kParts; ++k) {
