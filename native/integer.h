@@ -43,6 +43,7 @@ struct IntegerStage {
   Stage layout;                // `plane`, `out` and `plane_floats` are those of dwords; no planes: as it is
   const uint8_t* channels[4];  // planes of the input; null: zeros
   Type type;
+  bool shifted;                // bytes are to be unsigned: signed ones become 128 more
   int32_t* flat;               // height * width + 64 dwords, if there are planes
   int32_t* out;
 };
@@ -63,7 +64,7 @@ struct IntegerPack {
   bool shifted;                // the input is 128 more than it says
 };
 
-constexpr int kIntegerFilters = 8;  // at most, of a call
+constexpr int kIntegerFilters = 32;  // at most, of a call
 
 struct IntegerEpilogue {
   const float* scale;
@@ -89,6 +90,8 @@ struct IntegerDirect {
   const int32_t* filters;
   int filter_count;
   const IntegerEpilogue* epilogue;
+  int tile_groups;             // dwords of inputs to a tile, rows of weights at one distance; 0: no tiles
+  bool is_signed;              // what tiles read
 };
 
 // Where four taps in a row of sixteen outputs lie.
@@ -148,6 +151,8 @@ constexpr size_t integer_line(const Window& w) {
 struct IntegerKernels {
   const char* name;
   int dword;                   // inputs in one: four bytes, or two halves
+  bool tiles;                  // whether it has a matrix unit, which takes bytes with a sign too
+  int block;                   // filters of a call
   void (*blend)(const Blend&);
   void (*stage)(const IntegerStage&);
   void (*pack)(const IntegerPack&);

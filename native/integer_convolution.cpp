@@ -26,11 +26,12 @@ class IntegerConvolution : public Convolution {
  public:
   IntegerConvolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale)
       : Convolution(net, spec), scale_(scale, scale + out_.channels), dword_(net.integers.dword),
-        inputs_((group_in_ + dword_ - 1) / dword_ * dword_), row_(static_cast<int64_t>(taps_) * inputs_),
+        tiles_(net.integers.tiles && group_in_ >= 16 && group_out_ >= 8), inputs_(whole(group_in_)), row_(static_cast<int64_t>(taps_) * inputs_),
         staging_(plan(spec, in_, out_)) {
     staging_.layout.phase_of = staging_.phases.data();
     stride_ = staging_.in_place ? (in_.positions() + 15) / 16 * 16
                                 : static_cast<int64_t>(staging_.layout.planes) * staging_.layout.plane_floats;
+    if (stride_ / 16 % 2 == 0) stride_ += 16;  // so that dwords of a position do not share a place in the cache
     positive = net.types[spec.out] == Type::u8;
     const int each = 4 / dword_;  // bytes of a weight
     const size_t size = static_cast<size_t>(out_.channels) * row_ * each;
@@ -46,8 +47,9 @@ class IntegerConvolution : public Convolution {
     });
     less_.assign(out_.channels, 0);
     plan_depthwise(net, weights);
-    shifted_ = dword_ == 4 && net.types[spec.x] == Type::s8;
-    for (int64_t f = 0; shifted_ && f < out_.channels; ++f)
+    const bool bytes = dword_ == 4 && net.types[spec.x] == Type::s8;
+    shifted_ = bytes && !tiles_;
+    for (int64_t f = 0; bytes && f < out_.channels; ++f)
       for (int64_t i = 0; i < int64_t{group_in_} * taps_; ++i) less_[f] += 128 * weights[f * group_in_ * taps_ + i];
   }
 
@@ -160,7 +162,15 @@ class IntegerConvolution : public Convolution {
 
   size_t dwords(const Columns& c) const { return c.inputs.size() / dword_; }
 
-  // Inactive inputs of a group, the last of it first, make its last dword whole.
+  // So many inputs, filled up to whole dwords, or to tiles of as many dwords each.
+  int whole(int inputs) const {
+    const int dwords = (inputs + dword_ - 1) / dword_;
+    return (tiles_ && dwords ? tiles_of(dwords) * tile_dwords(dwords) : dwords) * dword_;
+  }
+  static int tiles_of(int dwords) { return (dwords + 15) / 16; }
+  static int tile_dwords(int dwords) { return (dwords + tiles_of(dwords) - 1) / tiles_of(dwords); }
+
+  // Inactive inputs of a group, the last of it first, make its last dword or tile whole.
   void choose(const Job& job, Columns& c) const {
     c.inputs.clear(), c.channels.clear(), c.groups.clear();
     size_t next = 0;
@@ -170,7 +180,8 @@ class IntegerConvolution : public Convolution {
       std::fill(chosen.begin(), chosen.end(), uint8_t{0});
       int count = 0;
       for (; next < job.inputs.size() && job.inputs[next] < base + group_in_; ++next, ++count) chosen[job.inputs[next] - base] = 1;
-      for (int i = inputs_ - 1; count % dword_; --i)
+      const int wanted = whole(count);
+      for (int i = inputs_ - 1; count < wanted; --i)
         if (!chosen[i]) chosen[i] = 2, ++count;
       c.groups.push_back({static_cast<int>(c.inputs.size()), count, count == inputs_});
       for (int i = 0; i < inputs_; ++i)
@@ -184,7 +195,7 @@ class IntegerConvolution : public Convolution {
       const Job& job = jobs[i / parts];
       const Columns& c = columns[i / parts];
       const int n = static_cast<int>(dwords(c));
-      IntegerStage s{staging_.layout, {}, net.types[spec_.x], nullptr, nullptr};
+      IntegerStage s{staging_.layout, {}, net.types[spec_.x], shifted_, nullptr, nullptr};
       s.flat = reinterpret_cast<int32_t*>(net.scratch(worker).need(in_.positions() + 64));
       for (int d = share_of(n, i % parts, parts); d < share_of(n, i % parts + 1, parts); ++d) {
         net.pulse(worker, stride_ + in_.positions());
@@ -214,36 +225,38 @@ class IntegerConvolution : public Convolution {
 
   void multiply(Network& net, const Job* jobs, int count, const Columns* columns, const float* scratch) const {
     const int workers = net.workers.count(), vectors = static_cast<int>(staging_.vectors.size());
-    const int blocks = (out_.channels + kIntegerFilters - 1) / kIntegerFilters;
+    const int many = net.integers.block, blocks = (out_.channels + many - 1) / many;
     int filter_parts = 1, vector_parts = 1;
     if (workers > 1) {
       filter_parts = std::min(2 * workers, blocks);
       if (filter_parts < 2 * workers) vector_parts = std::clamp(vectors / 4, 1, 2 * workers / filter_parts);
     }
-    const int64_t block = row_ * std::min(out_.channels, kIntegerFilters) * 16;  // of a vector
+    const int64_t block = row_ * std::min(out_.channels, many) * 16;  // of a vector
     net.workers.share(count * filter_parts * vector_parts, [&](int i, int worker) {
       const int k = i / (filter_parts * vector_parts), part = i / vector_parts % filter_parts, piece = i % vector_parts;
       const Job& job = jobs[k];
       const Columns& c = columns[k];
       // whole blocks of what the sample keeps
-      const int n = static_cast<int>(job.filters.size()), all = (n + kIntegerFilters - 1) / kIntegerFilters;
-      const int from = share_of(all, part, filter_parts) * kIntegerFilters;
-      const int to = std::min(n, share_of(all, part + 1, filter_parts) * kIntegerFilters);
+      const int n = static_cast<int>(job.filters.size()), all = (n + many - 1) / many;
+      const int from = share_of(all, part, filter_parts) * many;
+      const int to = std::min(n, share_of(all, part + 1, filter_parts) * many);
       const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
       const int some = per_piece(last - first, block);
       const IntegerEpilogue e = epilogue(net, job);
-      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, {}, {}, nullptr, 0, &e};
+      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, {}, {}, nullptr, 0, &e, 0,
+                      net.types[spec_.x] == Type::s8};
       static thread_local std::vector<uint64_t> bits;
       int marked = -1;
       for (int f = from; f < to;) {
         const int group = job.filters[f] / group_out_;
         const Chosen& g = c.groups[group];
         int end = f + 1;
-        while (end < to && end < f + kIntegerFilters && job.filters[end] / group_out_ == group) ++end;
+        while (end < to && end < f + many && job.filters[end] / group_out_ == group) ++end;
         d.input = reinterpret_cast<const int32_t*>(scratch + job.staged) + g.first / dword_ * stride_;
         d.groups = g.count / dword_;
+        d.tile_groups = tiles_ && d.groups ? tile_dwords(d.groups) : 0;
         d.filters = job.filters.data() + f, d.filter_count = end - f;
-        if (!g.all && marked != group) mark(c.inputs.data() + g.first, g.count, bits), marked = group;
+        if ((!g.all || tiles_) && marked != group) mark(c.inputs.data() + g.first, g.count, bits), marked = group;
         lay(net, worker, g, c, bits.data(), d);
         for (int v = first; v < last; v += some) {
           net.pulse(worker, block * std::min(some, last - v));
@@ -259,20 +272,23 @@ class IntegerConvolution : public Convolution {
   void lay(Network& net, int worker, const Chosen& g, const Columns& c, const uint64_t* bits, IntegerDirect& d) const {
     const int each = 4 / dword_;
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(weights_);
-    if (g.all) {
+    const bool side_by_side = d.filters[d.filter_count - 1] - d.filters[0] == d.filter_count - 1;
+    if (g.all && (!tiles_ || side_by_side)) {
       for (int f = 0; f < d.filter_count; ++f)
-        d.weights[f] = weights + d.filters[f] * row_ * each, d.less[f] = less_[d.filters[f]];
+        d.weights[f] = weights + d.filters[f] * row_ * each, d.less[f] = shifted_ ? less_[d.filters[f]] : 0;
       return;
     }
     const int64_t row = (static_cast<int64_t>(taps_) * g.count + 63) / 64 * 64;
-    uint8_t* packed = reinterpret_cast<uint8_t*>(net.scratch(worker).need((kIntegerFilters * row * each + 64) / 4 + 16));
+    uint8_t* packed = reinterpret_cast<uint8_t*>(net.scratch(worker).need((d.filter_count * row * each + 64) / 4 + 16));
     net.integers.pack({weights, row_, taps_, inputs_, c.inputs.data() + g.first, bits, g.count, d.filters, d.filter_count,
                        packed, row, d.less, shifted_});
     for (int f = 0; f < d.filter_count; ++f) d.weights[f] = packed + f * row * each;
   }
 
   const std::vector<float> scale_;
-  const int dword_, inputs_;    // values in a dword; inputs of a group, filled up to whole dwords
+  const int dword_;             // values in one
+  const bool tiles_;
+  const int inputs_;            // of a group, filled up to whole dwords or tiles
   const int64_t row_;           // weights of a filter
   Staging staging_;
   int64_t stride_ = 0;          // from one dword's planes to the next

@@ -8,7 +8,7 @@ static int32_t zero_of(Type type) { return kBytes && type == Type::s8 ? static_c
 
 // n positions of a dword's channels side by side; some dwords past them may be written.
 static void interleave(const IntegerStage& s, int64_t n, int32_t* out) {
-  const int32_t zero = zero_of(s.type);
+  const int32_t zero = s.shifted ? zero_of(s.type) : 0;
   alignas(64) static constexpr uint8_t zeros[64] = {};
   const uint8_t* p[kDword];
   int step[kDword];
@@ -57,7 +57,7 @@ static void stage(const IntegerStage& s) {
   const int64_t positions = static_cast<int64_t>(l.height) * l.width;
   if (!l.planes) return interleave(s, positions, s.out);
   interleave(s, positions, s.flat);
-  const int32_t zero = zero_of(s.type);
+  const int32_t zero = s.shifted ? zero_of(s.type) : 0;
   for (int p = 0; p < l.planes; ++p) {
     int32_t* plane = s.out + static_cast<int64_t>(p) * l.plane_floats;
     const int row_phase = l.phase_of[2 * p], column = l.phase_of[2 * p + 1] - l.left;
@@ -114,35 +114,87 @@ static void pack(const IntegerPack& p) {
   }
 }
 
-// The sums of one filter at n vectors become outputs. Not inlined: sums stay in registers before.
-[[gnu::noinline]] static void finish(const IntegerEpilogue& e, int filter, const Vector* vectors, int n, const int32_t* sums) {
-  const int64_t plane = static_cast<int64_t>(filter) * e.positions;
+// Sums of one filter at sixteen positions as reals, without the lanes that are no outputs.
+FTWT_INLINE V scaled(const int32_t* sums, const Vector& v, V scale, V bias) {
+  V y = each([&](int k) { return __builtin_convertvector(load_dwords(sums + k * kWidth), R); });
+  if (v.lanes != (1u << v.count) - 1) y = compress(y, v.lanes);
+  y = y * scale;
+  return y + bias;
+}
+
+// The sums of one filter at n vectors become outputs, where activations only clip, if they do anything
+// at all: of type Out, with bytes of type Add (or, if that is f32, nothing) between the two.
+template <Type Out, Type Add, bool Act, bool Post>
+[[gnu::noinline]] static void finish_clipped(const IntegerEpilogue& e, int filter, const Vector* vectors, int n, const int32_t* sums) {
   const V scale = splat(e.scale[filter]), bias = splat(e.bias[filter]);
-  // zero is the least of unsigned bytes anyway
-  const bool clipped = !e.add.at && e.out.type == Type::u8 && e.act == Activation::relu;
-  const Clip act = clip_of(clipped ? Activation::none : e.act), post = clip_of(e.post);
+  const Clip act = clip_of(e.act), post = clip_of(e.post);
   const V low = splat(act.low), high = splat(act.high), least = splat(post.low), most = splat(post.high);
-  const bool plain = act.only && (clipped || e.act == Activation::none);
-  const bool adds = e.add.at && (!e.add_active || e.add_active[filter]);
+  const int64_t plane = static_cast<int64_t>(filter) * e.positions;
+  const Values add{e.add.at, Add, e.add.scale, false};
+  const Target out{e.out.at, Out, e.out.inverse};
   for (int i = 0; i < n; ++i) {
     const Vector& v = vectors[i];
-    V y = each([&](int k) { return __builtin_convertvector(load_dwords(sums + i * kLanes + k * kWidth), R); });
-    if (v.lanes != (1u << v.count) - 1) y = compress(y, v.lanes);
-    y = y * scale;
-    y = y + bias;
-    if (!plain) y = act.only ? clip(y, low, high) : activate(e.act, y);
-    const int64_t at = plane + v.target;
-    if (e.add.at) {
-      if (adds) y = y + load_values(e.add, at, v.count);
-      y = post.only ? clip(y, least, most) : activate(e.post, y);
-    }
-    store_values(e.out, at, y, v.count);
+    V y = scaled(sums + i * kLanes, v, scale, bias);
+    if constexpr (Act) y = clip(y, low, high);
+    if constexpr (Add != Type::f32) y = y + load_values(add, plane + v.target, v.count);
+    if constexpr (Post) y = clip(y, least, most);
+    store_values(out, plane + v.target, y, v.count);
   }
 }
 
+// The same for anything.
+[[gnu::noinline]] static void finish_any(const IntegerEpilogue& e, int filter, const Vector* vectors, int n, const int32_t* sums) {
+  const V scale = splat(e.scale[filter]), bias = splat(e.bias[filter]);
+  const int64_t plane = static_cast<int64_t>(filter) * e.positions;
+  for (int i = 0; i < n; ++i) {
+    const Vector& v = vectors[i];
+    V y = activate(e.act, scaled(sums + i * kLanes, v, scale, bias));
+    if (e.add.at) {
+      if (!e.add_active || e.add_active[filter]) y = y + load_values(e.add, plane + v.target, v.count);
+      y = activate(e.post, y);
+    }
+    store_values(e.out, plane + v.target, y, v.count);
+  }
+}
+
+typedef void (*Finish)(const IntegerEpilogue&, int, const Vector*, int, const int32_t*);
+
+template <Type Out, Type Add>
+static Finish finish_with(bool act, bool post) {
+  if (act) return post ? finish_clipped<Out, Add, true, true> : finish_clipped<Out, Add, true, false>;
+  return post ? finish_clipped<Out, Add, false, true> : finish_clipped<Out, Add, false, false>;
+}
+
+template <Type Out>
+static Finish finish_to(Type add, bool act, bool post) {
+  if (add == Type::u8) return finish_with<Out, Type::u8>(act, post);
+  if (add == Type::s8) return finish_with<Out, Type::s8>(act, post);
+  return finish_with<Out, Type::f32>(act, post);
+}
+
+static Finish find_finish(const IntegerEpilogue& e, int filter) {
+  const bool adds = e.add.at && (!e.add_active || e.add_active[filter]);
+  if (!clip_of(e.act).only || !clip_of(e.post).only || (adds && e.add.type == Type::f32)) return finish_any;
+  // unsigned bytes end at zero anyway
+  const auto clips = [&](Activation act, bool last) {
+    return act != Activation::none && !(last && act == Activation::relu && e.out.type == Type::u8);
+  };
+  const bool act = clips(e.act, !e.add.at), post = e.add.at && clips(e.post, true);
+  const Type add = adds ? e.add.type : Type::f32;
+  if (e.out.type == Type::u8) return finish_to<Type::u8>(add, act, post);
+  if (e.out.type == Type::s8) return finish_to<Type::s8>(add, act, post);
+  return finish_to<Type::f32>(add, act, post);
+}
+
+FTWT_INLINE void finish(const IntegerEpilogue& e, int filter, const Vector* vectors, int n, const int32_t* sums) {
+  find_finish(e, filter)(e, filter, vectors, n, sums);
+}
+
+constexpr int kRun = 6;  // vectors whose sums are finished together
+
 // F filters at N vectors; a lone vector of few filters has its sums in two chains.
 template <int F, int N, bool One>
-static void tile(const IntegerDirect& d, int first, const Vector* vectors) {
+static void tile(const IntegerDirect& d, int first, const Vector* vectors, int32_t* out) {
   constexpr int kChains = kParts * F * N <= kRegisters / 4 ? 2 : 1;
   RI s[kChains][F][N * kParts];
 #pragma GCC unroll 2
@@ -185,39 +237,43 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors) {
     const int32_t* x = d.input + g * d.stride;
     for (int64_t t = 0, w = g; t < d.taps; ++t, w += d.groups) step(x + d.tap_offsets[t], w, 0);
   }
-  alignas(64) int32_t sums[F][N * kLanes];
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
 #pragma GCC unroll 12
     for (int n = 0; n < N * kParts; ++n) {
       RI sum = s[0][f][n];
       if constexpr (kChains == 2) sum += s[1][f][n];
-      store_dwords(sums[f] + n * kWidth, sum);
+      store_dwords(out + f * kRun * kLanes + n * kWidth, sum);
     }
-  for (int f = 0; f < F; ++f) finish(*d.epilogue, d.filters[first + f], vectors, N, sums[f]);
 }
 
-template <int N, bool One>
-static void filters_at(const IntegerDirect& d, const Vector* vectors) {
-  constexpr int most = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
-  int f = 0;
-  for (; f + most <= d.filter_count; f += most) tile<most, N, One>(d, f, vectors);
-  if constexpr (most > 4)
-    for (; f + 4 <= d.filter_count; f += 4) tile<4, N, One>(d, f, vectors);
-  if constexpr (most > 2)
-    for (; f + 2 <= d.filter_count; f += 2) tile<2, N, One>(d, f, vectors);
-  for (; f < d.filter_count; ++f) tile<1, N, One>(d, f, vectors);
+template <int F, bool One>
+static void run_of(const IntegerDirect& d, int first, const Vector* vectors, int n) {
+  alignas(64) int32_t sums[F * kRun * kLanes];
+  int v = 0;
+  if constexpr (kParts == 1) {
+    // two twos rather than three and one
+    for (; n - v >= 5 || n - v == 3; v += 3) tile<F, 3, One>(d, first, vectors + v, sums + v * kLanes);
+    for (; n - v >= 2; v += 2) tile<F, 2, One>(d, first, vectors + v, sums + v * kLanes);
+  }
+  for (; v < n; ++v) tile<F, 1, One>(d, first, vectors + v, sums + v * kLanes);
+  for (int f = 0; f < F; ++f) finish(*d.epilogue, d.filters[first + f], vectors, n, sums + f * kRun * kLanes);
 }
 
 template <bool One>
 static void all_vectors(const IntegerDirect& d) {
-  int v = d.first_vector;
-  if constexpr (kParts == 1) {
-    // two twos rather than three and one
-    for (; d.last_vector - v >= 5 || d.last_vector - v == 3; v += 3) filters_at<3, One>(d, d.vectors + v);
-    for (; d.last_vector - v >= 2; v += 2) filters_at<2, One>(d, d.vectors + v);
+  constexpr int most = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
+  for (int v = d.first_vector; v < d.last_vector; v += kRun) {
+    const Vector* vectors = d.vectors + v;
+    const int n = min(kRun, d.last_vector - v);
+    int f = 0;
+    for (; f + most <= d.filter_count; f += most) run_of<most, One>(d, f, vectors, n);
+    if constexpr (most > 4)
+      for (; f + 4 <= d.filter_count; f += 4) run_of<4, One>(d, f, vectors, n);
+    if constexpr (most > 2)
+      for (; f + 2 <= d.filter_count; f += 2) run_of<2, One>(d, f, vectors, n);
+    for (; f < d.filter_count; ++f) run_of<1, One>(d, f, vectors, n);
   }
-  for (; v < d.last_vector; ++v) filters_at<1, One>(d, d.vectors + v);
 }
 
 static void direct(const IntegerDirect& d) {

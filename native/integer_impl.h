@@ -22,11 +22,23 @@ namespace ftwt::FTWT_ISA {
 #include "integer_simple.h"
 #include "integer_direct.h"
 #include "integer_depthwise.h"
+#if defined(__AMX_INT8__)
+#include "integer_tiles.h"
+#endif
+
+#if defined(__AMX_INT8__)
+constexpr bool kTiles = true;
+constexpr auto direct = tiles::direct;
+#else
+constexpr bool kTiles = false;
+constexpr auto direct = integers::direct;
+#endif
 
 extern const IntegerKernels kernels;
 const IntegerKernels kernels = {
-    FTWT_STRING(FTWT_ISA), kDword, integers::blend, integers::stage, integers::pack,
-    integers::direct,      integers::depthwise, integers::planes, integers::pool,
+    FTWT_STRING(FTWT_ISA), kDword, kTiles,  kTiles ? kIntegerFilters : 8,
+    integers::blend,       integers::stage, integers::pack, direct,
+    integers::depthwise,   integers::planes, integers::pool,
 };
 
 }  // namespace ftwt::FTWT_ISA

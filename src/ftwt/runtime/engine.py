@@ -57,8 +57,8 @@ class Engine:
         program: From `ftwt.compile`, `load`, or made by hand; it is checked first.
         engine: `native` is the fast one; `reference` is plain numpy, slow and obviously right.
         threads: How many threads a run of the native engine uses.
-        isa: Instruction set of the native engine: `avx512`, `avx2` or `portable`; None for the
-            best that this machine has.
+        isa: Instruction set of the native engine: `amx`, `avx512`, `avx2` or `portable`; None for
+            the best that this machine has. For float32, `amx` is `avx512`.
 
     Attributes:
         program: What it runs.

@@ -1,0 +1,2 @@
+#define FTWT_ISA integer_amx
+#include "integer_impl.h"
