@@ -26,9 +26,11 @@ class IntegerConvolution : public Convolution {
  public:
   IntegerConvolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale)
       : Convolution(net, spec), scale_(scale, scale + out_.channels), dword_(net.integers.dword),
-        tiles_(net.integers.tiles && group_in_ >= 16 && group_out_ >= 8), inputs_(whole(group_in_)), row_(static_cast<int64_t>(taps_) * inputs_),
-        staging_(plan(spec, in_, out_)) {
+        folded_(net.integers.tiles && spec.groups == 1 && group_in_ <= 4 && group_out_ >= 8 && spec.kernel[1] > 1 && spec.kernel[1] <= 16),
+        tiles_(folded_ || (net.integers.tiles && group_in_ >= 16 && group_out_ >= 8)), inputs_(whole(group_in_)), row_(static_cast<int64_t>(taps_) * inputs_),
+        staging_(folded_ ? plan_columns(spec, in_, out_) : plan(spec, in_, out_)) {
     staging_.layout.phase_of = staging_.phases.data();
+    for (int y = 0; folded_ && y < spec.kernel[0]; ++y) rows_.push_back(staging_.taps[y * spec.kernel[1]]);
     stride_ = staging_.in_place ? (in_.positions() + 15) / 16 * 16
                                 : static_cast<int64_t>(staging_.layout.planes) * staging_.layout.plane_floats;
     if (stride_ / 16 % 2 == 0) stride_ += 16;  // so that dwords of a position do not share a place in the cache
@@ -225,7 +227,8 @@ class IntegerConvolution : public Convolution {
 
   void multiply(Network& net, const Job* jobs, int count, const Columns* columns, const float* scratch) const {
     const int workers = net.workers.count(), vectors = static_cast<int>(staging_.vectors.size());
-    const int many = net.integers.block, blocks = (out_.channels + many - 1) / many;
+    // of many weights fewer filters, so that what is packed stays near
+    const int many = folded_ || (tiles_ && row_ > 2048) ? 16 : net.integers.block, blocks = (out_.channels + many - 1) / many;
     int filter_parts = 1, vector_parts = 1;
     if (workers > 1) {
       filter_parts = std::min(2 * workers, blocks);
@@ -255,6 +258,10 @@ class IntegerConvolution : public Convolution {
         d.input = reinterpret_cast<const int32_t*>(scratch + job.staged) + g.first / dword_ * stride_;
         d.groups = g.count / dword_;
         d.tile_groups = tiles_ && d.groups ? tile_dwords(d.groups) : 0;
+        if (folded_ && d.groups) {  // the columns of the kernel are the inputs, its rows the taps
+          d.groups = d.tile_groups = spec_.kernel[1], d.stride = staging_.layout.plane_floats;
+          d.taps = spec_.kernel[0], d.tap_offsets = rows_.data();
+        }
         d.filters = job.filters.data() + f, d.filter_count = end - f;
         if ((!g.all || tiles_) && marked != group) mark(c.inputs.data() + g.first, g.count, bits), marked = group;
         lay(net, worker, g, c, bits.data(), d);
@@ -287,12 +294,14 @@ class IntegerConvolution : public Convolution {
 
   const std::vector<float> scale_;
   const int dword_;             // values in one
+  const bool folded_;           // of few inputs: the matrix unit takes those of a row of the kernel together
   const bool tiles_;
   const int inputs_;            // of a group, filled up to whole dwords or tiles
   const int64_t row_;           // weights of a filter
   Staging staging_;
   int64_t stride_ = 0;          // from one dword's planes to the next
   const float* weights_;
+  std::vector<int32_t> rows_;   // if folded: where the rows of the kernel read
   std::vector<int32_t> less_;   // of each filter: what its sums have too much
   int quad_taps_ = 0;           // of the kernel for depthwise convolutions, if it can
   std::vector<Quad> quads_;

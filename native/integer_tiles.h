@@ -12,56 +12,70 @@ struct alignas(64) Shapes {
 
 constexpr int kRun = 8;  // vectors whose sums are finished together
 
-// 16 M filters at N vectors: their sums to memory.
+// Tile `sum` += tile `weights` times tile `x`, which is read first.
+#define FTWT_TILES(sum, weights, x, from)                   \
+  do {                                                      \
+    _tile_loadd(x, from, pitch);                            \
+    FTWT_TILES_AGAIN(sum, weights, x);                      \
+  } while (false)
+#define FTWT_TILES_AGAIN(sum, weights, x)                   \
+  do {                                                      \
+    if constexpr (Signed) _tile_dpbssd(sum, weights, x);    \
+    else _tile_dpbsud(sum, weights, x);                     \
+  } while (false)
+
+// Thirty-two filters at N <= 2 vectors, or sixteen at N <= 4: their sums to memory.
 template <int M, int N, bool Signed>
-FTWT_INLINE void sums(const IntegerDirect& d, const int8_t* weights, int64_t row, const int64_t* source, int32_t* out) {
+FTWT_INLINE void sums(const IntegerDirect& d, const int8_t* weights, int64_t row, const Vector* vectors, int32_t* out) {
+  constexpr int kLine = kRun * kLanes;
   _tile_zero(0);
   if constexpr (N > 1) _tile_zero(1);
-  if constexpr (M > 1) _tile_zero(2);
-  if constexpr (M > 1 && N > 1) _tile_zero(3);
+  if constexpr (M > 1 || N > 2) _tile_zero(2);
+  if constexpr (M * N > 3) _tile_zero(3);
   const int64_t pitch = d.stride * 4;
+  int64_t source[N];
+  for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
   for (int t = 0; t < d.taps; ++t) {
     const int32_t* x = d.input + d.tap_offsets[t];
     for (int g = 0; g < d.groups; g += d.tile_groups, weights += 4 * d.tile_groups, x += d.tile_groups * d.stride) {
       _tile_loadd(4, weights, row);
-      _tile_loadd(6, x + source[0], pitch);
-      if constexpr (Signed) _tile_dpbssd(0, 4, 6);
-      else _tile_dpbsud(0, 4, 6);
-      if constexpr (N > 1) {
-        _tile_loadd(7, x + source[1], pitch);
-        if constexpr (Signed) _tile_dpbssd(1, 4, 7);
-        else _tile_dpbsud(1, 4, 7);
-      }
+      FTWT_TILES(0, 4, 6, x + source[0]);
+      if constexpr (N > 1) FTWT_TILES(1, 4, 7, x + source[1]);
       if constexpr (M > 1) {
         _tile_loadd(5, weights + 16 * row, row);
-        if constexpr (Signed) _tile_dpbssd(2, 5, 6);
-        else _tile_dpbsud(2, 5, 6);
-        if constexpr (N > 1) {
-          if constexpr (Signed) _tile_dpbssd(3, 5, 7);
-          else _tile_dpbsud(3, 5, 7);
-        }
+        FTWT_TILES_AGAIN(2, 5, 6);
+        if constexpr (N > 1) FTWT_TILES_AGAIN(3, 5, 7);
+      } else {
+        if constexpr (N > 2) FTWT_TILES(2, 4, 6, x + source[2]);
+        if constexpr (N > 3) FTWT_TILES(3, 4, 7, x + source[3]);
       }
     }
   }
-  constexpr int line = kRun * kLanes;
-  _tile_stored(0, out, 4 * line);
-  if constexpr (N > 1) _tile_stored(1, out + 16, 4 * line);
-  if constexpr (M > 1) _tile_stored(2, out + 16 * line, 4 * line);
-  if constexpr (M > 1 && N > 1) _tile_stored(3, out + 16 * line + 16, 4 * line);
+  _tile_stored(0, out, 4 * kLine);
+  if constexpr (N > 1) _tile_stored(1, out + 16, 4 * kLine);
+  if constexpr (M > 1) {
+    _tile_stored(2, out + 16 * kLine, 4 * kLine);
+    if constexpr (N > 1) _tile_stored(3, out + 16 * kLine + 16, 4 * kLine);
+  } else {
+    if constexpr (N > 2) _tile_stored(2, out + 32, 4 * kLine);
+    if constexpr (N > 3) _tile_stored(3, out + 48, 4 * kLine);
+  }
 }
 
 template <int M, bool Signed>
 static void filters(const IntegerDirect& d, int first, int count, int64_t row) {
-  alignas(64) int32_t out[32 * kRun * kLanes];
+  alignas(64) int32_t out[16 * M * kRun * kLanes];
   const int8_t* weights = static_cast<const int8_t*>(d.weights[first]);
   for (int run = d.first_vector; run < d.last_vector; run += kRun) {
     const Vector* vectors = d.vectors + run;
     const int n = min(kRun, d.last_vector - run);
-    for (int v = 0; v < n; v += 2) {
-      const int64_t source[2] = {vectors[v].source, v + 1 < n ? vectors[v + 1].source : 0};
-      if (v + 1 < n) sums<M, 2, Signed>(d, weights, row, source, out + v * kLanes);
-      else sums<M, 1, Signed>(d, weights, row, source, out + v * kLanes);
+    int v = 0;
+    if constexpr (M == 1) {
+      for (; v + 4 <= n; v += 4) sums<M, 4, Signed>(d, weights, row, vectors + v, out + v * kLanes);
+      if (v + 3 == n) sums<M, 3, Signed>(d, weights, row, vectors + v, out + v * kLanes), v += 3;
     }
+    for (; v + 2 <= n; v += 2) sums<M, 2, Signed>(d, weights, row, vectors + v, out + v * kLanes);
+    if (v < n) sums<M, 1, Signed>(d, weights, row, vectors + v, out + v * kLanes);
     for (int f = 0; f < count; ++f) integers::finish(*d.epilogue, d.filters[first + f], vectors, n, out + f * kRun * kLanes);
   }
 }
@@ -75,7 +89,7 @@ static void direct(const IntegerDirect& d) {
     const int count = min(32, d.filter_count - f), rows[2] = {min(16, count), max(1, count - 16)};
     Shapes s{};
     s.palette = 1;
-    for (int i = 0; i < 4; ++i) s.rows[i] = static_cast<uint8_t>(rows[i / 2]), s.columns[i] = 64;
+    for (int i = 0; i < 4; ++i) s.rows[i] = static_cast<uint8_t>(rows[count > 16 ? i / 2 : 0]), s.columns[i] = 64;
     for (int i = 4; i < 6; ++i) s.rows[i] = static_cast<uint8_t>(rows[i - 4]), s.columns[i] = static_cast<uint16_t>(4 * d.tile_groups);
     for (int i = 6; i < 8; ++i) s.rows[i] = static_cast<uint8_t>(d.tile_groups), s.columns[i] = 64;
     _tile_loadconfig(&s);

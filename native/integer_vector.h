@@ -112,7 +112,8 @@ FTWT_INLINE void store_values(const Target& t, int64_t i, V v, int n) {
   alignas(64) uint8_t bytes[kLanes];
 #pragma GCC unroll 4
   for (int k = 0; k < kParts; ++k) {
-    const RI whole = nearest(clip(v.part[k] * inverse, least, most));
+    const R scaled = v.part[k] * inverse;
+    const RI whole = nearest(scaled == scaled ? clip(scaled, least, most) : R{});  // not a number: 0
 #if defined(__AVX2__)
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)whole), _mm256_extracti128_si256((__m256i)whole, 1));
     const __m128i packed = t.type == Type::u8 ? _mm_packus_epi16(words, words) : _mm_packs_epi16(words, words);
