@@ -10,6 +10,7 @@ from ftwt.runtime import (
     Affine,
     Combine,
     Conv,
+    Dequantize,
     Fixed,
     Flatten,
     Gate,
@@ -18,6 +19,8 @@ from ftwt.runtime import (
     Pool,
     Predict,
     Program,
+    QConv,
+    Quantize,
     Silence,
 )
 
@@ -38,10 +41,17 @@ class Builder:
         self.operations: list[Operation] = []
         self.constants: dict[str, np.ndarray] = {}
         self.dense_macs = 0
+        self.quantised: dict[int, tuple[Any, float]] = {}  # type and scale of maps that are not f32
 
     def program(self, output: int | None = None, **fields: Any) -> Program:
         output = len(self.maps) - 1 if output is None else output
         given: dict[str, Any] = {"dense_macs": self.dense_macs} | fields
+        if self.quantised:
+            kinds = [self.quantised.get(i, ("f32", 1.0)) for i in range(len(self.maps))]
+            given = {
+                "types": tuple(k for k, _ in kinds),
+                "scales": tuple(s for _, s in kinds),
+            } | given
         parts = (tuple(self.maps), tuple(self.gates), tuple(self.operations), output)
         return Program(*parts, self.constants, **given)
 
@@ -62,6 +72,16 @@ class Builder:
         return len(self.maps) - 1
 
     def conv(self, x: int, filters: int, kernel: tuple[int, int] = (1, 1), **fields: Any) -> int:
+        fan_in = self.maps[x][0] // fields.get("groups", 1) * math.prod(kernel)
+        if "weight" not in fields:
+            shape = (filters, self.maps[x][0] // fields.get("groups", 1), *kernel)
+            fields["weight"] = self.normal(*shape, scale=fan_in**-0.5)
+        fields.setdefault("bias", self.normal(filters, scale=0.3))
+        return self.any_convolution(Conv, x, filters, kernel, **fields)
+
+    def any_convolution(
+        self, kind: type[Operation], x: int, filters: int, kernel: tuple[int, int], **fields: Any
+    ) -> int:
         (c, h, w), groups = self.maps[x], fields.get("groups", 1)
         top, left, bottom, right = fields.get("padding", (0, 0, 0, 0))
         padded, stride = (h + top + bottom, w + left + right), fields.get("stride", (1, 1))
@@ -70,10 +90,34 @@ class Builder:
             (padded[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
         )
         fan_in = c // groups * math.prod(kernel)
-        fields.setdefault("weight", self.normal(filters, c // groups, *kernel, scale=fan_in**-0.5))
-        fields.setdefault("bias", self.normal(filters, scale=0.3))
         self.dense_macs += fan_in * filters * rows * columns
-        return self.append(Conv, (filters, rows, columns), x=x, **fields)
+        return self.append(kind, (filters, rows, columns), x=x, **fields)
+
+    def qconv(
+        self, x: int, filters: int, kernel: tuple[int, int] = (1, 1), out: Any = None, **fields: Any
+    ) -> int:
+        """`out`: type and scale of the result, or None for f32."""
+        shape = (filters, self.maps[x][0] // fields.get("groups", 1), *kernel)
+        if "weight" not in fields:
+            weight = np.clip(np.rint(self.rng.standard_normal(shape) * 50), -127, 127)
+            fields["weight"] = self.constant(weight, np.int8)
+        if "scale" not in fields:
+            usual = self.quantised[x][1] / 50 / math.sqrt(math.prod(shape[1:]))
+            fields["scale"] = self.constant(usual * self.rng.uniform(0.5, 2, filters))
+        fields.setdefault("bias", self.normal(filters, scale=0.3))
+        return self.typed(self.any_convolution(QConv, x, filters, kernel, **fields), out)
+
+    def quantize(self, x: int, kind: str, scale: float) -> int:
+        return self.typed(self.append(Quantize, self.maps[x], x=x), (kind, scale))
+
+    def dequantize(self, x: int) -> int:
+        return self.append(Dequantize, self.maps[x], x=x)
+
+    def typed(self, index: int, how: tuple[Any, float] | None) -> int:
+        """Give a map a type and a scale, or none."""
+        if how is not None:
+            self.quantised[index] = how[0], float(np.float32(how[1]))
+        return index
 
     def pool(self, x: int, kind: str, out: tuple[int, int] = (1, 1), **fields: Any) -> int:
         """Without a kernel: adaptive. `out` is then the size, otherwise ignored."""
@@ -106,13 +150,16 @@ class Builder:
 
     def gather(self, xs: tuple[int, ...], index: Any) -> int:
         shape = (len(index), *self.maps[xs[0]][1:])
-        return self.append(Gather, shape, xs=xs, index=self.constant(index, np.int32))
+        out = self.append(Gather, shape, xs=xs, index=self.constant(index, np.int32))
+        return self.typed(out, self.quantised.get(xs[0]))
 
     def flatten(self, x: int) -> int:
-        return self.append(Flatten, (math.prod(self.maps[x]), 1, 1), x=x)
+        shape = (math.prod(self.maps[x]), 1, 1)
+        return self.typed(self.append(Flatten, shape, x=x), self.quantised.get(x))
 
     def silence(self, x: int, mask: int) -> int:
-        return self.append(Silence, self.maps[x], x=x, mask=mask)
+        out = self.append(Silence, self.maps[x], x=x, mask=mask)
+        return self.typed(out, self.quantised.get(x))
 
     def gate(self, channels: int, prior: int | None = None) -> int:
         gate = Gate(unit=f"unit{len(self.gates)}", channels=channels, prior=prior or channels)
@@ -159,10 +206,10 @@ def mask(kind: str, samples: int, channels: int, rng: np.random.Generator) -> np
 
 def random_program(seed: int, *, steps: int | None = None) -> Program:
     """A valid program of all kinds of operations; its numbers stay near one."""
-    return _Random(seed).program_of(steps)
+    return RandomBuilder(seed).program_of(steps)
 
 
-class _Random(Builder):
+class RandomBuilder(Builder):
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 1])
         most = 40 if rng.random() < 0.1 else 17

@@ -27,7 +27,8 @@ def base() -> Program:
     both = build.gather((silent, stem), [11, 0, 5, 6])  # map 8
     small = build.pool(both, "mean", kernel=(3, 3), stride=(2, 2), padding=(1, 1))  # map 9
     flat = build.flatten(small)  # map 10
-    build.conv(flat, 5)
+    vector = build.quantize(build.conv(flat, 5), "s8", 0.5)  # map 12
+    build.dequantize(build.qconv(vector, 5, out=("s8", 0.5)))
     return build.program(classes=tuple("abcde"))
 
 
@@ -167,11 +168,17 @@ def test_the_program_itself():
     wrong("output is 0", "writes", output=0)
     wrong("output is True", output=True)
     wrong("maps is (", maps=(*maps, (1, 2)))
-    wrong("shape of map 12 is (1, 0, 2)", maps=(*maps, (1, 0, 2)))
-    wrong("shape of map 12", f"{MAX_MAP} elements", maps=(*maps, (2**12, 2**12, 2**12)))
+    wrong("shape of map 15 is (1, 0, 2)", maps=(*maps, (1, 0, 2)))
+    wrong("shape of map 15", f"{MAX_MAP} elements", maps=(*maps, (2**12, 2**12, 2**12)))
     wrong("elements of all maps", maps=(*maps, *[(2**5, 2**11, 2**11)] * 9))
     wrong("number of maps", maps=(*maps, *[(1, 1, 1)] * 20_000))
-    wrong("maps is 12", "written by an operation", maps=(*maps, (1, 2, 2)))
+    wrong(
+        "maps is 15",
+        "written by an operation",
+        maps=(*maps, (1, 2, 2)),
+        types=(*base().types, "f32"),
+        scales=(*base().scales, 1.0),
+    )
     wrong("at least the input", maps=())
     wrong("gates is 'new'", gates=(*gates, dataclasses.replace(gates[0], unit="new")))
     wrong("classes is 3", "none or 5", classes=("a", "b", "c"))

@@ -272,8 +272,10 @@ def metadata(path: Path, **fields: Any) -> None:
 
 
 def test_versions_and_formats(saved):
+    metadata(saved, version="3")
+    refused(saved, "version is '3'", "must be 1 or 2", "update ftwt")
     metadata(saved, version="2")
-    refused(saved, "version is '2'", "must be 1", "update ftwt")
+    refused(saved, "set of fields", "types, scales")
     metadata(saved, version="1", format="pt")
     refused(saved, "format is 'pt'", "'ftwt program'")
     metadata(saved, format="ftwt program", crc32="00000000")

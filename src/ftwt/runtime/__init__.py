@@ -10,6 +10,7 @@ from .program import Activate as Activate
 from .program import Affine as Affine
 from .program import Combine as Combine
 from .program import Conv as Conv
+from .program import Dequantize as Dequantize
 from .program import Fixed as Fixed
 from .program import Flatten as Flatten
 from .program import Gate as Gate
@@ -18,6 +19,8 @@ from .program import Operation as Operation
 from .program import Pool as Pool
 from .program import Predict as Predict
 from .program import Program as Program
+from .program import QConv as QConv
+from .program import Quantize as Quantize
 from .program import Silence as Silence
 from .second_look import SecondLookEngine as SecondLookEngine
 from .second_look import load_second_look as load_second_look

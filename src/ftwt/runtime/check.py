@@ -26,6 +26,7 @@ from .limits import (
     MAX_MAPS,
     MAX_PLAN,
     MAX_POOLED,
+    MAX_PRODUCTS,
     MAX_READS,
     MAX_ROW,
     MAX_SIZE,
@@ -44,6 +45,7 @@ from .program import (
     Affine,
     Combine,
     Conv,
+    Dequantize,
     Fixed,
     Flatten,
     Gate,
@@ -52,8 +54,11 @@ from .program import (
     Pool,
     Predict,
     Program,
+    QConv,
+    Quantize,
     Silence,
 )
+from .types import check_maps, check_types
 
 Shape = tuple[int, int, int]
 
@@ -72,6 +77,7 @@ def check(program: Program) -> None:
     for label in program.classes:
         check_name(label, "program", "classes")
     _check_sizes(program)
+    check_maps(program)
     _check_gates(program.gates)
     channels = sum(c for c, _, _ in program.maps) + sum(gate.channels for gate in program.gates)
     if channels > MAX_CHANNELS:
@@ -110,7 +116,7 @@ class _Checker:
         for index in operation.reads:
             self.read(index)
         match operation:
-            case Conv():
+            case Conv() | QConv():
                 self.conv(operation)
             case Predict():
                 self.predict(operation)
@@ -122,7 +128,7 @@ class _Checker:
                 channels = self.same(x, out)[0]
                 self.constant("scale", np.float32, (channels,))
                 self.constant("shift", np.float32, (channels,))
-            case Activate(x=x, out=out):
+            case Activate(x=x, out=out) | Quantize(x=x, out=out) | Dequantize(x=x, out=out):
                 self.same(x, out)
             case Combine(a=a, b=b, out=out):
                 c, h, w = self.same(a, out)
@@ -134,6 +140,7 @@ class _Checker:
                 self.shape("out", self.write(out), (math.prod(self.maps[x]), 1, 1))
             case Silence(x=x, out=out, mask=mask):
                 self.mask("mask", mask, self.same(x, out)[0])
+        check_types(self.program, operation, self.refuse)
 
     def finish(self) -> None:
         program = self.program
@@ -205,7 +212,7 @@ class _Checker:
             self.refuse(field, name, f"a constant of shape {shape}, this one is {have}")
         return have
 
-    def conv(self, op: Conv) -> None:
+    def conv(self, op: Conv | QConv) -> None:
         c, h, w = self.maps[op.x]
         k, *size = self.write(op.out)
         self.numbers("stride", op.stride, 1, MAX_STEP)
@@ -213,13 +220,19 @@ class _Checker:
         self.numbers("dilation", op.dilation, 1, MAX_STEP)
         if not 1 <= op.groups <= min(c, k) or c % op.groups or k % op.groups:
             self.refuse("groups", op.groups, f"a divisor of {c} inputs and of {k} outputs")
-        weight = self.constant("weight", np.float32, None)
+        quantised = isinstance(op, QConv)
+        weight = self.constant("weight", np.int8 if quantised else np.float32, None)
         if len(weight) != 4 or weight[:2] != (k, c // op.groups):
             shape = f"({k}, {c // op.groups}, kh, kw)"
             self.refuse("weight", op.weight, f"a constant of shape {shape}, this one is {weight}")
         if math.prod(weight[2:]) > MAX_TAPS:
             self.refuse("weight", op.weight, f"a kernel of at most {MAX_TAPS}, not {weight[2:]}")
         self.constant("bias", np.float32, (k,))
+        if quantised:
+            self.constant("scale", np.float32, (k,))
+            if (products := math.prod(weight[1:])) > MAX_PRODUCTS:
+                allowed = f"at most {MAX_PRODUCTS}, so that a sum fits 32 bits"
+                self.refuse("products in a sum", products, allowed)
         top, left, bottom, right = op.padding
         padded = (h + top + bottom, w + left + right)
         if c * math.prod(padded) > MAX_MAP:

@@ -1,4 +1,4 @@
-"""The constants of a program: what they are without reading them, and that they are finite."""
+"""The constants of a program: what they are without reading them, and that they are allowed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .program import Operation, Program
 def read_constants(
     program: Program, operation: Operation, known: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Read what an operation names, and make sure that it is finite.
+    """Read what an operation names, and make sure that its numbers are allowed.
 
     Args:
         program: That passed `check`.
@@ -26,7 +26,7 @@ def read_constants(
         Name -> array.
 
     Raises:
-        ValueError: A value is not finite, or the file that it lies in was altered.
+        ValueError: A value is not finite, or -128, or the file that it lies in was altered.
     """
     arrays: dict[str, np.ndarray] = {}
     for field, name in operation.constants.items():
@@ -36,8 +36,10 @@ def read_constants(
         array = arrays[name] = program.constants[name]
         with np.errstate(all="ignore"):  # a sum is finite only if all are; it may overflow
             finite = array.dtype.kind != "f" or np.isfinite(array.sum()) or np.isfinite(array).all()
+        place = f"{type(operation).__name__} {reprlib.repr(operation.name)}"
+        if array.dtype == np.int8 and array.min() < -127:
+            refuse(place, field, name, "a constant of -127 to 127; some are -128")
         if not finite:
-            place = f"{type(operation).__name__} {reprlib.repr(operation.name)}"
             refuse(place, field, name, "a constant of finite numbers; some are nan or infinite")
     return arrays
 

@@ -273,7 +273,10 @@ def build_native(
         raise ValueError(f"isa is {isa!r}, must be one of {', '.join(isas)} on this machine")
     gates = [gate.channels for gate in program.gates]
     chosen = isa or isas[0]
-    network = native.Network(list(program.maps), gates, program.output, threads, chosen, algorithm)
+    network = native.Network(
+        list(program.maps), gates, program.output, threads, chosen, algorithm,
+        list(program.types), [float(scale) for scale in program.scales],
+    )  # fmt: skip
     uses = Counter(name for op in program.operations for name in op.constants.values())
     shared: dict[str, np.ndarray] = {}
     for operation in program.operations:  # one at a time: their constants may be in a file still

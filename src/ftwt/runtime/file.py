@@ -20,6 +20,7 @@ from .program import KINDS, VERSION, Gate, Operation, Program
 
 FORMAT = "ftwt program"
 FIELDS = ("maps", "gates", "operations", "output", "dense_macs", "classes", "notes", "checksums")
+QUANTISED = ("types", "scales")  # further fields of version 2
 MAX_DEPTH = 32  # of the notes
 
 
@@ -52,11 +53,15 @@ def save(program: Program, path: str | os.PathLike[str]) -> None:
         "notes": dict(program.notes),
         "checksums": {name: zlib.crc32(array.data) for name, array in constants.items()},
     }
+    version = 1
+    if program.quantised:  # what has no such map can be read by older versions
+        version = VERSION
+        content |= {"types": program.types, "scales": program.scales}
     try:
         text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"the notes must be JSON values with finite numbers ({error})") from error
-    metadata = {"format": FORMAT, "version": str(VERSION), "crc32": _crc(text), "program": text}
+    metadata = {"format": FORMAT, "version": str(version), "crc32": _crc(text), "program": text}
     stored.write(path, constants, metadata)
 
 
@@ -86,13 +91,15 @@ def _decode(constants: stored.Stored) -> Program:
     metadata = constants.metadata
     if metadata.get("format") != FORMAT:
         refuse("metadata", "format", metadata.get("format"), f"{FORMAT!r}, written by ftwt")
-    if metadata.get("version") != str(VERSION):
-        allowed = f"{VERSION}, the version that this ftwt reads; compile anew, or update ftwt"
-        refuse("metadata", "version", metadata.get("version"), allowed)
+    version = metadata.get("version")
+    if version not in ("1", str(VERSION)):
+        allowed = f"1 or {VERSION}, the versions that this ftwt reads; compile anew, or update ftwt"
+        refuse("metadata", "version", version, allowed)
     text = metadata.get("program", "")
     if metadata.get("crc32") != _crc(text):
         refuse("metadata", "crc32", metadata.get("crc32"), f"{_crc(text)}; the file was altered")
-    content = _object(parse_json(text), FIELDS, "program")
+    fields = FIELDS if version == "1" else (*FIELDS, *QUANTISED)
+    content = _object(parse_json(text), fields, "program")
     checksums = content["checksums"]
     sums = checksums.values() if isinstance(checksums, dict) else (None,)
     if not all(type(value) is int for value in sums):
@@ -116,6 +123,8 @@ def _decode(constants: stored.Stored) -> Program:
         dense_macs=content["dense_macs"],
         classes=_plain(content["classes"]),
         notes=content["notes"],
+        types=_plain(content.get("types", [])),
+        scales=_plain(content.get("scales", [])),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .program import Conv, Program
+from .program import Conv, Program, QConv
 
 MAX_COUNT = 2**14  # of operations, of maps, of masks
 MAX_SIZE = 2**24  # channels, rows or columns
@@ -24,6 +24,7 @@ MAX_STAGED = 2**28  # elements of an input that was laid out for a convolution
 MAX_MACS = 2**43  # of a sample: minutes
 MAX_POOLED = 2**36  # elements that the windows of all pools read, of a sample
 MAX_ROW = 2**30  # elements that a row of windows reads
+MAX_PRODUCTS = (2**31 - 1) // (255 * 127)  # of eight bits in a sum of 32 bits
 
 
 def planned(taps: int, size: tuple[int, int]) -> int:
@@ -31,7 +32,7 @@ def planned(taps: int, size: tuple[int, int]) -> int:
     return taps + size[0] * (size[1] // 16 + 2)
 
 
-def staged(op: Conv, channels: int, padded: tuple[int, int], taps: int) -> int:
+def staged(op: Conv | QConv, channels: int, padded: tuple[int, int], taps: int) -> int:
     """Return how many elements the input of a convolution has when it is laid out for it.
 
     For a stride, that is one plane for each of its phases.

@@ -1,9 +1,15 @@
 """What a compiled network is: a flat list of operations on channel maps, and their constants.
 
-A *map* is a float32 array (C, H, W) for one sample; a vector is a map of shape (C, 1, 1). Every map
+A *map* is an array (C, H, W) for one sample; a vector is a map of shape (C, 1, 1). Every map
 carries an *activity* for each sample: the channels that can be non-zero. The others are zero, and
 an engine need neither compute nor store nor read them. A *mask* is a (C,) bool array for one
 sample: what a gate decided. Applying a mask to a map makes the other channels inactive.
+
+A map is float32, or *quantised*: whole numbers of eight bits that stand for `scale` times
+themselves, 0 to 255 (u8) or -127 to 127 (s8). What follows is float32 arithmetic, each step rounded
+by itself, so every engine has the same bits. To quantise a value v for a map of scale s:
+clip(rint(v * (1 / s)), lowest, highest), where rint takes the even one of two whole numbers that
+are equally near, and what is not a number becomes 0.
 
 An operation is a frozen dataclass that names the maps it reads, the map or mask it writes, and its
 constants by their name in `Program.constants`. Operations run in order; each map and each mask is
@@ -19,7 +25,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2  # of files with quantised maps; those without are of version 1
+
+Type = Literal["f32", "u8", "s8"]
+RANGES: dict[str, tuple[int, int]] = {"u8": (0, 255), "s8": (-127, 127)}
 
 Activation = Literal[
     "none", "relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "leaky_relu", "elu",
@@ -28,6 +37,9 @@ Activation = Literal[
 """leaky_relu has slope 0.01 below zero, elu scale 1; gelu is the exact one, by erf."""
 RENEWING = ("sigmoid", "hardsigmoid")  # activations that turn zero into something else
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+EXACT = ("none", "relu", "relu6", "leaky_relu", "hardswish")
+"""Activations that quantised operations may have: the same bits everywhere. hardswish is
+v * (min(max(v + 3, 0), 6) * (1 / 6))."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +115,66 @@ class Conv(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QConv(Operation):
+    """A convolution of a quantised map, with what follows it, as of `Conv`.
+
+    The sum of the products of whole numbers is exact (int32). Then, for filter k:
+
+        v = act(float32(sum) * scale[k] + bias[k]), 0 where `mask` leaves k out
+        v = post(v + a), if `add` is given: a is its value, times its scale if it is quantised
+
+    and the result is v, quantised if `out` is. Active and MACs: as of `Conv`.
+
+    Args:
+        x: Input map (C, H, W), quantised.
+        out: Output map (K, H', W'), of any type.
+        weight: (K, C / groups, kh, kw) int8, -127 to 127.
+        bias: (K,) float32.
+        scale: (K,) float32: the scale of x times that of the filter.
+        stride: As of `Conv`.
+        padding: As of `Conv`.
+        dilation: As of `Conv`.
+        groups: Groups of channels.
+        act: One of EXACT.
+        mask: Mask (K,) of the filters to compute, or None.
+        add: Map of the output's shape to add, of any type, or None.
+        post: One of EXACT; `none` without `add`.
+        after: Mask (K,) of the channels of the result to keep, or None.
+    """
+
+    x: int
+    out: int
+    weight: str
+    bias: str
+    scale: str
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    act: Activation = "none"
+    mask: int | None = None
+    add: int | None = None
+    post: Activation = "none"
+    after: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Operation):
+    """A float32 map as a quantised one. Active: as x. No MACs."""
+
+    x: int
+    out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dequantize(Operation):
+    """A quantised map as a float32 one: float32(x) * scale. Active: as x. No MACs."""
+
+    x: int
+    out: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predict(Operation):
     """A gate's predictor: mask = (logits > threshold), and always those of largest logit.
 
@@ -153,6 +225,9 @@ class Pool(Operation):
     "ceil mode": the output map's shape decides how many there are); what hangs over the padding is
     never counted. With `adaptive`, window i of n over a length L is [floor(i L / n),
     ceil((i + 1) L / n)), and kernel, stride and padding are ignored: (1, 1) out is a global pool.
+
+    A maximum of a quantised map is of the same type and scale. A global pool of one may also be
+    float32: float32(maximum) * scale, or float32(exact sum) * (scale / count), both float32.
     """
 
     x: int
@@ -194,6 +269,9 @@ class Combine(Operation):
 
     b has a's shape, or (C, 1, 1) and is spread over space. Active: either's channels for a sum,
     those of both for a product; all for an `act` in RENEWING. No MACs.
+
+    All three maps may be quantised in a sum whose `act` is one of EXACT: each value is multiplied
+    by its scale, and the result quantised.
     """
 
     a: int
@@ -209,7 +287,7 @@ class Gather(Operation):
 
     Channel k of the result is channel `index[k]` of the maps `xs` laid one after the other; where
     `index[k]` is -1 it is zero, and inactive (a shortcut without parameters pads with such).
-    `index` names a (K,) int32 constant. Active: what it takes.
+    `index` names a (K,) int32 constant. Active: what it takes. All maps have one type and scale.
     """
 
     xs: tuple[int, ...]
@@ -219,7 +297,10 @@ class Gather(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Flatten(Operation):
-    """A map (C, H, W) as a vector (C H W, 1, 1). Active: what was. No MACs."""
+    """A map (C, H, W) as a vector (C H W, 1, 1), of the same type and scale. Active: what was.
+
+    No MACs.
+    """
 
     x: int
     out: int
@@ -227,7 +308,10 @@ class Flatten(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Silence(Operation):
-    """Apply a mask where no operation before could take it. Active: what x has and `mask` keeps."""
+    """Apply a mask where no operation before could take it. Active: what x has and `mask` keeps.
+
+    The result has x's type and scale.
+    """
 
     x: int
     out: int
@@ -237,7 +321,8 @@ class Silence(Operation):
 KINDS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
-        Conv, Predict, Fixed, Pool, Affine, Activate, Combine, Gather, Flatten, Silence
+        Conv, QConv, Quantize, Dequantize, Predict, Fixed, Pool, Affine, Activate, Combine, Gather,
+        Flatten, Silence,
     )
 }  # fmt: skip
 
@@ -267,10 +352,12 @@ class Program:
         gates: The masks.
         operations: In execution order.
         output: The map that is the result.
-        constants: Name -> array: float32, int32 or uint8, C-contiguous.
+        constants: Name -> array: float32, int32, uint8 or int8, C-contiguous.
         dense_macs: Executed MACs for one sample of the network that was lowered, without gates.
         classes: Names of the outputs, or empty.
         notes: What lowering did and chose, as JSON values.
+        types: Type of each map; empty if all are f32. The input and the output always are.
+        scales: Of each map, a float32 number above zero; 1 for f32. Empty if all are f32.
     """
 
     maps: tuple[tuple[int, int, int], ...]
@@ -281,3 +368,18 @@ class Program:
     dense_macs: int
     classes: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    types: tuple[Type, ...] = ()
+    scales: tuple[float, ...] = ()
+
+    @property
+    def quantised(self) -> bool:
+        """Whether a map has eight bits."""
+        return any(kind != "f32" for kind in self.types)
+
+    def type_of(self, index: int) -> Type:
+        """Return the type of a map."""
+        return self.types[index] if self.types else "f32"
+
+    def scale_of(self, index: int) -> np.float32:
+        """Return the scale of a map; 1 if it is f32."""
+        return np.float32(self.scales[index] if self.scales else 1.0)

@@ -14,11 +14,13 @@ import numpy as np
 
 from .constants import read_constants
 from .program import (
+    RANGES,
     RENEWING,
     Activate,
     Affine,
     Combine,
     Conv,
+    Dequantize,
     Fixed,
     Flatten,
     Gather,
@@ -26,15 +28,18 @@ from .program import (
     Pool,
     Predict,
     Program,
+    QConv,
+    Quantize,
     Silence,
 )
 
 Array = np.ndarray
-Plain = Pool | Affine | Activate | Combine | Gather | Flatten | Silence
+DTYPES = {"f32": np.float32, "u8": np.uint8, "s8": np.int8}
+Plain = Pool | Affine | Activate | Combine | Gather | Flatten | Silence | Quantize | Dequantize
 
 
 class Map(NamedTuple):
-    """A map of a batch: values (B, C, H, W) float32 and activity (B, C) bool."""
+    """A map of a batch: values (B, C, H, W) of its type and activity (B, C) bool."""
 
     value: Array
     active: Array
@@ -104,7 +109,7 @@ class _Batch:
         x: Array,
         masks: Mapping[int, Array],
     ) -> None:
-        self.shapes, self.constants = program.maps, constants
+        self.program, self.shapes, self.constants = program, program.maps, constants
         self.given = {index: mask.astype(bool) for index, mask in masks.items()}
         self.samples = len(x)
         self.maps = {0: Map(x, np.ones(x.shape[:2], bool))}
@@ -121,7 +126,7 @@ class _Batch:
         elif isinstance(op, Fixed):
             fixed = np.tile(self.constants[op.value].astype(bool), (self.samples, 1))
             self.masks[op.mask] = self.given.get(op.mask, fixed)
-        elif isinstance(op, Conv):
+        elif isinstance(op, Conv | QConv):
             result, macs = self.conv(op)
             self.write(op.out, result)
         else:
@@ -133,20 +138,31 @@ class _Batch:
         return macs
 
     def write(self, index: int, result: Map) -> None:
-        """Keep a map, with zeros where it is inactive."""
-        value = np.where(result.active[:, :, None, None], result.value, np.float32(0))
-        assert value.shape[1:] == self.shapes[index] and value.dtype == np.float32
+        """Keep a map, with zeros where it is inactive; reals are quantised if it is so."""
+        value, kind = result.value, self.program.type_of(index)
+        if kind != "f32" and value.dtype == np.float32:
+            value = quantise(value, kind, self.program.scale_of(index))
+        value = np.where(result.active[:, :, None, None], value, value.dtype.type(0))
+        assert value.shape[1:] == self.shapes[index] and value.dtype == DTYPES[kind]
         self.maps[index] = Map(value, result.active)
+
+    def real(self, index: int) -> Array:
+        """The values of a map as float32."""
+        value = self.maps[index].value
+        if value.dtype == np.float32:
+            return value
+        return value.astype(np.float32) * self.program.scale_of(index)
 
     def plain(self, op: Plain) -> Map:
         """What an operation without MACs makes."""
         if isinstance(op, Combine):
             a, b = self.maps[op.a], self.maps[op.b]
+            acts = ACTIVATE if a.value.dtype == np.float32 else ROUNDED
             if op.kind == "add":
-                value, active = a.value + b.value, a.active | b.active
+                value, active = self.real(op.a) + self.real(op.b), a.active | b.active
             else:
                 value, active = a.value * b.value, a.active & b.active
-            return Map(ACTIVATE[op.act](value), active | (op.act in RENEWING))
+            return Map(acts[op.act](value), active | (op.act in RENEWING))
         if isinstance(op, Gather):
             index = self.constants[op.index]
             value = np.concatenate([self.maps[x].value for x in op.xs], axis=1)[:, index]
@@ -154,6 +170,10 @@ class _Batch:
             return Map(value, active & (index >= 0))
         value, active = self.maps[op.x]
         match op:
+            case Quantize() | Dequantize():
+                return Map(self.real(op.x), active)
+            case Pool() if self.program.type_of(op.x) != self.program.type_of(op.out):
+                return Map(self.global_pool(op), active)
             case Pool():
                 return Map(pool(value, op, self.shapes[op.out]), active)
             case Affine():
@@ -168,19 +188,34 @@ class _Batch:
             case Silence():
                 return Map(value, active & self.masks[op.mask])
 
-    def conv(self, op: Conv) -> tuple[Map, Array]:
+    def global_pool(self, op: Pool) -> Array:
+        """What a quantised map becomes that is pooled into reals."""
+        value, scale = self.maps[op.x].value, self.program.scale_of(op.x)
+        if op.kind == "max":
+            return value.max((2, 3), keepdims=True).astype(np.float32) * scale
+        sums = value.sum((2, 3), np.int64, keepdims=True)
+        return sums.astype(np.float32) * (scale / np.float32(math.prod(value.shape[2:])))
+
+    def conv(self, op: Conv | QConv) -> tuple[Map, Array]:
         x, x_active = self.maps[op.x]
         weight = self.constants[op.weight]
         _, rows, columns = self.shapes[op.out]
-        value = convolve(x, weight, op, (rows, columns)) + self.constants[op.bias][:, None, None]
-        value = ACTIVATE[op.act](value)
+        acts = ACTIVATE
+        if isinstance(op, QConv):
+            # whole numbers below 2^31, which doubles hold exactly
+            sums = convolve(x.astype(float), weight.astype(float), op, (rows, columns))
+            value = sums.astype(np.float32) * self.constants[op.scale][:, None, None]
+            acts = ROUNDED
+        else:
+            value = convolve(x, weight, op, (rows, columns))
+        value = acts[op.act](value + self.constants[op.bias][:, None, None])
         everything = np.ones((self.samples, len(weight)), bool)
         mask = everything if op.mask is None else self.masks[op.mask]
         after = everything if op.after is None else self.masks[op.after]
         value = np.where(mask[:, :, None, None], value, np.float32(0))
         active = mask
         if op.add is not None:
-            value = ACTIVATE[op.post](value + self.maps[op.add].value)
+            value = acts[op.post](value + self.real(op.add))
             active = mask | self.maps[op.add].active
         inputs = x_active.reshape(self.samples, op.groups, -1).sum(2)
         computed = (mask & after).reshape(self.samples, op.groups, -1).sum(2)
@@ -208,13 +243,19 @@ class _Batch:
         return mask, macs
 
 
-def convolve(x: Array, weight: Array, op: Conv, size: tuple[int, int]) -> Array:
+def quantise(value: Array, kind: str, scale: np.float32) -> Array:
+    """Reals (float32) as whole numbers of eight bits, u8 or s8, as `program` says."""
+    whole = np.rint(value * (np.float32(1) / scale))
+    return np.where(np.isnan(whole), 0, np.clip(whole, *RANGES[kind])).astype(DTYPES[kind])
+
+
+def convolve(x: Array, weight: Array, op: Conv | QConv, size: tuple[int, int]) -> Array:
     """The bare convolution: for each position in the kernel, one product of matrices."""
     top, left, bottom, right = op.padding
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     batch, groups, filters = len(x), op.groups, len(weight)
     by_group = weight.reshape(groups, filters // groups, *weight.shape[1:])
-    total = np.zeros((batch, groups, filters // groups, math.prod(size)), np.float32)
+    total = np.zeros((batch, groups, filters // groups, math.prod(size)), x.dtype)
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
             rows = i * op.dilation[0] + op.stride[0] * np.arange(size[0])
@@ -277,3 +318,9 @@ ACTIVATE: dict[str, Callable[[Array], Array]] = {
     "gelu": _gelu,
     "tanh": np.tanh,
 }
+ROUNDED: dict[str, Callable[[Array], Array]] = {
+    **{name: ACTIVATE[name] for name in ("none", "relu", "relu6")},
+    "leaky_relu": lambda x: np.where(x < 0, x * np.float32(0.01), x),
+    "hardswish": lambda x: x * (np.clip(x + 3, 0, 6) * (np.float32(1) / np.float32(6))),
+}
+"""Activations of quantised operations, whose every step is rounded as `program` says."""

@@ -26,7 +26,9 @@ from ..files.json import parse_json
 MAX_HEADER = 2**23  # bytes
 MAX_BYTES = 2**30  # of one tensor
 MAX_AXES = 8
-DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U8": np.dtype("u1")}
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U8": np.dtype("u1"), "I8": np.dtype("i1")
+}  # fmt: skip
 TAGS = {dtype: tag for tag, dtype in DTYPES.items()}
 
 Spec = tuple[np.dtype, tuple[int, ...]]
