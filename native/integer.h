@@ -144,8 +144,9 @@ struct IntegerPooling {        // a maximum
   int first_row, last_row;
 };
 
+// Two lines: columns with what is around them, and windows.
 constexpr size_t integer_line(const Window& w) {
-  return static_cast<size_t>(w.width) + 2 * w.pad_w + 2 * static_cast<size_t>(w.kernel_w) + w.stride_w + 128;
+  return 2 * (static_cast<size_t>(w.width) + 2 * w.pad_w + 2 * static_cast<size_t>(w.kernel_w) + w.stride_w + 192);
 }
 
 struct IntegerKernels {

@@ -92,8 +92,10 @@ static void pack(const IntegerPack& p) {
 #if defined(__AVX512VBMI2__)
     // whole rows at once; what the last load reads past one is masked, and memory goes on behind it
     uint8_t* to = reinterpret_cast<uint8_t*>(out);
+    const Weight* next = all + p.filters[min(f + 1, p.filter_count - 1)] * p.row;
     for (int64_t i = 0; i < width; i += 64) {
       const uint64_t bits = p.bits[i / 64];
+      __builtin_prefetch(next + i, 0, 2);
       const __m512i w = _mm512_loadu_si512(row + i);
       _mm512_storeu_si512(to, _mm512_maskz_compress_epi8(bits, w));
       to += __builtin_popcountll(bits);

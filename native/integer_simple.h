@@ -40,55 +40,81 @@ static void planes(const IntegerPlanes& p) {
   else planes_of<int8_t>(p);
 }
 
-// Of `count` windows of `size`, each `step` after the one before.
-template <int Step, typename Byte>
-static void across_line(const Byte* line, int count, int size, int step, Byte* out) {
-  const int s = Step ? Step : step;
-  for (int x = 0; x < count; ++x) out[x] = line[static_cast<int64_t>(x) * s];
-  for (int k = 1; k < size; ++k)
-    for (int x = 0; x < count; ++x) out[x] = max(out[x], line[static_cast<int64_t>(x) * s + k]);
+// Sixty-four bytes.
+template <typename Byte>
+struct Block {
+  typedef Byte Bytes __attribute__((vector_size(64), aligned(1), may_alias));
+  FTWT_INLINE Bytes load(const Byte* p) { return *reinterpret_cast<const Bytes*>(p); }
+  FTWT_INLINE void store(Byte* p, Bytes b) { *reinterpret_cast<Bytes*>(p) = b; }
+  FTWT_INLINE Bytes larger(Bytes a, Bytes b) { return a > b ? a : b; }
+};
+
+// out[x] = in[x * step]
+template <typename Byte>
+static void every(const Byte* in, int count, int step, Byte* out) {
+  if (step == 1) {
+    std::memcpy(out, in, count);
+  } else if (step == 2) {
+    for (int x = 0; x < count; ++x) {
+      uint16_t two;
+      std::memcpy(&two, in + 2 * x, 2);
+      out[x] = static_cast<Byte>(two & 255);
+    }
+  } else {
+    for (int x = 0; x < count; ++x) out[x] = in[static_cast<int64_t>(x) * step];
+  }
+}
+
+// The first and the last but one of what a window reads along an axis.
+struct Span {
+  int from, to;
+};
+
+static inline Span span_of(int i, bool adaptive, int length, int count, int kernel, int stride, int pad) {
+  if (adaptive)
+    return {static_cast<int>(static_cast<int64_t>(i) * length / count),
+            static_cast<int>((static_cast<int64_t>(i + 1) * length + count - 1) / count)};
+  const int64_t start = static_cast<int64_t>(i) * stride - pad;
+  return {static_cast<int>(max<int64_t>(start, 0)), static_cast<int>(min<int64_t>(start + kernel, length))};
 }
 
 template <typename Byte>
 static void pool_of(const IntegerPooling& p) {
+  typedef Block<Byte> B;
   const Window& w = p.window;
   const Byte* x = reinterpret_cast<const Byte*>(p.x);
-  Byte* line = reinterpret_cast<Byte*>(p.line);
+  // columns: the largest of each, between bytes that never win; windows: the largest from each on
+  Byte* columns = reinterpret_cast<Byte*>(p.line);
+  Byte* windows = columns + integer_line(w) / 2;
   constexpr Byte least = std::numeric_limits<Byte>::min();
-  const int pad = w.adaptive ? 0 : w.pad_w;
-  // what a window reads beyond the row never wins
-  std::memset(line, static_cast<uint8_t>(least), integer_line(w));
+  Byte* inner = columns + (w.adaptive ? 0 : w.pad_w);
+  const int span = w.adaptive ? 0 : (w.out_width - 1) * w.stride_w + 1;
+  std::memset(columns, static_cast<uint8_t>(least), integer_line(w) / 2);
   for (int y = p.first_row; y < p.last_row; ++y) {
-    int from, to;
-    if (w.adaptive) {
-      from = static_cast<int>(static_cast<int64_t>(y) * w.height / w.out_height);
-      to = static_cast<int>((static_cast<int64_t>(y + 1) * w.height + w.out_height - 1) / w.out_height);
-    } else {
-      const int64_t start = static_cast<int64_t>(y) * w.stride_h - w.pad_h;
-      from = static_cast<int>(max<int64_t>(start, 0)), to = static_cast<int>(min<int64_t>(start + w.kernel_h, w.height));
+    const Span rows = span_of(y, w.adaptive, w.height, w.out_height, w.kernel_h, w.stride_h, w.pad_h);
+    for (int k = 0; k < w.width; k += 64) {
+      const Byte* at = x + static_cast<int64_t>(rows.from) * w.width + k;
+      auto most = B::load(at);
+      for (int r = rows.from + 1; r < rows.to; ++r) at += w.width, most = B::larger(most, B::load(at));
+      B::store(inner + k, most);
     }
-    Byte* inner = line + pad;
-    std::memcpy(inner, x + static_cast<int64_t>(from) * w.width, w.width);
-    for (int r = from + 1; r < to; ++r) {
-      const Byte* row = x + static_cast<int64_t>(r) * w.width;
-      for (int k = 0; k < w.width; ++k) inner[k] = max(inner[k], row[k]);
-    }
+    std::memset(inner + w.width, static_cast<uint8_t>(least), 64);
     Byte* out = reinterpret_cast<Byte*>(p.out) + static_cast<int64_t>(y) * w.out_width;
     if (w.adaptive) {
       for (int k = 0; k < w.out_width; ++k) {
-        const int first = static_cast<int>(static_cast<int64_t>(k) * w.width / w.out_width);
-        const int last = static_cast<int>((static_cast<int64_t>(k + 1) * w.width + w.out_width - 1) / w.out_width);
-        Byte best = inner[first];
-        for (int i = first + 1; i < last; ++i) best = max(best, inner[i]);
+        const Span among = span_of(k, true, w.width, w.out_width, 0, 0, 0);
+        Byte best = inner[among.from];
+        for (int i = among.from + 1; i < among.to; ++i) best = max(best, inner[i]);
         out[k] = best;
       }
-    } else if (w.stride_w == 1) {
-      across_line<1>(line, w.out_width, w.kernel_w, 1, out);
-    } else if (w.stride_w == 2) {
-      across_line<2>(line, w.out_width, w.kernel_w, 2, out);
-    } else {
-      across_line<0>(line, w.out_width, w.kernel_w, w.stride_w, out);
+      continue;
     }
+    for (int k = 0; k < span; k += 64) {
+      auto most = B::load(columns + k);
+      for (int i = 1; i < w.kernel_w; ++i) most = B::larger(most, B::load(columns + k + i));
+      B::store(windows + k, most);
+    }
+    every(windows, w.out_width, w.stride_w, out);
   }
 }
 

@@ -25,8 +25,10 @@ constexpr int kRun = 8;  // vectors whose sums are finished together
   } while (false)
 
 // Thirty-two filters at N <= 2 vectors, or sixteen at N <= 4: their sums to memory.
+// Weights that lie `ahead` are fetched meanwhile.
 template <int M, int N, bool Signed>
-FTWT_INLINE void sums(const IntegerDirect& d, const int8_t* weights, int64_t row, const Vector* vectors, int32_t* out) {
+FTWT_INLINE void sums(const IntegerDirect& d, const int8_t* weights, int64_t row, const Vector* vectors, const int8_t* ahead,
+                      int32_t* out) {
   constexpr int kLine = kRun * kLanes;
   _tile_zero(0);
   if constexpr (N > 1) _tile_zero(1);
@@ -38,6 +40,8 @@ FTWT_INLINE void sums(const IntegerDirect& d, const int8_t* weights, int64_t row
   for (int t = 0; t < d.taps; ++t) {
     const int32_t* x = d.input + d.tap_offsets[t];
     for (int g = 0; g < d.groups; g += d.tile_groups, weights += 4 * d.tile_groups, x += d.tile_groups * d.stride) {
+      if (ahead)
+        for (int i = 0; i < 16 * M; ++i, ahead += 64) __builtin_prefetch(ahead, 0, 2);
       _tile_loadd(4, weights, row);
       FTWT_TILES(0, 4, 6, x + source[0]);
       if constexpr (N > 1) FTWT_TILES(1, 4, 7, x + source[1]);
@@ -66,16 +70,18 @@ template <int M, bool Signed>
 static void filters(const IntegerDirect& d, int first, int count, int64_t row) {
   alignas(64) int32_t out[16 * M * kRun * kLanes];
   const int8_t* weights = static_cast<const int8_t*>(d.weights[first]);
+  const int8_t* next = d.groups >= 16 && count == 16 * M ? weights + count * row : nullptr;  // the next filters, or nothing's
   for (int run = d.first_vector; run < d.last_vector; run += kRun) {
     const Vector* vectors = d.vectors + run;
     const int n = min(kRun, d.last_vector - run);
+    const int8_t* ahead = run == d.first_vector ? next : nullptr;
     int v = 0;
     if constexpr (M == 1) {
-      for (; v + 4 <= n; v += 4) sums<M, 4, Signed>(d, weights, row, vectors + v, out + v * kLanes);
-      if (v + 3 == n) sums<M, 3, Signed>(d, weights, row, vectors + v, out + v * kLanes), v += 3;
+      for (; v + 4 <= n; v += 4) sums<M, 4, Signed>(d, weights, row, vectors + v, v ? nullptr : ahead, out + v * kLanes);
+      if (v + 3 == n) sums<M, 3, Signed>(d, weights, row, vectors + v, v ? nullptr : ahead, out + v * kLanes), v += 3;
     }
-    for (; v + 2 <= n; v += 2) sums<M, 2, Signed>(d, weights, row, vectors + v, out + v * kLanes);
-    if (v < n) sums<M, 1, Signed>(d, weights, row, vectors + v, out + v * kLanes);
+    for (; v + 2 <= n; v += 2) sums<M, 2, Signed>(d, weights, row, vectors + v, v ? nullptr : ahead, out + v * kLanes);
+    if (v < n) sums<M, 1, Signed>(d, weights, row, vectors + v, v ? nullptr : ahead, out + v * kLanes);
     for (int f = 0; f < count; ++f) integers::finish(*d.epilogue, d.filters[first + f], vectors, n, out + f * kRun * kLanes);
   }
 }
