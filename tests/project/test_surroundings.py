@@ -178,7 +178,7 @@ def test_the_demo_needs_no_network(home: Path) -> None:
     work.mkdir()
     place = Place(home, work, variables)
     place.script.write_text("import sys\nfrom ftwt.cli import main\nsys.exit(main())\n")
-    place("demo", "--epochs", "1", "--output", "out")
+    place("demo", "--output", "out")
     assert (work / "out" / "index.html").exists()
 
 

@@ -14,7 +14,7 @@ import synthetic
 from ftwt import cli
 from ftwt.records.recording import Recording
 from ftwt.report.write import write_report
-from ftwt.runs import demo
+from ftwt.verbs import prune
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "all is there")
 
@@ -136,9 +136,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         tiny.register(home, patch)
-        patch.setattr(demo, "MODEL", tiny.NAME)
+        patch.setattr(prune, "DEMO", tiny.NAME)
         patch.chdir(home)
-        assert cli.main(["demo", "--epochs", "1", "--reduction", "0.25", "--json"]) == 0
+        assert cli.main(["demo", "--reduction", "0.25", "--json"]) == 0
     return home / "runs" / "demo" / "index.html"
 
 

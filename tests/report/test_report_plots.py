@@ -397,7 +397,7 @@ def test_what_cannot_be_drawn_is_told(found, tmp_path):
         plots.save_figures(found, tmp_path, "gif")
     with pytest.raises(ValueError, match="no network 'x'; there are cifar10-resnet56"):
         plots.accuracy(found, "x")
-    with pytest.raises(ValueError, match="no run and no demo among the files"):
+    with pytest.raises(ValueError, match="no run and no pruned network among the files"):
         plots.accuracy(Found())
     with pytest.raises(ValueError, match="no figure to write"):
         plots.save_figures(Found(), tmp_path)

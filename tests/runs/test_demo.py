@@ -1,8 +1,7 @@
-"""The demo: the main job in one command, the same each time, which ends with the report."""
+"""The demo: one pruning on the images in the package, which ends with a page."""
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,81 +10,88 @@ from test_report_page import Parsed
 
 import tiny
 from ftwt import cli
-from ftwt.config import RunConfig
 from ftwt.files.json import read_json
-from ftwt.runs import demo
+from ftwt.report import read
+from ftwt.verbs import prune
 
-TIMES = (
-    "dense_step_ms",
-    "dynamic_step_ms",
-    "dense_image_ms",
-    "dynamic_image_ms",
-    "seconds",
-    "provenance",
-)
-MODEL = demo.MODEL
+ENGINE = () if importlib.util.find_spec("ftwt.runtime._native") else ("--engine", "reference")
 
 
 @pytest.fixture
 def tiny_demo(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(demo, "MODEL", tiny.NAME)
+    monkeypatch.setattr(prune, "DEMO", tiny.NAME)
     return tiny_home
 
 
 def test_the_demo_tells_keeps_and_shows_its_figures(tiny_demo: Path, capsys: Any) -> None:
-    assert cli.main(["demo", "--epochs", "1", "--reduction", "0.25"]) == 0
+    assert cli.main(["demo", "--reduction", "0.25", *ENGINE]) == 0
     told = capsys.readouterr().out
-    assert re.findall(r"─ (\d)\. ", told) == ["1", "2", "3", "4", "5"]
-    values = read_json("runs/demo/demo.json")
-    assert values["asked"] == 0.25 and values["predicted"] == pytest.approx(0.25, abs=0.01)
-    assert values["dense"]["images"] == values["dynamic"]["images"] == 1000
-    assert values["dense"]["reduction"] == 0 < values["dynamic"]["reduction"]
-    assert values["dense_step_ms"] > 0 and values["dynamic_step_ms"] > 0
-    if importlib.util.find_spec("ftwt.runtime._native"):
-        assert values["dense_image_ms"] > 0 and values["dynamic_image_ms"] > 0
-        assert f"{values['dynamic_image_ms']:.2f} ms" in told
-    for figure in (values["dense"]["top1"], values["dynamic"]["top1"], values["predicted"]):
-        assert f"{figure:.1%}" in told.split("5. What came of it")[1]
-    config = RunConfig.from_json(values["provenance"]["config"])
-    assert config.prune is not None and config.prune.r == values["r"]
-    assert config.train.epochs == 1 and config.train.target_reduction == 0.25
+    values = read_json("runs/demo/prune.json")
+    assert values["pruned"]["asked"] == 0.25 and values["network"] == tiny.NAME
+    assert set(values["test"]) == {"dense", "static", "dynamic"}
+    assert {one["images"] for one in values["test"].values()} == {1000}
+    table = told.split(f"{tiny.NAME} on 1,000 test images")[1]
+    for kind, found in values["test"].items():
+        assert f"{found['top1']:.1%}" in table
+        assert kind in table
+    names = [timing["name"] for timing in values["latency"]["timings"]]
+    assert {"ftwt dense", "ftwt gated"} <= set(names) and len(names) >= 3
+    assert "page, to open in a browser: runs/demo/index.html" in told
 
     page = Parsed(Path("runs/demo/index.html").read_text(encoding="utf-8"))
-    assert "page, to open in a browser: runs/demo/index.html" in told
-    for share in (values["dense"]["top1"], values["dynamic"]["top1"], values["predicted"]):
-        assert f"{share:.1%}" in page.words.split("Accuracy against work saved")[0]
-    drawn = page.data()
-    assert {figure["id"].removesuffix("-demo") for figure in drawn["figures"]} == {
+    chosen = values["pruned"]["kind"]
+    other = "dynamic" if chosen == "static" else "static"
+    opening = page.words.split(f"{tiny.NAME}: accuracy against reduction")[0]
+    for share in (values["test"]["dense"]["top1"], values["test"][chosen]["top1"]):
+        assert f"{100 * share:.1f}%" in opening
+    assert f"{100 * values['test'][other]['top1']:.1f}%" in opening and "repaired alike" in opening
+    assert {figure.removesuffix("-demo") for figure in page.figures} == {
         f"accuracy-{tiny.NAME}",
-        f"curve-{tiny.NAME}",
-        "layers",
-        "core-filters",
-        "training",
-        "classes",
+        f"latency-{tiny.NAME}-threads1",
+        "keep",
+        "core",
         "work",
+        "classes",
     }
-    [layers] = [figure for figure in drawn["figures"] if figure["id"] == "layers-demo"]
-    keeps = [unit["keep"] for unit in values["dynamic"]["units"]]
-    assert layers["traces"][0]["y"] == pytest.approx(keeps)
-    [explorer] = drawn["explorer"]
+    [explorer] = page.data()["explorer"]
     assert len(explorer["shown"]) == 64 and explorer["images"] == 1000
 
 
-def test_the_demo_gives_the_same_figures_again_and_as_json(tiny_demo: Path, capsys: Any) -> None:
+def test_the_report_reads_a_pruning(tiny_demo: Path, capsys: Any) -> None:
+    assert cli.main(["demo", "--json", *ENGINE]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values == read_json("runs/demo/prune.json")
+    found = read("runs/demo")
+    [one] = found.pruned
+    assert one.network == tiny.NAME and one.test.top1 == values["test"][one.kind]["top1"]
+    assert one.recording_path is not None and one.recording() is not None
+    assert found.benchmarks == (one.latency,)
+    timed = {t["name"]: t["latency_ms"] for t in values["latency"]["timings"]}
+    assert one.latency_ms["dense"] == timed["ftwt dense"]
+    assert one.latency_ms[one.kind] == timed["ftwt gated"]
+    del values["test"][one.kind]
+    Path("broken.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="the evaluation of the network that was chosen"):
+        read("broken.json")
+
+
+def test_the_demo_gives_the_same_figures_again(tiny_demo: Path, capsys: Any) -> None:
     results = []
     for output in ("one", "two"):
-        assert cli.main(["demo", "--epochs", "1", "--output", output, "--json"]) == 0
+        assert cli.main(["demo", "--output", output, "--json", *ENGINE]) == 0
         result = json.loads(capsys.readouterr().out)
-        assert result == read_json(f"{output}/demo.json")
-        for epoch in result["history"]:
-            del epoch["images_per_s"]
-        results.append({key: value for key, value in result.items() if key not in TIMES})
+        del result["latency"], result["provenance"], result["pruned"]["provenance"]
+        for candidate in result["pruned"]["candidates"]:
+            candidate["repair"].pop("seconds", None)
+        results.append(result)
     assert results[0] == results[1]
 
 
 @pytest.mark.slow
-def test_the_budget_is_kept_on_the_shipped_network(tmp_path: Path) -> None:
-    result = demo.demo(reduction=0.3, epochs=4, output=tmp_path)
-    assert result.dense.top1 > 0.88
-    assert result.dynamic.reduction == pytest.approx(0.3, abs=0.02)
-    assert result.dynamic.top1 > 0.7
+def test_the_budget_is_kept_on_the_shipped_network(tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["demo", "--output", str(tmp_path / "demo"), "--json"]) == 0
+    test = json.loads(capsys.readouterr().out)["test"]
+    assert test["dense"]["top1"] > 0.91
+    for kind, least in (("static", 0.87), ("dynamic", 0.82)):
+        assert test[kind]["reduction"] == pytest.approx(0.3, abs=0.02)
+        assert test[kind]["top1"] > least

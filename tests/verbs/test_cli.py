@@ -20,9 +20,8 @@ from ftwt import cli, models, recipes, shipped
 from ftwt.config import PruneConfig, RunConfig
 from ftwt.files.json import read_json
 from ftwt.networks.pretrained import from_pretrained, load_tensors, save_pretrained
-from ftwt.runs import demo
 from ftwt.shipped import catalogue
-from ftwt.verbs import training
+from ftwt.verbs import prune, training
 from toys import run_python, untimed
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +136,7 @@ def test_every_verb_is_documented() -> None:
 
 SLOW_ENGINE = ("--engine", "reference")
 JSON = {  # of each verb, a command that is quick; RUN is the folder of a run
-    "demo": ["--epochs", "1", "--output", "demo"],
+    "demo": ["--output", "demo", *SLOW_ENGINE],
     "prune": [tiny.NAME, *tiny.DATA, "--reduction", "0.2", "--images", "100", *SLOW_ENGINE],
     "estimate": [tiny.NAME, *tiny.DATA, "--images", "100"],
     "train": [*TRAIN[1:], "--output", "another"],
@@ -157,7 +156,7 @@ JSON = {  # of each verb, a command that is quick; RUN is the folder of a run
 def test_every_verb_prints_json_and_nothing_else(
     verb: str, folder: Path, tiny_home: Path, ftwt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "MODEL", tiny.NAME)
+    monkeypatch.setattr(prune, "DEMO", tiny.NAME)
     if verb == "models":  # those that really come with ftwt
         monkeypatch.setattr(catalogue, "FOLDER", Path(catalogue.__file__).parent / "networks")
     if verb == "run":
@@ -258,7 +257,7 @@ def test_a_run_is_estimated_with_its_own_gates(folder: Path, ftwt: Any) -> None:
             "the loss became NaN or infinite at step 1 (learning rate 1e+30",
         ),
         (["estimate", tiny.NAME, *tiny.DATA, "--images", "0"], "images=0: look at one image"),
-        (["demo", "--reduction", "1.5"], "target_reduction=1.5 is outside (0, 1)"),
+        (["demo", "--reduction", "1.5"], "reduction=1.5 is outside (0, 1)"),
         (["demo", "--output", "file/demo"], "file/demo"),
     ],
 )

@@ -18,22 +18,26 @@ PUBLISHED_EPOCHS = 200
 def demo() -> str:
     """The table of `make demo`."""
     result = read("results/demo.json")
-    dense, dynamic = result["dense"], result["dynamic"]
-    steps = [f"{result[key]:.0f} ms" for key in ("dense_step_ms", "dynamic_step_ms")]
-    spread = f"{percent(dynamic['reduction'])} ± {percent(dynamic['reduction_std'])}"
+    test, chosen = result["test"], result["pruned"]["kind"]
+    names = {"ftwt dense": "dense", "ftwt gated": chosen}
+    ms = {
+        names.get(timing["name"], timing["name"].removeprefix("ftwt ")): timing["latency_ms"]
+        for timing in result["latency"]["timings"]
+    }
+    rivals = [name for name in ms if name not in test]
+    asked = percent(result["pruned"]["asked"])
     rows = [
-        ("top-1 accuracy, 1,000 test images", percent(dense["top1"]), percent(dynamic["top1"])),
-        ("MACs executed per image", million(dense), million(dynamic)),
-        ("reduction asked", "", percent(result["asked"])),
-        (f"reduction predicted, r = {result['r']:.3f}", "", percent(result["predicted"])),
-        ("reduction achieved, ± over images", "", spread),
-        ("mask accuracy", "", percent(dynamic["mask_accuracy"])),
-        ("training step of 128 images", *steps),
+        ("top-1 accuracy, 1,000 test images", *(percent(one["top1"]) for one in test.values())),
+        ("MACs executed per image", *(million(one) for one in test.values())),
+        (
+            f"reduction achieved, {asked} asked",
+            *("" if kind == "dense" else percent(one["reduction"]) for kind, one in test.items()),
+        ),
+        ("an image on our engine, one thread", *(f"{ms[kind]:.2f} ms" for kind in test)),
+        *((f"the same, {name}", f"{ms[name]:.2f} ms", *[""] * (len(test) - 1)) for name in rivals),
     ]
-    if result.get("dense_image_ms"):  # where the native engine was built
-        images = [f"{result[key]:.2f} ms" for key in ("dense_image_ms", "dynamic_image_ms")]
-        rows.append(("an image on the native engine, one thread", *images))
-    return table(("", "dense", "dynamic"), rows) + origin("results/demo.json", result)
+    columns = ("", *(f"{kind}, chosen" if kind == chosen else kind for kind in test))
+    return table(columns, rows) + origin("results/demo.json", result)
 
 
 def baseline() -> str:

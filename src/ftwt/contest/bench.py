@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..lowering.compile import compile
 from ..pruning.dynamic import DynamicModel
 from ..runtime import Stats
 from ..runtime.engine import Kind
-from .result import DENSE, GATED, Benchmark, ImageTiming, Timing
+from .result import DENSE, GATED, OUR, Benchmark, ImageTiming, Timing
 from .rivals import BUILDERS, TOLERANCE, invite, largest_error
 from .steered import DECIDE, Masks, Steered, contestant, draw, opened, took
 from .turns import Contestant, disturbance, time_in_turns, time_shuffled
@@ -41,6 +41,7 @@ def bench(
     singles: int = SINGLES,
     seed: int = 0,
     engine: Kind = "native",
+    beside: Mapping[str, DynamicModel] | None = None,
     name: str | None = None,
     config: Any = None,
     **options: Any,
@@ -67,6 +68,8 @@ def bench(
             most as many as there are images.
         seed: Of random images and masks.
         engine: Kind of our engine; `reference` is for tests.
+        beside: More pruned networks of this one, by name, that our engine runs in the same turns;
+            they are timed as `ftwt NAME`.
         name: What to call the network; if not given, its class.
         config: What the provenance shall tell, a dataclass or JSON values.
         options: Of `ftwt.compile`, for the gated engine.
@@ -91,6 +94,7 @@ def bench(
     network = model.restore() if isinstance(model, DynamicModel) else model
     stats: list[Stats] = []
     alone: tuple[ImageTiming, ...] = ()
+    work: dict[str, float] = {}  # executed MACs of those that prune
 
     with _threads(threads), evaluating(network):
         one = torch.from_numpy(pool[:1])
@@ -104,9 +108,14 @@ def bench(
             masks = [_masks(gated, keep, batch, random) for _ in batches]
             stats = took(gated, batches, masks)
             ours[GATED] = contestant(gated, batches, masks)
+        for other, more in (beside or {}).items():
+            engine_of = Steered(compile(more, **built).program, **built)
+            ours[OUR + other] = contestant(engine_of, batches, [DECIDE] * count)
+            work[OUR + other] = _work(took(engine_of, batches, [DECIDE] * count))
         _check(DENSE, dense, batches, answers)
         if gated is not None:
             _check(GATED, gated, batches, answers)
+            work[GATED] = _work(stats)
         others, left_out = invite(rivals, network, batches, answers, threads=threads)
         with disturbance() as disturbed:
             seconds = time_in_turns(others | ours, count, rounds=rounds)
@@ -124,7 +133,9 @@ def bench(
         keep=float(np.mean([s.keep for s in stats])) if stats else None,
         dense_macs=dense.program.dense_macs,
         reduction=float(np.mean([s.reduction for s in stats])) if stats else None,
-        timings=tuple(_timing(n, c, seconds[n], batch) for n, c in (others | ours).items()),
+        timings=tuple(
+            _timing(n, c, seconds[n], batch, work.get(n)) for n, c in (others | ours).items()
+        ),
         left_out=left_out,
         disturbance=disturbed[0] if disturbed else None,
         images=alone,
@@ -209,11 +220,17 @@ def _masks(engine: Steered, keep: float | None, samples: int, random: np.random.
     return DECIDE if keep is None else draw(engine.program, np.full(samples, keep), random)
 
 
-def _timing(name: str, contestant: Contestant, seconds: np.ndarray, batch: int) -> Timing:
+def _work(stats: list[Stats]) -> float:
+    return float(np.mean([one.executed_macs for one in stats]))
+
+
+def _timing(
+    name: str, contestant: Contestant, seconds: np.ndarray, batch: int, macs: float | None
+) -> Timing:
     ms = 1e3 * seconds / batch
     low, middle, high = np.percentile(ms, [25, 50, 75], axis=0).mean(axis=1)
     rounds = tuple(ms.mean(axis=1).tolist())
-    return Timing(name, contestant.settings, float(middle), float(low), float(high), rounds)
+    return Timing(name, contestant.settings, float(middle), float(low), float(high), rounds, macs)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from ..records.recording import Recording
 from .reading.found import Found
 from .reading.groups import Group
-from .reading.records import Demo, Evaluated, Run
+from .reading.records import Evaluated, Pruned, Run
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Answer:
         dense_ms: Time of an image on the engine, dense; None if it was not measured.
         dynamic_ms: The same with gates.
         timed: Where and how that was measured.
+        kind: `dynamic`, or `static`: one mask for all images.
+        other: Of an untrained network: kind, accuracy and reduction of the other candidate.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Answer:
     dense_ms: float | None = None
     dynamic_ms: float | None = None
     timed: str = ""
+    kind: str = "dynamic"
+    other: tuple[str, float, float] | None = None
 
     @property
     def paid(self) -> float | None:
@@ -105,7 +109,7 @@ def answers(found: Found) -> tuple[Answer, ...]:
     groups = [part for part in found.groups if part.kind == "dynamic"]
     told = [_of_group(part, found) for part in groups]
     told.sort(key=lambda answer: (-answer.seeds, answer.gain is None))  # stable: groups have order
-    told += [_of_demo(demo) for demo in found.demos]
+    told += [_of_pruned(one) for one in found.pruned]
     told += [_of_evaluation(one) for one in found.evaluations if one.result.units]
     lone = [(one.name, one.recording()) for one in found.recordings]
     return (*told, *(_of_recording(name, held) for name, held in lone if held.units))
@@ -207,23 +211,30 @@ def _of_recording(name: str, recording: Recording) -> Answer:
     )
 
 
-def _of_demo(demo: Demo) -> Answer:
-    after = demo.dynamic
-    timed = "our engine, one thread" if demo.dynamic_image_ms else ""
+def _of_pruned(one: Pruned) -> Answer:
+    after, ms = one.test, one.latency_ms
+    others = [(kind, found) for kind, found in one.candidates.items() if kind != one.kind]
+    rivals = {name: ms[name] for name in ms if name not in (*one.candidates, "dense")}
+    timed = "our engine, one thread"
+    if rivals:
+        fastest = min(rivals, key=lambda name: rivals[name])
+        timed += f"; the fastest dense rival, {fastest}: {rivals[fastest]:.2f} ms"
     return Answer(
-        name=f"{demo.name}, {demo.asked:.0%} asked",
-        network=demo.network,
+        name=f"{one.kind}, repaired without training, {one.asked:.0%} asked",
+        network=one.network,
         images=after.images,
         seeds=1,
-        dense_top1=demo.dense.top1,
+        dense_top1=one.dense.top1,
         top1=spread([after.top1]),
         dense_macs=after.dense_macs,
         executed_macs=spread([after.executed_macs]),
-        asked=demo.asked,
-        predicted=spread([demo.predicted]),
+        asked=one.asked,
+        predicted=None,
         achieved=spread([after.reduction]),
         over_images=after.reduction_std,
-        dense_ms=demo.dense_image_ms,
-        dynamic_ms=demo.dynamic_image_ms,
+        dense_ms=ms.get("dense"),
+        dynamic_ms=ms.get(one.kind),
         timed=timed,
+        kind=one.kind,
+        other=(others[0][0], others[0][1].top1, others[0][1].reduction) if others else None,
     )

@@ -43,7 +43,7 @@ def look(method: str, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
         return DENSE, "D"
     if method.startswith("dynamic"):
         return DYNAMIC[0], "o"
-    if method == "static twin":
+    if method == "static twin" or method.startswith("static,"):
         return TWIN, "s"
     if method.startswith("FTWT"):
         return PUBLISHED, "*"

@@ -10,10 +10,11 @@ from typing import Any
 from .published import COMPUTE_HOURS, architecture, rows_for
 from .reading.found import Baseline, Found
 from .reading.groups import Group
-from .reading.records import Demo, Run
+from .reading.records import Pruned, Run
 
 Row = dict[str, Any]
 EXECUTED, PUBLISHED = "executed", "as published"  # how a row's MACs are counted
+UNTRAINED = {"static": "static, repaired", "dynamic": "dynamic, repaired"}  # by `ftwt prune`
 
 
 def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None]:
@@ -28,9 +29,9 @@ def accuracy_rows(found: Found, network: str) -> list[Row]:
     """Accuracy against reduction of one network: ours, the rivals, and what was published.
 
     Returns:
-        A row for each setting (mean over its seeds), the dense network, each demo, and each
-        published row. `counted` says how the row's reduction is counted, `method` is the key of
-        its colour: see `palette.colour`.
+        A row for each setting (mean over its seeds), the dense network, each candidate of a
+        pruning, and each published row. `counted` says how the row's reduction is counted,
+        `method` is the key of its colour: see `palette.colour`.
     """
     rows: list[Row] = []
     for part in _groups(found, network):
@@ -40,21 +41,13 @@ def accuracy_rows(found: Found, network: str) -> list[Row]:
             _accuracy(part.method.label, part.label, cut, cut_std, top1, top1_std, len(part.runs))
         )
         rows[-1]["source"] = "; ".join(run.name for run in part.runs)
-    for demo in found.demos:
-        if demo.network == network:
-            after = demo.dynamic
-            rows.append(
-                _accuracy(
-                    "dynamic",
-                    f"demo, {demo.asked:.0%} asked",
-                    after.reduction,
-                    None,
-                    after.top1,
-                    None,
-                    1,
-                )
-            )
-            rows[-1]["source"] = demo.name
+    for one in found.pruned:
+        if one.network == network:
+            for kind, after in one.candidates.items():
+                told = f"{one.asked:.0%} asked"
+                method = UNTRAINED.get(kind, kind)
+                rows.append(_accuracy(method, told, after.reduction, None, after.top1, None, 1))
+                rows[-1]["source"] = one.name
     if not any(row["method"] == "dense" for row in rows):
         before = dense_of(found, network)
         if before is not None:
@@ -138,14 +131,6 @@ def curve_rows(found: Found, network: str) -> list[Row]:
                      "reduction": cut, "reduction_std": cut_std,
                      "published_reduction": published if kind == "achieved" else None}
                 )  # fmt: skip
-    for demo in found.demos:
-        if demo.network == network:
-            for kind, cut in (("predicted", demo.predicted), ("achieved", demo.dynamic.reduction)):
-                rows.append(
-                    {"kind": kind, "method": "dynamic", "setting": "demo", "r": demo.r,
-                     "asked": demo.asked, "reduction": cut, "reduction_std": None,
-                     "published_reduction": None}
-                )  # fmt: skip
     return rows
 
 
@@ -176,9 +161,12 @@ def latency_rows(found: Found) -> list[Row]:
                         "low_ms": None, "high_ms": None}
             )  # fmt: skip
         for one in bench.contestants:
-            share = 1.0 if one.name != "ftwt gated" else 1 - (bench.reduction or 0.0)
+            macs = one.executed_macs
+            if macs is None:
+                share = 1.0 if one.name != "ftwt gated" else 1 - (bench.reduction or 0.0)
+                macs = bench.dense_macs * share
             rows.append(
-                told | {"kind": "contestant", "name": one.name, "macs": bench.dense_macs * share,
+                told | {"kind": "contestant", "name": one.name, "macs": macs,
                         "keep": None, "latency_ms": one.latency_ms,
                         "low_ms": one.low_ms, "high_ms": one.high_ms}
             )  # fmt: skip
@@ -317,8 +305,8 @@ def compute_rows(found: Found) -> list[Row]:
 
 
 def dense_of(found: Found, network: str) -> Baseline | None:
-    """The dense network that runs and demos of an architecture began with; None if unknown."""
-    made: list[Run | Demo] = [*found.runs, *found.demos]
+    """The dense network that runs and prunings of an architecture began with; None if unknown."""
+    made: list[Run | Pruned] = [*found.runs, *found.pruned]
     for one in made:
         if one.network == network and (before := found.dense(one)) is not None:
             return before

@@ -1,4 +1,4 @@
-"""The data of the figures about one run, demo or recording, as plain rows."""
+"""The data of the figures about one run, pruned network or recording, as plain rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from ..records.recording import Recording
 from .reading.found import Found, LoneRecording
-from .reading.records import Demo, Log, Run
+from .reading.records import Log, Pruned, Run
 from .rows import Row
 
-Subject = Run | Demo | LoneRecording
+Subject = Run | Pruned | LoneRecording
 Source = Subject | Recording
 BINS = 40  # of executed MACs, where images are counted
 
 
 def subjects(found: Found) -> list[Subject]:
-    """What figures about one network are about: a run of each dynamic setting, demos, recordings.
+    """Whom figures of one network are about: runs, one a dynamic setting, prunings, recordings.
 
     Of a setting's runs it is the first that has a recording, or the first.
     """
@@ -26,18 +26,18 @@ def subjects(found: Found) -> list[Subject]:
         if part.kind == "dynamic":
             recorded = [run for run in part.runs if run.recording_path is not None]
             listed.append((recorded or list(part.runs))[0])
-    return [*listed, *found.demos, *found.recordings]
+    return [*listed, *found.pruned, *found.recordings]
 
 
 def recording_of(subject: Source) -> Recording:
-    """The recording of a run or demo, or the recording itself.
+    """The recording of a run or pruning, or the recording itself.
 
     Raises:
         ValueError: There is none; the message names the command that makes it.
     """
     found = subject if isinstance(subject, Recording) else subject.recording()
     if found is None:
-        assert isinstance(subject, Run | Demo)
+        assert isinstance(subject, Run | Pruned)
         where = subject.folder if isinstance(subject, Run) else subject.path.parent
         raise ValueError(
             f"{subject.name} has no recording, which this shows; make it with "
@@ -65,7 +65,6 @@ def unit_rows(subject: Source) -> list[Row]:
     if isinstance(subject, LoneRecording | Recording) or subject.recording_path is not None:
         recording = recording_of(subject)
         return [_of_recording(recording, number) for number in range(len(recording.units))]
-    result = subject.dynamic if isinstance(subject, Demo) else subject.test
     return [
         {
             "unit": unit.name,
@@ -79,7 +78,7 @@ def unit_rows(subject: Source) -> list[Row]:
             "macs_share": None,
             "predictor_share": None,
         }
-        for number, unit in enumerate(result.units, 1)
+        for number, unit in enumerate(subject.test.units, 1)
     ]
 
 
@@ -102,7 +101,7 @@ def _of_recording(recording: Recording, number: int) -> Row:
     }
 
 
-def training_rows(run: Run | Demo | Log) -> list[Row]:
+def training_rows(run: Run | Log) -> list[Row]:
     """The course of a training, `epoch` being what of it was done, in epochs.
 
     `task_loss` is the training loss without the mask loss: where the mask loss took no part that is
@@ -116,7 +115,7 @@ def training_rows(run: Run | Demo | Log) -> list[Row]:
     lines: list[tuple[str, float, dict[str, Any]]] = [
         ("epoch", float(line["epoch"]), line) for line in run.history
     ]
-    if each and not isinstance(run, Demo):  # which tells epochs alone
+    if each:
         lines += [("step", line["step"] / each[-1], line) for line in run.steps]
     rows: list[Row] = []
     for kind, epoch, line in sorted(lines, key=lambda one: one[1]):

@@ -4,11 +4,10 @@ from typing import Any
 
 from .engine import BenchCommand, CompileCommand, RunCommand
 from .export import ExportCommand
-from .prune import PruneCommand
+from .prune import DemoCommand, PruneCommand
 from .report import ReportCommand
 from .robustness import RobustnessCommand
 from .training import (
-    DemoCommand,
     EstimateCommand,
     EvaluateCommand,
     ModelsCommand,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,30 +24,8 @@ from ..processes import processes
 from ..pruning.dynamic import DynamicModel
 from ..records.folder import RESULT
 from ..records.recording import RECORDING
-from ..runs.demo import TRAINING, demo
 from ..runs.run import run
 from .options import Json, Network
-
-
-@dataclass(frozen=True)
-class DemoCommand:
-    """Prune a trained ResNet-20 on the images in the package: what it costs, what it saves."""
-
-    reduction: float = 0.3
-    """Share of the multiply-accumulates to save, in (0, 1)."""
-    epochs: int = TRAINING.epochs
-    """Epochs of training, after the conversion."""
-    output: str = "runs/demo"
-    """Folder for the figures and the page."""
-    as_json: Json = False
-
-    def __call__(self) -> Any:
-        """Run the demo."""
-        story = Console(stderr=True) if self.as_json else None
-        result = demo(
-            reduction=self.reduction, epochs=self.epochs, output=self.output, console=story
-        )
-        return result.to_json() if self.as_json else []
 
 
 @dataclass(frozen=True)

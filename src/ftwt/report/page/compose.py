@@ -14,7 +14,7 @@ from ...records.recording import Recording
 from ..answer import Answer, answers
 from ..plots.sheets import Sheet, sheets_of, sheets_of_runs, sheets_of_timings
 from ..reading.found import Found
-from ..reading.records import Demo, Run
+from ..reading.records import Pruned, Run
 from ..rows_of_run import Subject, extreme_rows, subjects
 from .drawing import svg_of
 from .explorer import LOSSLESS, data_address, explorer
@@ -157,9 +157,9 @@ def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], li
 
 
 def _recordings(found: Found) -> list[tuple[str, str, Any]]:
-    sources: list[Demo | Run] = [
+    sources: list[Pruned | Run] = [
         *(run for part in found.groups if part.kind == "dynamic" for run in part.runs),
-        *found.demos,
+        *found.pruned,
         *(run for run in found.runs if run.kind != "dynamic"),
     ]
     listed = [
@@ -204,7 +204,7 @@ def _gaps(found: Found) -> list[Gap]:
 def _files(found: Found) -> Table:
     rows = []
     kinds = (
-        ("demo", found.demos),
+        ("pruning", found.pruned),
         ("evaluation", found.evaluations),
         ("benchmark", found.benchmarks),
         ("estimate", found.curves),
@@ -219,7 +219,7 @@ def _files(found: Found) -> Table:
         for lone in found.recordings
     ]
     rows += [(f"{log.path.parent.name}/{log.path.name}", "metrics", "", "") for log in found.logs]
-    made: list[Run | Demo] = [*found.runs, *found.demos]
+    made: list[Run | Pruned] = [*found.runs, *found.pruned]
     beside = [one.recording_path for one in made if one.recording_path is not None]
     others = [(path, "recording") for path in (*beside, *(one.path for one in found.recordings))]
     others += [(log.path, "metrics of a training that is not finished") for log in found.logs]

@@ -64,7 +64,12 @@ def macs(count: float) -> str:
 
 def in_words(answer: Answer) -> AnswerWords:
     """Say an answer: one paragraph, the facts, and what the static twin reaches."""
-    return AnswerWords(_verdict(answer), _facts(answer), _twin(answer), answer.gain is not None)
+    return AnswerWords(
+        _verdict(answer),
+        _facts(answer),
+        _twin(answer),
+        answer.gain is not None or answer.other is not None,
+    )
 
 
 def fewer(reduction: float) -> str:
@@ -73,10 +78,10 @@ def fewer(reduction: float) -> str:
 
 
 def _verdict(answer: Answer) -> str:
+    included = ", the gates' own predictors included" if answer.kind == "dynamic" else ""
     cost = (
         f"An image cost {macs(answer.dense_macs)} multiply-accumulates; it now costs "
-        f"{macs(answer.executed_macs.mean)} on average, {fewer(answer.achieved.mean)}, the gates' "
-        "own predictors included."
+        f"{macs(answer.executed_macs.mean)} on average, {fewer(answer.achieved.mean)}{included}."
     )
     if answer.paid is None:
         paid = (
@@ -143,6 +148,8 @@ def _facts(answer: Answer) -> tuple[Fact, ...]:
 
 
 def _twin(answer: Answer) -> str:
+    if answer.other is not None:
+        return _other(answer, *answer.other)
     if answer.gain is None or answer.twin_top1 is None or answer.twin_achieved is None:
         return (
             "Not among the files: the static twin, the same network with one fixed mask of the "
@@ -164,3 +171,17 @@ def _twin(answer: Answer) -> str:
             f"{text}: {points(gain)} more than the gates. Deciding for each image did not pay here."
         )
     return f"{text}: the gates are {points(gain)} better. That is what deciding for each image won."
+
+
+def _other(answer: Answer, kind: str, top1: float, reduction: float) -> str:
+    """Say what the other candidate of a pruning achieves."""
+    names = {
+        "static": "One fixed mask for all images",
+        "dynamic": "Gates, which choose filters for each image",
+    }
+    change = answer.top1.mean - top1
+    told = f"{points(change)} {'less' if change >= 0 else 'more'}"
+    return (
+        f"{names.get(kind, kind)}, repaired alike, reach{'es' if kind == 'static' else ''} "
+        f"{percent(top1)} at {fewer(reduction)} multiply-accumulates: {told}."
+    )

@@ -26,7 +26,7 @@ def heatmaps(
     """Draw triplets: an image, a layer's heatmap when all is computed, and when its gates decide.
 
     Args:
-        subject: A recording with heatmaps, or a run or demo that has one.
+        subject: A recording with heatmaps, or what has one.
         units: Layers; if not given, the one a quarter of the way down those with
             heatmaps.
         images: Numbers of recorded images that are kept as pictures; if not given, four from the
@@ -87,7 +87,7 @@ def work(subject: Source) -> Figure:
     """Draw how many images take how much work, those guessed right and those guessed wrong.
 
     Args:
-        subject: A recording, or a run or demo that has one.
+        subject: A recording, or what has one.
 
     Returns:
         A figure; its data is `rows_of_run.work_rows`. Each of the two lines encloses 100%.
@@ -120,7 +120,7 @@ def classes(subject: Source) -> Figure:
     """Draw how the work is distributed over the images of each class.
 
     Args:
-        subject: A recording, or a run or demo that has one.
+        subject: A recording, or what has one.
 
     Returns:
         A figure; its data is `rows_of_run.class_rows`. A class has a line from the 5th to the 95th
@@ -165,7 +165,7 @@ def extremes(subject: Source, count: int = 8) -> Figure:
     """Draw the cheapest and the dearest images, with label and executed MACs.
 
     Args:
-        subject: A recording, or a run or demo that has one.
+        subject: A recording, or what has one.
         count: Of each.
 
     Returns:

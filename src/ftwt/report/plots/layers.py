@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import palette
-from ..reading.records import Demo, Log, Run
+from ..reading.records import Log, Run
 from ..rows_of_run import Source, training_rows, unit_rows
 from .style import WIDTH, Axes, Figure, drawing, figure, note, nothing, only, percent, tell
 
@@ -37,7 +37,7 @@ def keep_ratios(subject: Source) -> Figure:
     """Draw each layer's keep ratio, and its spread over images, beside its share of the MACs.
 
     Args:
-        subject: A run, demo or recording.
+        subject: A run, pruned network or recording.
 
     Returns:
         A figure; its data is `rows_of_run.unit_rows`. Without a recording the shares of the MACs
@@ -91,7 +91,7 @@ def core_filters(subject: Source) -> Figure:
     """Draw how many filters of each layer fire always (core), sometimes and never.
 
     Args:
-        subject: A run, demo or recording.
+        subject: A run, pruned network or recording.
 
     Returns:
         A figure; its data is `rows_of_run.unit_rows`.
@@ -126,7 +126,7 @@ def core_filters(subject: Source) -> Figure:
 
 
 @drawing
-def training(run: Run | Demo | Log) -> Figure:
+def training(run: Run | Log) -> Figure:
     """Draw the course of a training: task loss, mask loss, mask accuracy, reduction.
 
     Args:

@@ -31,7 +31,7 @@ def one_network(found: Found, network: str | None) -> str:
         ValueError: It is not among those that were found, or there is none.
     """
     if not found.networks:
-        raise ValueError("no run and no demo among the files, so there is no network to draw")
+        raise ValueError("no run and no pruned network among the files, so there is none to draw")
     if network is None:
         return found.networks[0]
     if network not in found.networks:

@@ -53,7 +53,9 @@ def save_figures(
             temporary.write_text(to_csv(sheet.rows()), encoding="utf-8")
         written.append(path)
     if not written:
-        raise ValueError("no figure to write: none of the files is a run, demo or recording")
+        raise ValueError(
+            "no figure to write: none of the files is a run, pruned network or recording"
+        )
     return written
 
 

@@ -73,7 +73,7 @@ def sheets(found: Found) -> list[Sheet]:
 def sheets_of_runs(found: Found) -> Iterator[Sheet]:
     """Figures in which all runs of a network stand together."""
     for network in found.networks:
-        made = _commands(one for one in (*found.runs, *found.demos) if one.network == network)
+        made = _commands(one for one in (*found.runs, *found.pruned) if one.network == network)
         rows = accuracy_rows(found, network)
         caption = ["Each point is a setting, the mean of its runs; bars: one standard deviation."]
         if any(row["method"] == "dense" for row in rows):

@@ -17,10 +17,10 @@ from .records import (
     Benchmark,
     Corruptions,
     Curve,
-    Demo,
     Evaluated,
     Log,
     Measured,
+    Pruned,
     Run,
 )
 
@@ -67,18 +67,18 @@ class Found:
 
     Attributes:
         runs: Finished runs, by name; networks of other pruning libraries are among them.
-        demos: Results of `ftwt demo`.
+        pruned: Results of `ftwt prune`.
         evaluations: Evaluations that stand by themselves.
         benchmarks: Latencies.
         curves: Estimates r -> reduction.
         corruptions: Results on corrupted images.
-        recordings: Recordings that belong to no run or demo that was found.
+        recordings: Recordings that belong to no run or pruning that was found.
         logs: Figures of trainings that are not finished.
         left_out: File -> why it is not shown.
     """
 
     runs: tuple[Run, ...] = ()
-    demos: tuple[Demo, ...] = ()
+    pruned: tuple[Pruned, ...] = ()
     evaluations: tuple[Evaluated, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
     curves: tuple[Curve, ...] = ()
@@ -94,8 +94,8 @@ class Found:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The architectures of runs and demos, each once."""
-        names = [run.network for run in self.runs] + [demo.network for demo in self.demos]
+        """The architectures of runs and prunings, each once."""
+        names = [one.network for one in (*self.runs, *self.pruned)]
         return tuple(dict.fromkeys(names))
 
     def method(self, run: Run) -> Method:
@@ -107,13 +107,13 @@ class Found:
         wanted = Path(name or "").name
         return next((run for run in self.runs if wanted and wanted in run.aliases), None)
 
-    def dense(self, run: Run | Demo | Group) -> Baseline | None:
+    def dense(self, run: Run | Pruned | Group) -> Baseline | None:
         """The dense network that a run began with; None if no file says what it achieves.
 
-        It is looked for in the demo itself, among the dense runs, the evaluations and what comes
+        It is looked for in the pruning itself, among the dense runs, the evaluations and what comes
         with ftwt.
         """
-        if isinstance(run, Demo):
+        if isinstance(run, Pruned):
             return Baseline(run.network, run.dense, run.path)
         one = run.runs[0] if isinstance(run, Group) else run
         start = one.config.get("weights")
@@ -144,7 +144,7 @@ def _missing(found: Found) -> Iterator[Missing]:
             yield Missing(what, names, command(which[0]))
 
     dynamic = [run for run in found.runs if run.kind == "dynamic"]
-    names = [run.network for run in dynamic] + [demo.network for demo in found.demos]
+    names = [run.network for run in dynamic]
     networks = list(dict.fromkeys(names))
     images = {name: _images(run) for run in dynamic for name in (run.network, run.folder)}
     known = {curve.network for curve in found.curves}

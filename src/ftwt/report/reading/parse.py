@@ -11,9 +11,9 @@ from .records import (
     Corrupted,
     Corruptions,
     Curve,
-    Demo,
     Evaluated,
     Measured,
+    Pruned,
     Run,
     TimedImage,
     UnitWork,
@@ -142,30 +142,27 @@ def _figures(line: Fields) -> dict[str, Any]:
     return found
 
 
-def demo(values: Fields, name: str) -> Demo:
-    """Check and return what the demo wrote.
+def pruned(values: Fields, name: str) -> Pruned:
+    """Check and return what `ftwt prune` wrote.
 
     Raises:
         ValueError: A field is missing or not what it must be.
     """
-    made = provenance(values)
-    config = values.inside("provenance").inside("config")
-    config.text("model")
-    history = values.each("history") if "history" in values else ()
-    return Demo(
+    made, test = values.inside("pruned"), values.inside("test")
+    kinds = [kind for kind in test.values if kind != "dense"]
+    kind = made.text("kind")
+    if kind not in kinds:
+        raise test.fault(kind, "the evaluation of the network that was chosen")
+    return Pruned(
         name=name,
         path=values.path,
-        asked=values.number("asked", 0, 1),
-        r=values.number("r", 0, 1),
-        predicted=values.number("predicted", high=1),
-        dense=measured(values.inside("dense")),
-        dynamic=measured(values.inside("dynamic")),
-        dense_image_ms=values.number_or_none("dense_image_ms", 0),
-        dynamic_image_ms=values.number_or_none("dynamic_image_ms", 0),
-        history=tuple(map(epoch, history)),
-        seconds=values.number("seconds", 0),
-        config=config.values,
-        provenance=made,
+        kind=kind,
+        asked=made.number("asked", high=1),
+        dense=measured(test.inside("dense")),
+        candidates={kind: measured(test.inside(kind)) for kind in kinds},
+        latency=benchmark(values.inside("latency"), name),
+        config={"model": values.text("network")},
+        provenance=provenance(values),
     )
 
 
@@ -205,6 +202,7 @@ def benchmark(values: Fields, name: str) -> Benchmark:
                 timing.number("latency_ms", 0),
                 timing.number("low_ms", 0),
                 timing.number("high_ms", 0),
+                timing.number_or_none("executed_macs", 0),
             )
             for timing in values.each("timings")
         ),

@@ -14,20 +14,21 @@ import safetensors
 
 from ... import shipped
 from ...files.json import parse_json
+from ...records.folder import METRICS, PRUNED
+from ...records.folder import RESULT as RUN
 from ...records.recording import RECORDING, Recording
 from . import parse
 from .fields import Fields, load_json
 from .found import Found as Found
 from .found import LoneRecording
-from .records import Demo, Log, Run
+from .records import Log, Pruned, Run
 
-RUN, METRICS, DEMO = "run.json", "metrics.jsonl", "demo.json"
 NOT_RESULTS = {"settings.json", "result.json", "config.json"}  # of runs and of saved networks
 NO_RECORDINGS = {"checkpoint.safetensors", "model.safetensors"}
 EXPECTED = (
-    "name a run's folder, a demo's folder, a run.json, metrics.jsonl or recording.safetensors, a "
-    "network that comes with ftwt, a file that `ftwt bench`, `estimate` or `evaluate` wrote with "
-    "--output, or a folder of such"
+    "name the folder of a run or of a pruning, a run.json, prune.json, metrics.jsonl or "
+    "recording.safetensors, a network that comes with ftwt, a file that `ftwt bench`, `estimate` "
+    "or `evaluate` wrote with --output, or a folder of such"
 )
 
 
@@ -135,21 +136,21 @@ class _Search:
 
     def found(self) -> Found:
         logs, lone = dict(self.logs), list(self.recordings)
-        runs, demos = self._runs(logs, lone), []
-        same: dict[str, Demo] = {}
-        for demo in sorted(self.of["demo"], key=lambda demo: not _has_recording(demo.path)):
-            what = json.dumps([demo.config, demo.dynamic.loss, demo.dynamic.executed_macs])
+        runs, pruned = self._runs(logs, lone), []
+        same: dict[str, Pruned] = {}
+        for one in sorted(self.of["pruned"], key=lambda one: not _has_recording(one.path)):
+            what = json.dumps([one.network, one.asked, one.test.loss, one.test.executed_macs])
             if what in same:
-                self.left_out.append((demo.path, f"a copy of {same[what].path}"))
+                self.left_out.append((one.path, f"a copy of {same[what].path}"))
                 continue
-            same[what] = demo
-            beside = _taken(lone, demo.path.parent, {demo.name}, alone=demo.path.name == DEMO)
-            demos.append(replace(demo, recording_path=beside))
+            same[what] = one
+            beside = _taken(lone, one.path.parent, {one.name}, alone=one.path.name == PRUNED)
+            pruned.append(replace(one, recording_path=beside))
         return Found(
             runs=tuple(sorted(runs, key=lambda run: run.name)),
-            demos=tuple(demos),
+            pruned=tuple(pruned),
             evaluations=tuple(self.of["evaluation"]),
-            benchmarks=tuple(self.of["benchmark"]),
+            benchmarks=(*self.of["benchmark"], *(one.latency for one in pruned)),
             curves=tuple(self.of["estimate"]),
             corruptions=tuple(self.of["corruptions"]),
             recordings=tuple(lone),
@@ -191,7 +192,7 @@ def _taken(lone: list[LoneRecording], folder: Path, names: set[str], *, alone: b
 
 def name_of(path: Path) -> str:
     """What to call a result: its folder if the file has a name that all of its kind have."""
-    if path.name in (RUN, METRICS, DEMO, RECORDING):
+    if path.name in (RUN, METRICS, PRUNED, RECORDING):
         return path.resolve().parent.name
     return path.stem
 
@@ -205,7 +206,7 @@ def kind_of(values: Any) -> str | None:
     if values.get("kind") == "static" or {"config", "test", "training"} <= values.keys():
         return "run"
     for kind, fields in (
-        ("demo", {"asked", "dense", "dynamic"}),
+        ("pruned", {"pruned", "test", "latency"}),
         ("benchmark", {"network", "timings"}),
         ("estimate", {"r", "reduction", "units"}),
         ("evaluation", {"top1", "executed_macs", "units"}),
@@ -217,7 +218,7 @@ def kind_of(values: Any) -> str | None:
 
 _KINDS: dict[str, tuple[Callable[[Fields, str], Any], str]] = {  # reader, and what makes the file
     "run": (parse.run, "`ftwt train`"),
-    "demo": (parse.demo, "`ftwt demo`"),
+    "pruned": (parse.pruned, "`ftwt prune`"),
     "evaluation": (parse.evaluated, "`ftwt evaluate MODEL --output FILE`"),
     "benchmark": (parse.benchmark, "`ftwt bench MODEL --output FILE`"),
     "estimate": (parse.curve, "`ftwt estimate MODEL --output FILE`"),

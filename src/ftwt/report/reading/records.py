@@ -49,8 +49,8 @@ class Measured:
     units: tuple[UnitWork, ...]
 
 
-class _Trained:
-    """A network that was trained: what it is called, and what it did with each image."""
+class _Made:
+    """A network that was made: what it is called, and what it did with each image."""
 
     config: dict[str, Any]
     recording_path: Path | None
@@ -66,7 +66,7 @@ class _Trained:
 
 
 @dataclass(frozen=True)
-class Run(_Trained):
+class Run(_Made):
     """A finished run.
 
     Args:
@@ -147,26 +147,6 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Demo(_Trained):
-    """What `ftwt demo` wrote: a network before and after."""
-
-    name: str
-    path: Path
-    asked: float
-    r: float
-    predicted: float
-    dense: Measured
-    dynamic: Measured
-    dense_image_ms: float | None
-    dynamic_image_ms: float | None
-    history: tuple[dict[str, Any], ...]
-    seconds: float
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-    recording_path: Path | None = None
-
-
-@dataclass(frozen=True)
 class Evaluated:
     """An evaluation by itself, as `ftwt evaluate --output` writes it."""
 
@@ -185,6 +165,7 @@ class Contestant:
     latency_ms: float
     low_ms: float
     high_ms: float
+    executed_macs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +194,49 @@ class Benchmark:
     contestants: tuple[Contestant, ...]
     images: tuple[TimedImage, ...]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pruned(_Made):
+    """What `ftwt prune` and `ftwt demo` wrote: a network before and after, without training.
+
+    Args:
+        name: The folder, or the file without the ending.
+        path: Its `prune.json`.
+        kind: Of the candidate that was chosen: `static` or `dynamic`.
+        asked: Reduction asked for.
+        dense: The network as it was, on test images.
+        candidates: What each candidate achieves, by kind.
+        latency: Time for an image: dense, each candidate, rivals.
+        config: `model` is the architecture's name.
+        provenance: Where the figures come from.
+        recording_path: The recording of the chosen network, if there is one.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    asked: float
+    dense: Measured
+    candidates: dict[str, Measured]
+    latency: Benchmark
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    recording_path: Path | None = None
+
+    @property
+    def test(self) -> Measured:
+        """What the chosen network achieves."""
+        return self.candidates[self.kind]
+
+    @property
+    def latency_ms(self) -> dict[str, float]:
+        """Milliseconds for an image: `dense`, each candidate, and each rival by its name."""
+        names = {"ftwt dense": "dense", "ftwt gated": self.kind}
+        return {
+            names.get(one.name, one.name.removeprefix("ftwt ")): one.latency_ms
+            for one in self.latency.contestants
+        }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""A whole pruning: from a named network and its images to files, figures and a page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.table import Table
+
+from ..config import DataConfig
+from ..contest.bench import bench
+from ..contest.result import DENSE, GATED, OUR, Benchmark
+from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.record import record
+from ..files.json import write_json
+from ..files.provenance import provenance
+from ..files.tables import Shown
+from ..lowering.compile import compile
+from ..networks.pretrained import save_pretrained
+from ..networks.sources import check_classes, find_network, name_of
+from ..networks.splits import load_splits
+from ..pruning.dynamic import DynamicModel
+from ..records.folder import ENGINE, MODEL, PAGE, PRUNED
+from ..records.recording import RECORDING
+from ..report.write import write_report
+from ..runtime.engine import Kind
+from ..training.lock import held
+from .prune import Gates, Pruned, prune
+
+RIVALS = ("openvino", "onnxruntime")
+TIMED, ROUNDS = 64, 7  # test images, and how often each contestant runs them
+
+
+@dataclass(frozen=True)
+class PrunedRun(Shown):
+    """A network before and after pruning: accuracy, work and time of every candidate.
+
+    Args:
+        model: The network that was pruned, as it was named.
+        network: Its architecture's name.
+        folder: Where the files are.
+        pruned: How the pruned network was made and chosen.
+        test: `dense` and each candidate -> what it achieves on test images.
+        latency: Time for an image: dense, each candidate, installed rivals, all in turns.
+        provenance: Where the figures come from.
+    """
+
+    model: str
+    network: str
+    folder: Path
+    pruned: Pruned
+    test: dict[str, Evaluation]
+    latency: Benchmark
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures (not the networks) as JSON values."""
+        return {
+            "model": self.model,
+            "network": self.network,
+            "pruned": self.pruned.to_json(),
+            "test": {kind: found.to_json() for kind, found in self.test.items()},
+            "latency": self.latency.to_json(),
+            "provenance": self.provenance,
+        }
+
+    @property
+    def latency_ms(self) -> dict[str, float]:
+        """Milliseconds for an image: `dense`, each candidate, and each rival by its name."""
+        ours = {DENSE: "dense", GATED: self.pruned.kind}
+        return {
+            ours.get(timing.name, timing.name.removeprefix(OUR)): timing.latency_ms
+            for timing in self.latency.timings
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        images, ms = self.test["dense"].images, self.latency_ms
+        table = Table("", title=escape(f"{self.model} on {images:,} test images"))
+        for kind in self.test:
+            chosen = ", chosen" if kind == self.pruned.kind else ""
+            table.add_column(f"{kind}{chosen}", justify="right")
+        found = list(self.test.values())
+        table.add_row("top-1 accuracy", *(f"{one.top1:.1%}" for one in found))
+        macs = (f"{one.executed_macs / 1e6:.2f} M" for one in found)
+        table.add_row("MACs executed per image", *macs)
+        asked = ("" if kind == "dense" else f"{self.pruned.asked:.1%}" for kind in self.test)
+        table.add_row("reduction: asked", *asked)
+        achieved = ("" if k == "dense" else f"{one.reduction:.1%}" for k, one in self.test.items())
+        table.add_row("reduction: achieved", *achieved)
+        table.add_row("an image, our engine, one thread", *(f"{ms[k]:.2f} ms" for k in self.test))
+        yield table
+        yield escape(self.pruned.why)
+        rivals = {name: ms[name] for name in ms if name not in self.test}
+        for name, taken in rivals.items():
+            faster = taken < ms[self.pruned.kind]
+            how = "faster than" if faster else "slower than"
+            yield escape(f"{name}, dense: {taken:.2f} ms, {how} the pruned network")
+
+
+def prune_named(
+    model: str,
+    *,
+    data: DataConfig,
+    output: str | os.PathLike[str],
+    reduction: float | None = None,
+    latency_ms: float | None = None,
+    gates: Gates = "auto",
+    images: int = 2048,
+    engine: Kind = "native",
+    config: Any = None,
+) -> PrunedRun:
+    """Prune a trained network; evaluate, time, compile and save it; write a page.
+
+    Args:
+        model: As of `find_network`: a name, a run's folder, a saved network, a Hub repository.
+        data: Its images: those to fit to, and those to test on.
+        output: Folder for `model/`, `net.ftwt`, `prune.json`, `recording.safetensors` and the page
+            `index.html`.
+        reduction: Share of the dense MACs to save; see `ftwt.prune`.
+        latency_ms: Instead: time of one image on this machine.
+        gates: `static`, `dynamic` or `auto`.
+        images: How many to fit to, at most.
+        engine: Which of our engines to time; `reference` is for tests.
+        config: Kept in the provenance.
+
+    Returns:
+        All figures, as in `prune.json`.
+
+    Raises:
+        ValueError: The network is pruned already, tells other classes apart than the images have,
+            or has no unit to prune; the budget is out of reach; or the folder holds another
+            network.
+    """
+    with held(output):
+        folder = Path(output)
+        if (folder / PRUNED).exists():
+            raise ValueError(f"{folder} holds a pruned network already; choose another --output")
+        network, name = find_network(model), name_of(model)
+        if isinstance(network, DynamicModel):
+            raise ValueError(f"{model} is pruned already; name a dense network")
+        splits = load_splits(data, model=name)
+        check_classes(network, name, splits)
+        pruned = prune(
+            network,
+            splits.plain,
+            reduction=reduction,
+            latency_ms=latency_ms,
+            gates=gates,
+            images=images,
+        )
+        made = provenance(config=config) | {"duration_s": pruned.provenance["duration_s"]}
+        others = {one.kind: one.network for one in pruned.candidates if one.kind != pruned.kind}
+        result = PrunedRun(
+            model=model,
+            network=name,
+            folder=folder,
+            pruned=pruned,
+            test={"dense": evaluate(network, splits.test)}
+            | {one.kind: evaluate(one.network, splits.test) for one in pruned.candidates},
+            latency=bench(
+                pruned.network,
+                images=next(iter(splits.test))[0][:TIMED].cpu().contiguous(),
+                rivals=RIVALS,
+                rounds=ROUNDS,
+                engine=engine,
+                beside=others,
+                name=name,
+            ),
+            provenance=made,
+        )
+        save_pretrained(pruned.network, folder / MODEL, name=name)
+        compile(pruned.network, engine=engine).save(folder / ENGINE)
+        kept = record(pruned.network, splits.test, network=name, provenance=made)
+        kept.save(folder / RECORDING)
+        write_json(folder / PRUNED, result.to_json())
+        write_report([folder], folder / PAGE)
+    return result
