@@ -187,7 +187,7 @@ def test_files_of_other_kinds_in_a_folder_are_left_out_and_named(study):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("gone.json", None, "gone.json does not exist; name a run's folder"),
+        ("gone.json", None, "gone.json does not exist; name the folder of a run"),
         ("empty.json", b"", "empty.json is empty; expected JSON"),
         ("cut.json", b'{"config": {"model": "x"', "cut.json is not whole JSON"),
         (
