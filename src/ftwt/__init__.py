@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .fitting.second_look import SecondLookFit as SecondLookFit
     from .fitting.second_look import second_look as second_look
     from .lowering.compile import compile as compile
+    from .lowering.quantize import QuantizedLayers as QuantizedLayers
+    from .lowering.quantize import quantized_layers as quantized_layers
     from .lowering.second_look import compile_second_look as compile_second_look
     from .networks.pretrained import from_pretrained as from_pretrained
     from .networks.pretrained import push_to_hub as push_to_hub
@@ -90,6 +92,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "SecondLookFit": "fitting.second_look",
     "second_look": "fitting.second_look",
     "compile": "lowering.compile",
+    "QuantizedLayers": "lowering.quantize",
+    "quantized_layers": "lowering.quantize",
     "compile_second_look": "lowering.second_look",
     "from_pretrained": "networks.pretrained",
     "push_to_hub": "networks.pretrained",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..files.provenance import provenance
 from ..graph.trace import evaluating
-from ..lowering.compile import compile
+from ..lowering.compile import Precision, compile
 from ..pruning.dynamic import DynamicModel
 from ..runtime import Stats
 from ..runtime.engine import Kind
@@ -41,6 +42,8 @@ def bench(
     singles: int = SINGLES,
     seed: int = 0,
     engine: Kind = "native",
+    precision: Precision = "f32",
+    calibrate: Iterable[Any] | None = None,
     beside: Mapping[str, DynamicModel] | None = None,
     name: str | None = None,
     config: Any = None,
@@ -68,6 +71,9 @@ def bench(
             most as many as there are images.
         seed: Of random images and masks.
         engine: Kind of our engine; `reference` is for tests.
+        precision: Of our engines: `int8` for eight-bit maps and weights.
+        calibrate: Of `int8`: batches that ranges of maps are taken from; the images that are run
+            if not given.
         beside: More pruned networks of this one, by name, that our engine runs in the same turns;
             they are timed as `ftwt NAME`.
         name: What to call the network; if not given, its class.
@@ -90,7 +96,11 @@ def bench(
     pool = _pool(model, example, images, batch, random)
     count = min(BATCHES, len(pool) // batch)
     batches = pool[: count * batch].reshape(count, batch, *pool.shape[1:])
-    built: dict[str, Any] = {"engine": engine, "threads": threads}
+    runs: dict[str, Any] = {"engine": engine, "threads": threads}
+    built = dict(runs)
+    if precision == "int8":
+        held = [torch.from_numpy(pool)] if calibrate is None else list(calibrate)
+        built |= {"precision": precision, "calibrate": held}
     network = model.restore() if isinstance(model, DynamicModel) else model
     stats: list[Stats] = []
     alone: tuple[ImageTiming, ...] = ()
@@ -99,22 +109,23 @@ def bench(
     with _threads(threads), evaluating(network):
         one = torch.from_numpy(pool[:1])
         answers = _answers(network, batches)
-        dense = Steered(compile(network, one, **built).program, **built)
+        dense = Steered(compile(network, one, **built).program, **runs)
         ours = {DENSE: contestant(dense, batches, [DECIDE] * count)}
         gated = None
         if keep is not None or (isinstance(model, DynamicModel) and model.gates):
             compiled = compile(model, one, keep=keep, seed=seed, **built, **options)
-            gated = Steered(compiled.program, **built)
+            gated = Steered(compiled.program, **runs)
             masks = [_masks(gated, keep, batch, random) for _ in batches]
             stats = took(gated, batches, masks)
             ours[GATED] = contestant(gated, batches, masks)
         for other, more in (beside or {}).items():
-            engine_of = Steered(compile(more, **built).program, **built)
+            engine_of = Steered(compile(more, **built).program, **runs)
             ours[OUR + other] = contestant(engine_of, batches, [DECIDE] * count)
             work[OUR + other] = _work(took(engine_of, batches, [DECIDE] * count))
-        _check(DENSE, dense, batches, answers)
+        tolerance = TOLERANCE if precision == "f32" else math.inf
+        _check(DENSE, dense, batches, answers, tolerance)
         if gated is not None:
-            _check(GATED, gated, batches, answers)
+            _check(GATED, gated, batches, answers, tolerance)
             work[GATED] = _work(stats)
         others, left_out = invite(rivals, network, batches, answers, threads=threads)
         with disturbance() as disturbed:
@@ -175,14 +186,16 @@ def _answers(network: nn.Module, batches: np.ndarray) -> np.ndarray:
     return np.stack([network(torch.from_numpy(batch)).numpy() for batch in batches])
 
 
-def _check(name: str, engine: Steered, batches: np.ndarray, answers: np.ndarray) -> None:
+def _check(
+    name: str, engine: Steered, batches: np.ndarray, answers: np.ndarray, tolerance: float
+) -> None:
     """Hold our own engine, with open gates, to PyTorch's answers."""
     masks = [opened(engine.program, batches.shape[1])] * len(batches)
     (stats,) = took(engine, batches[:1], masks[:1])
     if (stats.executed_macs < engine.program.dense_macs).any():
         return  # economies took filters out for good
     error = largest_error(contestant(engine, batches, masks), answers)
-    if not error <= TOLERANCE:  # NaN is an error too
+    if not error <= tolerance:  # NaN is an error too
         raise RuntimeError(
             f"{name}: answers differ from PyTorch's by {error:.2g} of the largest, more than "
             f"{TOLERANCE}; this is a fault of ftwt, please report the network"

@@ -20,7 +20,8 @@ from ..config import DataConfig
 from ..exporting.export import IMAGES, Exported, export
 from ..files.json import read_json
 from ..files.pictures import PREPROCESSING, SUFFIX, Preprocessing
-from ..lowering.compile import compile
+from ..lowering.compile import Precision, compile
+from ..lowering.quantize import QuantizedLayers
 from ..networks.inputs import known
 from ..networks.pretrained import saved_classes
 from ..networks.sources import find_network, folder_of, is_architecture, load_network, name_of
@@ -28,6 +29,8 @@ from ..networks.splits import load_splits
 from ..pruning.dynamic import Batches, DynamicModel
 from ..records.folder import MODEL, RESULT
 from ..runtime.engine import Kind
+
+CALIBRATE = 256  # images
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ class Economies:
         if self.images < 1:
             raise ValueError(f"images={self.images}: judge by one image or more; 2048 is usual")
         return dict.fromkeys(chosen, list(first(load_splits(data, model=model).plain, self.images)))
+
+
+def calibration(data: DataConfig, *, model: str, images: int = CALIBRATE) -> dict[str, Any]:
+    """The options of `ftwt.compile` for eight bits: some training images of a dataset."""
+    if images < 1:
+        raise ValueError(f"calibrate={images}: take ranges from one image or more; 256 is usual")
+    batches = [batch for batch, _ in first(load_splits(data, model=model).plain, images)]
+    return {"precision": "int8", "calibrate": batches}
 
 
 def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -111,6 +122,7 @@ class Deployed:
         gates: How many choose filters for each image.
         dense_macs: Of an image, without gates.
         economies: What was saved beyond skipping.
+        quantization: Of eight bits: rule, images, and each layer; None of a float file.
     """
 
     path: str
@@ -122,6 +134,7 @@ class Deployed:
     gates: int
     dense_macs: int
     economies: dict[str, Any]
+    quantization: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -137,6 +150,8 @@ class Deployed:
         )
         for name, value in self.economies.items():
             yield f"{name}: {_told(value)}"
+        if self.quantization is not None:
+            yield QuantizedLayers.from_notes(self.quantization)
 
 
 def deploy(
@@ -144,6 +159,8 @@ def deploy(
     path: str | os.PathLike[str],
     *,
     economies: Economies | None = None,
+    precision: Precision = "f32",
+    calibrate: int = CALIBRATE,
     data: DataConfig | None = None,
     engine: Kind = "native",
     threads: int = 1,
@@ -154,6 +171,8 @@ def deploy(
         source: As of `find_network`.
         path: The file, `.ftwt`.
         economies: What to save beyond skipping; nothing if not given.
+        precision: `int8`: eight-bit maps and weights; see `ftwt.compile`.
+        calibrate: How many training images its ranges are taken from.
         data: The images that these judge by; CIFAR-10 if not given.
         engine: That looks at these images; the file is for both kinds.
         threads: With which `tune` times.
@@ -167,6 +186,8 @@ def deploy(
         raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
     network, name, how, classes = _find(source)
     options = (economies or Economies()).options(data or DataConfig(), model=name)
+    if precision == "int8":
+        options |= calibration(data or DataConfig(), model=name, images=calibrate)
     example = torch.zeros(1, 3, how.crop, how.crop)
     program = compile(network, example, engine=engine, threads=threads, **options).program
     outputs = program.maps[program.output][0]
@@ -186,6 +207,7 @@ def deploy(
         gates=len(program.gates),
         dense_macs=program.dense_macs,
         economies=dict(program.notes.get("economies", {})),
+        quantization=program.notes.get("quantization"),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,11 +14,14 @@ from ..pruning.dynamic import Batches, DynamicModel, images_of
 from ..runtime import Engine, Program
 from ..runtime.engine import Kind
 from . import economies, lower, tuning
+from .quantize import Rule, quantize
 from .tuning import ForcedEngine
 from .verify import verify
 
 Option = Batches | bool | None
+Precision = Literal["f32", "int8"]
 TUNED_ON = 4  # images
+INTEGER_TOLERANCE = 0.05  # of the largest output: float parts round otherwise
 TUNED_AT = 0.5  # keep ratio where there are no images to say
 
 
@@ -36,6 +39,9 @@ def compile(
     layout: Option = None,
     tune: Option = None,
     classes: Sequence[str] = (),
+    precision: Precision = "f32",
+    calibrate: Iterable[tuple[Tensor, Any] | Tensor] | None = None,
+    rule: Rule = "mse",
     check: bool = True,
 ) -> Engine:
     """Make an engine that computes, for each input, only the filters that it needs.
@@ -62,6 +68,12 @@ def compile(
         tune: Open the gates that, timed on this machine, cost more than they save. True without
             images: timed at `keep`, or at half of the filters.
         classes: Names of the outputs, kept in the engine's program and its file.
+        precision: `int8`: convolutions and linear layers on eight-bit maps with eight-bit weights.
+            Layers that would lose too much stay float; each layer is in
+            `engine.program.notes["quantization"]`, and `ftwt.quantized_layers(engine)` is a table.
+        calibrate: Of `int8`: batches of some hundred images, with or without labels, that ranges of
+            maps are taken from, under the gates' own masks.
+        rule: Of `int8`: how a range is chosen: `minmax`, `percentile`, or least squared error.
         check: Run the network in PyTorch and in the engine on the same images, and refuse an engine
             that differs beyond rounding. False for benchmarks alone: that takes two forward passes.
 
@@ -71,7 +83,8 @@ def compile(
     Raises:
         ValueError: If the network cannot be lowered, naming the operation and its node; if the
             engine computes something else than the network, naming the first operation that
-            differs; or if an option is out of its range.
+            differs; if an option is out of its range; or if images to calibrate with are missing,
+            of another size or not finite.
         RuntimeError: If the native engine was not built; the message says what to install.
     """
     if keep is not None and not 0 < keep <= 1:
@@ -82,6 +95,14 @@ def compile(
         model = convert(model, example, min_gain=-math.inf)
     if _on(tune) and engine != "native":
         raise ValueError(f"tune with engine={engine!r}: it times the native engine alone")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision!r}: use one of {', '.join(get_args(Precision))}")
+    if precision == "int8" and calibrate is None and keep is None:
+        raise ValueError(
+            "calibrate=None: int8 takes ranges of maps from images; give batches of some hundred"
+        )
+    if precision == "f32" and calibrate is not None:
+        raise ValueError("calibrate is given with precision='f32': it belongs to 'int8'")
     given = _Given(engine, (remove_silent, drop_constant, layout, tune))
     program = lower(model, example, classes=classes)
     if remove_fixed:
@@ -102,11 +123,38 @@ def compile(
             timed_at = TUNED_AT if keep is None else keep
         images = given.images(program, tune)
         program = tuning.tune(program, images, threads=threads, keep=timed_at, seed=seed)
+    if precision == "int8":
+        program, _ = quantize(program, _images(calibrate, program), rule=rule)
+        if check:
+            _hold_to_reference(Engine(program, engine=engine, threads=threads))
     if keep is None and built is not None and built.program is program:
         return built
     if keep is None:
         return Engine(program, engine=engine, threads=threads)
     return ForcedEngine(program, engine=engine, threads=threads, keep=keep, seed=seed)
+
+
+def _images(batches: Iterable[Any] | None, program: Program) -> Iterator[np.ndarray]:
+    if batches is None:  # masks are drawn by lot, so the answers mean nothing
+        noise = np.random.default_rng(0).standard_normal((TUNED_ON, *program.maps[0]))
+        yield noise.astype(np.float32)
+        return
+    for batch in batches:
+        yield images_of(batch).float().cpu().numpy()
+
+
+def _hold_to_reference(engine: Engine) -> None:
+    """Hold an eight-bit engine to the reference on an image, under the same masks."""
+    program = engine.program
+    image = np.random.default_rng(0).standard_normal((1, *program.maps[0])).astype(np.float32)
+    wanted, told = Engine(program, engine="reference").run(image)
+    found, _ = engine.run(image, told.masks)
+    error = float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+    if not error <= INTEGER_TOLERANCE:
+        raise ValueError(
+            f"the eight-bit engine differs from its reference by {error:.2g} of the largest "
+            "output; this is a fault of ftwt, please report the network"
+        )
 
 
 def _on(option: Option) -> bool:

@@ -11,8 +11,17 @@ import tyro
 from ..config import DataConfig
 from ..contest.bench import BATCHES, RIVALS, SINGLES, bench
 from ..deployment.classify import classify
-from ..deployment.deploy import Economies, as_file, deploy, first, to_time
+from ..deployment.deploy import (
+    CALIBRATE,
+    Economies,
+    as_file,
+    calibration,
+    deploy,
+    first,
+    to_time,
+)
 from ..files.json import write_json
+from ..lowering.compile import Precision
 from ..networks.sources import name_of
 from ..networks.splits import load_splits
 from ..pruning.dynamic import DynamicModel
@@ -37,6 +46,10 @@ class CompileCommand:
     """Which engine shows images to the gates; reference is slow."""
     threads: int = 1
     """Threads with which --tune times."""
+    precision: Precision = "f32"
+    """int8: eight-bit maps and weights; layers that would lose too much stay float."""
+    calibrate: int = CALIBRATE
+    """Training images that the ranges of eight-bit maps are taken from; no labels are read."""
     as_json: Json = False
     economies: Economies = field(default_factory=Economies)
     data: DataConfig = field(default_factory=DataConfig)
@@ -47,6 +60,8 @@ class CompileCommand:
             self.model,
             self.output,
             economies=self.economies,
+            precision=self.precision,
+            calibrate=self.calibrate,
             data=self.data,
             engine=self.engine,
             threads=self.threads,
@@ -112,6 +127,8 @@ class BenchCommand:
     """Who takes part beside our engine."""
     engine: Kind = "native"
     """Which of our engines; reference is slow."""
+    precision: Precision = "f32"
+    """Of our engines: int8 for eight-bit maps and weights."""
     seed: int = 0
     """Of random weights, images and masks."""
     output: str | None = None
@@ -129,6 +146,10 @@ class BenchCommand:
             wanted = max(self.singles, BATCHES * self.batch)
             test = load_splits(self.data, model=model).test
             images = torch.cat([x for x, _ in first(test, wanted)]).cpu()
+        options = self.economies.options(self.data, model=model)
+        if self.precision == "int8" and self.keep is None:
+            given = calibration(self.data, model=model)
+            options["calibrate"] = given["calibrate"]
         result = bench(
             network,
             example,
@@ -141,9 +162,10 @@ class BenchCommand:
             singles=self.singles,
             seed=self.seed,
             engine=self.engine,
+            precision=self.precision,
             name=self.model,
             config=self,
-            **self.economies.options(self.data, model=model),
+            **options,
         )
         if self.output:
             result.save(self.output)
