@@ -1,0 +1,156 @@
+"""What eight bits cost in accuracy: our engine in float and in int8, on the same test images.
+
+    python benchmarks/eight_bits.py cifar10-resnet20 cifar10-resnet20-dynamic-40
+    python benchmarks/eight_bits.py ../runs/given-resnet56 --mean 0.485 0.456 0.406 --std ...
+    python benchmarks/eight_bits.py --imagenet IMAGES --weights resnet50_v1.safetensors
+
+Ranges come from 256 training images, without labels, by each rule. IMAGES is a folder of
+`NNN_*.jpg`, NNN the label: every second one calibrates, the others test; the weights are those of a
+ResNet-50 (torchvision's names; it strides in the first convolution of a block) or of a MobileNetV1
+(see photographs.py). Writes `results/int8/NETWORK.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from photographs import VIEW, mobilenet
+from safetensors.torch import load_file
+from torch import nn
+
+import ftwt
+from ftwt.config import DataConfig
+from ftwt.files.json import write_json
+from ftwt.files.pictures import Preprocessing, read_picture
+from ftwt.files.provenance import provenance
+from ftwt.lowering.quantize import RULES
+from ftwt.models.vision import import_vision
+from ftwt.networks.sources import find_network
+from ftwt.networks.splits import load_splits
+from ftwt.pruning.dynamic import DynamicModel
+
+OUTPUT = Path("results/int8")
+IMAGENET = Preprocessing(
+    resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)
+AT_ONCE = 100
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", help="names with weights, or folders of networks")
+    parser.add_argument("--calibrate", type=int, default=256, help="images")
+    parser.add_argument("--rules", nargs="+", default=RULES)
+    parser.add_argument("--data-root")
+    parser.add_argument("--mean", type=float, nargs=3)
+    parser.add_argument("--std", type=float, nargs=3)
+    parser.add_argument("--imagenet", type=Path, help="folder of images")
+    parser.add_argument("--weights", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for source in given.networks:
+        normal = {} if given.mean is None else {"mean": tuple(given.mean), "std": tuple(given.std)}
+        splits = load_splits(DataConfig(data_root=given.data_root, **normal))
+        held = torch.cat([images for images, _ in splits.plain])[: given.calibrate]
+        network = find_network(source).cpu().eval()
+        compare(Path(source).name.replace(":", "-"), network, held, list(splits.test), given)
+    if given.imagenet:
+        network, how = imagenet(given.weights)
+        paths = sorted(given.imagenet.glob("[0-9][0-9][0-9]_*.jpg"))
+        images = torch.stack([torch.from_numpy(read_picture(path, how)) for path in paths])
+        labels = torch.tensor([int(path.name[:3]) for path in paths])
+        test = list(zip(images[1::2].split(AT_ONCE), labels[1::2].split(AT_ONCE), strict=True))
+        compare(
+            f"imagenet-{given.weights.stem}", network, images[::2][: given.calibrate], test, given
+        )
+
+
+def imagenet(weights: Path) -> tuple[nn.Module, Preprocessing]:
+    """A trained ImageNet network, and how it takes images."""
+    if weights.stem.startswith("mobilenet"):
+        return mobilenet(weights), VIEW
+    network = import_vision("torchvision").models.resnet50()
+    for layer in (network.layer2, network.layer3, network.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    state = {name: value.float() for name, value in load_file(weights).items()}
+    network.load_state_dict(state | {k: v for k, v in network.state_dict().items() if "num_b" in k})
+    return network.eval(), IMAGENET
+
+
+def compare(
+    name: str,
+    network: nn.Module,
+    held: torch.Tensor,
+    test: list[tuple[torch.Tensor, torch.Tensor]],
+    given: argparse.Namespace,
+) -> None:
+    """Evaluate the float engine and one of eight bits for each rule."""
+    began = time.perf_counter()
+    example = None if isinstance(network, DynamicModel) else held[:1]
+    plain = ftwt.compile(network, example)
+    right, guesses, masks = answers(plain, test)
+    rows: list[dict[str, Any]] = []
+    for rule in given.rules:
+        engine = ftwt.compile(
+            network, example, precision="int8", calibrate=held.split(64), rule=rule
+        )
+        found, guessed, decided = answers(engine, test)
+        layers = ftwt.quantized_layers(engine).layers
+        rows.append(
+            {
+                "rule": rule,
+                "top1": found,
+                "same_guess": float(np.mean(guesses == guessed)),
+                "same_masks": float(np.mean(masks == decided)) if masks.size else None,
+                "float_layers": [layer.name for layer in layers if layer.precision == "f32"],
+                "least_snr_db": min(layer.snr_db for layer in layers if layer.snr_db is not None),
+            }
+        )
+        print(name, f"f32 {right:.2%}", rows[-1], flush=True)
+    told = {key: str(value) for key, value in vars(given).items() if key != "data_root"}
+    write_json(
+        OUTPUT / f"{name}.json",
+        {
+            "network": name,
+            "calibrated_on": len(held),
+            "images": len(guesses),
+            "f32_top1": right,
+            "rows": rows,
+            "provenance": provenance(config=told, duration_s=time.perf_counter() - began),
+        },
+    )
+
+
+def answers(
+    engine: Any, test: list[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Share of right guesses, the guesses, and all masks side by side."""
+    guesses, masks, labels = [], [np.zeros((0, 0), bool)], []
+    for images, wanted in parts(test):
+        out, stats = engine.run(images.float().contiguous())
+        guesses.append(out.argmax(1).numpy())
+        labels.append(wanted.numpy())
+        if stats.masks:
+            masks.append(np.concatenate([*stats.masks.values()], axis=1))
+    found = np.concatenate(guesses)
+    side_by_side = np.concatenate(masks[1:]) if len(masks) > 1 else masks[0]
+    return float(np.mean(found == np.concatenate(labels))), found, side_by_side
+
+
+def parts(test: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[Any, Any]]:
+    """Batches of a size that engines like."""
+    for images, labels in test:
+        yield from zip(images.split(AT_ONCE), labels.split(AT_ONCE), strict=True)
+
+
+if __name__ == "__main__":
+    main()
