@@ -29,7 +29,7 @@ from ftwt.config import DataConfig
 from ftwt.files.json import write_json
 from ftwt.files.pictures import Preprocessing, read_picture
 from ftwt.files.provenance import provenance
-from ftwt.lowering.quantize import RULES
+from ftwt.lowering.ranges import RULES
 from ftwt.models.vision import import_vision
 from ftwt.networks.sources import find_network
 from ftwt.networks.splits import load_splits

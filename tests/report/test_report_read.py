@@ -198,7 +198,7 @@ def test_files_of_other_kinds_in_a_folder_are_left_out_and_named(study):
         ("raw.json", bytes(range(128, 200)), "raw.json is not text, so it is not JSON"),
         ("list.json", b"[1, 2]", "list.json is not a result that a report shows"),
         ("mine.json", b'{"mine": 1}', "mine.json is not a result that a report shows"),
-        ("notes.txt", b"mine", "notes.txt is not a result file; name a run's folder"),
+        ("notes.txt", b"mine", "notes.txt is not a result file; name the folder of a run"),
         ("metrics.jsonl", b"", "metrics.jsonl is empty; expected a line of JSON"),
         ("metrics.jsonl", b"{}\n", r"metrics.jsonl: `line 1.kind` is missing; expected text"),
         ("metrics.jsonl", b'{"kind": "x"}\n', "`line 1.kind` is 'x'; expected `step` or `epoch`"),
@@ -220,9 +220,9 @@ def test_a_file_that_is_no_result_is_told(tmp_path, name, content, said):
 
 
 def test_nothing_to_report_on_is_told(tmp_path):
-    with pytest.raises(ValueError, match="nothing to report on; name a run's folder"):
+    with pytest.raises(ValueError, match="nothing to report on; name the folder of a run"):
         read([])
-    with pytest.raises(ValueError, match="holds no results; name a run's folder"):
+    with pytest.raises(ValueError, match="holds no results; name the folder of a run"):
         read(tmp_path)
 
 

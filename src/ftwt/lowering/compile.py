@@ -14,7 +14,8 @@ from ..pruning.dynamic import Batches, DynamicModel, images_of
 from ..runtime import Engine, Program
 from ..runtime.engine import Kind
 from . import economies, lower, tuning
-from .quantize import Rule, quantize
+from .quantize import quantize
+from .ranges import Rule
 from .tuning import ForcedEngine
 from .verify import verify
 

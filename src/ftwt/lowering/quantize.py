@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -21,10 +21,9 @@ from rich.table import Table
 
 from ..files.tables import Shown
 from ..runtime import Engine, Program
-from ..runtime.check import MAX_SUMMED
+from ..runtime.limits import MAX_SUMMED
 from ..runtime.program import (
     INTEGER_ACTIVATIONS,
-    RANGES,
     RENEWING,
     Activate,
     Combine,
@@ -39,15 +38,10 @@ from ..runtime.program import (
     Silence,
     Type,
 )
-from ..runtime.reference import Map, Network, convolve, store
+from ..runtime.reference import convolve, store
+from .ranges import RULES, Fit, Rule, Seen
 
-Rule = Literal["minmax", "percentile", "mse"]
-RULES = get_args(Rule)
 LEAST_DB = 12.0  # signal to noise below which a layer stays float
-SAMPLES = 2**16  # values of a map that ranges are chosen by
-PERCENTILE = 99.99
-CLIPS = np.linspace(0.2, 1.0, 41)  # shares of the largest value that `mse` tries
-AT_ONCE = 2**27  # values of all maps of a batch
 
 
 @dataclass(frozen=True)
@@ -137,109 +131,29 @@ def quantize(
     """
     if rule not in RULES:
         raise ValueError(f"rule={rule!r}: use one of {', '.join(RULES)}")
-    seen = _Seen(program)
+    seen = Seen(program)
     for batch in batches:
         seen.add(np.ascontiguousarray(batch, np.float32))
     if not seen.images:
         raise ValueError("calibrate holds no images; give some hundred, without labels")
-    fit = _Fit(program, seen, rule)
-    found = {op.out: fit.layer(op) for op in program.operations if isinstance(op, Conv)}
+    fit = Fit(program, seen, rule)
+    made = _Layers(program, seen, fit)
+    found = {op.out: made.layer(op) for op in program.operations if isinstance(op, Conv)}
     layers = tuple(found.values())
     integer = {out for out, layer in found.items() if layer.precision == "int8"}
-    built = _Rewrite(program, fit, integer).program()
+    built = _Rewrite(program, fit, made.made, integer).program()
     told = [asdict(layer) for layer in layers]
     notes = dict(program.notes) | {"quantization": {"rule": rule, "images": seen.images,
                                                     "layers": told}}  # fmt: skip
     return replace(built, notes=notes), layers
 
 
-class _Seen:
-    """What the images show of each map: its extremes, means of channels, and sampled values."""
+class _Layers:
+    """Eight-bit weights, scales and biases of layers."""
 
-    def __init__(self, program: Program) -> None:
-        self.program, self.network = program, Network(program)
-        self.images = 0
-        self.low = np.zeros(len(program.maps))
-        self.high = np.zeros(len(program.maps))
-        self.sums = [np.zeros(shape[0]) for shape in program.maps]
-        self.values: list[list[np.ndarray]] = [[] for _ in program.maps]
-        self.some: dict[int, Map] = {}  # of the first images
-
-    def add(self, images: np.ndarray) -> None:
-        wanted = self.program.maps[0]
-        if images.ndim != 4 or images.shape[1:] != wanted:
-            sizes = ", ".join(map(str, wanted))
-            raise ValueError(f"calibrate holds images {images.shape}, must be (B, {sizes})")
-        size = max(1, AT_ONCE // sum(map(math.prod, self.program.maps)) // 4)
-        for start in range(0, len(images), size):
-            self._add(images[start : start + size])
-
-    def _add(self, images: np.ndarray) -> None:
-        if not np.isfinite(images).all():
-            raise ValueError("calibrate holds an image with a value that is not finite")
-        maps = self.network.maps(images, {})
-        if not self.some:
-            self.some = {index: Map(m.value[:8], m.active[:8]) for index, m in maps.items()}
-        for index, (value, active) in maps.items():
-            if not np.isfinite(value).all():
-                raise ValueError(f"map {index} overflows on a calibration image")
-            self.low[index] = min(self.low[index], float(value.min()))
-            self.high[index] = max(self.high[index], float(value.max()))
-            self.sums[index] += value.mean((2, 3), dtype=np.float64).sum(0)
-            held = value[active].ravel()  # zeros of inactive channels are exact
-            if held.size:
-                room = SAMPLES // 8
-                self.values[index].append(held[:: max(1, held.size // room)][:room].copy())
-        self.images += len(images)
-
-    def mean(self, index: int) -> np.ndarray:
-        """Mean of each channel over images and positions."""
-        return self.sums[index] / self.images
-
-
-class _Fit:
-    """Types and scales of maps, weights and biases of layers."""
-
-    def __init__(self, program: Program, seen: _Seen, rule: Rule) -> None:
-        self.program, self.seen, self.rule = program, seen, rule
-        self.same = list(range(len(program.maps)))
-        for op in program.operations:  # these give back the integers they read
-            if isinstance(op, Gather | Flatten | Silence) or (
-                isinstance(op, Pool) and op.kind == "max"
-            ):
-                for index in op.reads:
-                    self.same[self._root(index)] = self._root(op.out)
-        members: dict[int, list[int]] = {}
-        for index in range(len(program.maps)):
-            members.setdefault(self._root(index), []).append(index)
-        self.types: list[Type] = ["u8"] * len(program.maps)
-        self.scales = [1.0] * len(program.maps)
-        for group in members.values():
-            kind: Type = "u8" if all(seen.low[index] >= 0 for index in group) else "s8"
-            scale = self._scale(group, kind)
-            for index in group:
-                self.types[index], self.scales[index] = kind, scale
+    def __init__(self, program: Program, seen: Seen, fit: Fit) -> None:
+        self.program, self.seen, self.fit = program, seen, fit
         self.made: dict[int, dict[str, np.ndarray]] = {}  # by the map that a layer writes
-
-    def _root(self, index: int) -> int:
-        while self.same[index] != index:
-            index = self.same[index]
-        return index
-
-    def _scale(self, group: list[int], kind: Type) -> float:
-        most = max(max(self.seen.high[index], -self.seen.low[index]) for index in group)
-        levels = RANGES[kind][1]
-        if most <= 0:
-            return float(np.float32(1 / levels))
-        held = [part for index in group for part in self.seen.values[index]]
-        values = np.abs(np.concatenate(held)) if held else np.zeros(1, np.float32)
-        reach = most
-        if self.rule == "percentile":
-            reach = float(np.percentile(values, PERCENTILE)) or most
-        elif self.rule == "mse":
-            values = values[:: max(1, values.size // SAMPLES)]
-            reach = most * min(CLIPS, key=lambda clip: _error(values, most * clip, levels))
-        return float(np.float32(max(reach / levels, 1e-30)))
 
     def layer(self, op: Conv) -> QuantizedLayer:
         """Quantise a layer's weights, and say what it loses."""
@@ -251,7 +165,7 @@ class _Fit:
         largest = np.abs(weight).max((1, 2, 3))
         own = (np.where(largest > 0, largest, 1) / np.float32(127)).astype(np.float32)
         integers = np.clip(np.rint(weight / own[:, None, None, None]), -127, 127).astype(np.int8)
-        scale = (np.float32(self.scales[op.x]) * own).astype(np.float32)
+        scale = (np.float32(self.fit.scales[op.x]) * own).astype(np.float32)
         rounded = integers * own[:, None, None, None].astype(np.float64)
         # the mean of what rounding the weights does to the sums
         lost = (weight - rounded).sum((2, 3)).reshape(op.groups, -1, weight.shape[1])
@@ -270,7 +184,7 @@ class _Fit:
     def _snr(self, op: Conv, weight: np.ndarray, bias: np.ndarray) -> float:
         x, active = self.seen.some[op.x], self.seen.some[op.out].active
         made, size = self.made[op.out], self.program.maps[op.out][1:]
-        q = store(x.value, self.types[op.x], np.float32(self.scales[op.x]))
+        q = store(x.value, self.fit.types[op.x], np.float32(self.fit.scales[op.x]))
         wanted = convolve(x.value, weight, op, size) + bias[:, None, None]
         found = convolve(q.astype(np.float32), made["weight"].astype(np.float32), op, size)
         found = found * made["scale"][:, None, None] + made["bias"][:, None, None]
@@ -279,12 +193,6 @@ class _Fit:
         if not signal or not noise:
             return 99.0
         return min(99.0, 10 * math.log10(signal / noise))
-
-
-def _error(values: np.ndarray, reach: float, levels: int) -> float:
-    scale = np.float32(max(reach / levels, 1e-30))
-    rounded = np.minimum(np.rint(values / scale), levels) * scale
-    return float(np.square(values - rounded, dtype=np.float64).sum())
 
 
 def _no_form(program: Program, op: Conv) -> str:
@@ -303,8 +211,14 @@ def _no_form(program: Program, op: Conv) -> str:
 class _Rewrite:
     """The walk that writes the program anew: each map as floats, as integers, or both."""
 
-    def __init__(self, program: Program, fit: _Fit, integer: set[int]) -> None:
-        self.old, self.fit = program, fit
+    def __init__(
+        self,
+        program: Program,
+        fit: Fit,
+        made: Mapping[int, Mapping[str, np.ndarray]],
+        integer: set[int],
+    ) -> None:
+        self.old, self.fit, self.made = program, fit, made
         self.integer_layers = integer  # by the map that a layer writes
         self.wanted = self._wanted()
         self.maps: list[tuple[int, int, int]] = [program.maps[0]]
@@ -411,7 +325,7 @@ class _Rewrite:
         number = len(self.operations)
         while any(name in self.constants for name in names.values()):
             names = {field: f"{name}.{number}" for field, name in names.items()}
-        self.constants |= {names[field]: value for field, value in self.fit.made[op.out].items()}
+        self.constants |= {names[field]: value for field, value in self.made[op.out].items()}
         fields = {name: getattr(op, name) for name in _fields(op)}
         fields |= names | {
             "x": read[op.x],
