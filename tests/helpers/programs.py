@@ -209,7 +209,19 @@ def random_program(seed: int, *, steps: int | None = None) -> Program:
     return RandomBuilder(seed).program_of(steps)
 
 
+def random_integer_program(seed: int) -> Program:
+    """A valid program that has an eight-bit form throughout, its predictors aside."""
+    return _RandomInteger(seed).program_of(None)
+
+
 class RandomBuilder(Builder):
+    steps: tuple[tuple[str, int], ...] = (
+        ("any_conv", 8), ("residual", 3), ("any_pool", 2), ("pointwise", 1), ("mixture", 2),
+        ("any_gather", 2), ("squeeze", 1), ("any_silence", 2),
+    )  # fmt: skip
+    acts: tuple[str, ...] = ACTS
+    posts: tuple[str, ...] = ("none", "relu", "relu6", "silu", "leaky_relu", "tanh")
+
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 1])
         most = 40 if rng.random() < 0.1 else 17
@@ -218,11 +230,9 @@ class RandomBuilder(Builder):
 
     def program_of(self, steps: int | None) -> Program:
         for _ in range(steps or int(self.rng.integers(2, 13))):
-            kinds = (self.any_conv, self.residual, self.any_pool, self.pointwise, self.mixture,
-                     self.any_gather, self.squeeze, self.any_silence)  # fmt: skip
-            weights = (8, 3, 2, 1, 2, 2, 1, 2)
-            step = kinds[self.rng.choice(len(kinds), p=np.array(weights) / sum(weights))]
-            step(self.recent())
+            names, weights = zip(*self.steps, strict=True)
+            step = names[self.rng.choice(len(names), p=np.array(weights) / sum(weights))]
+            getattr(self, step)(self.recent())
         self.end(len(self.maps) - 1)
         return self.program()
 
@@ -242,7 +252,7 @@ class RandomBuilder(Builder):
         return len(self.maps) - back
 
     def act(self) -> str:
-        return str(self.choose(ACTS))
+        return str(self.choose(self.acts))
 
     def mask(self, x: int, channels: int) -> int:
         """A mask of some channels: one that exists, or a new one that looks at x."""
@@ -303,7 +313,7 @@ class RandomBuilder(Builder):
         self.conv(
             x, filters, kernel, padding=(*near, *near), act=self.choose(("none", self.act())),
             mask=self.maybe_mask(x, filters, 0.7), add=add,
-            post=self.choose(("none", "relu", "relu6", "silu", "leaky_relu", "tanh")),
+            post=self.choose(self.posts),
             after=self.maybe_mask(x, filters, 0.4),
         )  # fmt: skip
 
@@ -363,3 +373,25 @@ class RandomBuilder(Builder):
         elif self.chance(0.7):
             x = self.pool(x, self.choose(("mean", "max")))
         self.conv(x, 5, self.maps[x][1:])
+
+
+class _RandomInteger(RandomBuilder):
+    steps = (
+        ("any_conv", 8), ("residual", 4), ("any_maximum", 2), ("any_sum", 2), ("any_gather", 2),
+        ("any_silence", 2),
+    )  # fmt: skip
+    acts = ("none", "relu", "relu6", "leaky_relu", "hardswish")
+    posts = acts
+
+    def any_maximum(self, x: int) -> None:
+        kernel = tuple(int(self.rng.integers(1, min(s, 4) + 1)) for s in self.maps[x][1:])
+        self.pool(
+            x, "max", kernel=kernel, stride=tuple(int(n) for n in self.rng.integers(1, 4, size=2)),
+            padding=tuple(int(self.rng.integers(0, k)) for k in kernel),
+            ceil_mode=self.chance(0.5),
+        )  # fmt: skip
+
+    def any_sum(self, x: int) -> None:
+        shape = self.maps[x]
+        same = [i for i, other in enumerate(self.maps) if other in (shape, (shape[0], 1, 1))]
+        self.combine(x, int(self.choose(same)), "add", act=self.act())

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..lowering.tuning import by_lot
 from ..runtime import Engine, Predict, Program, Stats
-from ..runtime.program import INTEGER_VERSION
 from .turns import Contestant
 
 Masks = Mapping[int, np.ndarray]  # gate's number -> (B, C) uint8
@@ -59,7 +58,7 @@ def contestant(engine: Steered, batches: np.ndarray, masks: Sequence[Masks]) -> 
         engine.masks = masks[batch]
 
     how = engine.isa or "reference"
-    how += ", int8" if engine.program.version == INTEGER_VERSION else ""
+    how += ", int8" if engine.program.quantised else ""
     return Contestant(take, lambda: engine(image), f"{how}, {len(engine.program.gates)} gates")
 
 

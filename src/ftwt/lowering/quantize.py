@@ -21,9 +21,9 @@ from rich.table import Table
 
 from ..files.tables import Shown
 from ..runtime import Engine, Program
-from ..runtime.limits import MAX_SUMMED
+from ..runtime.limits import MAX_PRODUCTS
 from ..runtime.program import (
-    INTEGER_ACTIVATIONS,
+    EXACT,
     RENEWING,
     Activate,
     Combine,
@@ -38,7 +38,7 @@ from ..runtime.program import (
     Silence,
     Type,
 )
-from ..runtime.reference import convolve, store
+from ..runtime.reference import convolve, quantise
 from .ranges import RULES, Fit, Rule, Seen
 
 LEAST_DB = 12.0  # signal to noise below which a layer stays float
@@ -184,7 +184,7 @@ class _Layers:
     def _snr(self, op: Conv, weight: np.ndarray, bias: np.ndarray) -> float:
         x, active = self.seen.some[op.x], self.seen.some[op.out].active
         made, size = self.made[op.out], self.program.maps[op.out][1:]
-        q = store(x.value, self.fit.types[op.x], np.float32(self.fit.scales[op.x]))
+        q = quantise(x.value, self.fit.types[op.x], np.float32(self.fit.scales[op.x]))
         wanted = convolve(x.value, weight, op, size) + bias[:, None, None]
         found = convolve(q.astype(np.float32), made["weight"].astype(np.float32), op, size)
         found = found * made["scale"][:, None, None] + made["bias"][:, None, None]
@@ -197,11 +197,11 @@ class _Layers:
 
 def _no_form(program: Program, op: Conv) -> str:
     """Why a convolution has no eight-bit form; empty if it has one."""
-    if math.prod(program.constants[op.weight].shape[1:]) > MAX_SUMMED:
+    if math.prod(program.constants[op.weight].shape[1:]) > MAX_PRODUCTS:
         return "too many inputs for sums of 32 bits"
-    if op.post not in INTEGER_ACTIVATIONS:
+    if op.post not in EXACT:
         return f"{op.post} after a sum"
-    if op.act not in INTEGER_ACTIVATIONS and (
+    if op.act not in EXACT and (
         op.add is not None or (op.act in RENEWING and (op.mask is not None or op.after is not None))
     ):
         return f"{op.act} before a sum or a mask"
@@ -319,7 +319,7 @@ class _Rewrite:
         read = {op.x: self.as_integer(op.x)}
         if op.add is not None:
             read[op.add] = self.integers.get(op.add, self.floats.get(op.add, -1))
-        late = op.act if op.act not in INTEGER_ACTIVATIONS else None
+        late = op.act if op.act not in EXACT else None
         kind: Type = self.fit.types[op.out] if op.out in self.wanted and late is None else "f32"
         names = {field: f"{op.name}.{field}.int8" for field in ("weight", "scale", "bias")}
         number = len(self.operations)
@@ -346,4 +346,4 @@ def _fields(op: Conv) -> Iterator[str]:
 
 def _summed(op: Operation) -> bool:
     """Whether an operation is a sum that eight-bit maps can have."""
-    return isinstance(op, Combine) and op.kind == "add" and op.act in INTEGER_ACTIVATIONS
+    return isinstance(op, Combine) and op.kind == "add" and op.act in EXACT

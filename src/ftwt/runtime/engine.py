@@ -177,6 +177,7 @@ class Engine:
         shape, program = "x".join(map(str, self.program.maps[0])), self.program
         output = "x".join(map(str, program.maps[program.output]))
         how = f"{self.isa}, threads={self.threads}" if self.kind == "native" else "reference"
+        how += ", int8" if program.quantised else ""
         return f"Engine({shape} -> {output}, {len(program.gates)} gates, {how})"
 
     @staticmethod

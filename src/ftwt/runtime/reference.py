@@ -157,12 +157,11 @@ class _Batch:
         """What an operation without MACs makes."""
         if isinstance(op, Combine):
             a, b = self.maps[op.a], self.maps[op.b]
-            acts = ACTIVATE if a.value.dtype == np.float32 else ROUNDED
             if op.kind == "add":
                 value, active = self.real(op.a) + self.real(op.b), a.active | b.active
             else:
                 value, active = a.value * b.value, a.active & b.active
-            return Map(acts[op.act](value), active | (op.act in RENEWING))
+            return Map(ACTIVATE[op.act](value), active | (op.act in RENEWING))
         if isinstance(op, Gather):
             index = self.constants[op.index]
             value = np.concatenate([self.maps[x].value for x in op.xs], axis=1)[:, index]
@@ -200,22 +199,20 @@ class _Batch:
         x, x_active = self.maps[op.x]
         weight = self.constants[op.weight]
         _, rows, columns = self.shapes[op.out]
-        acts = ACTIVATE
         if isinstance(op, QConv):
             # whole numbers below 2^31, which doubles hold exactly
             sums = convolve(x.astype(float), weight.astype(float), op, (rows, columns))
             value = sums.astype(np.float32) * self.constants[op.scale][:, None, None]
-            acts = ROUNDED
         else:
             value = convolve(x, weight, op, (rows, columns))
-        value = acts[op.act](value + self.constants[op.bias][:, None, None])
+        value = ACTIVATE[op.act](value + self.constants[op.bias][:, None, None])
         everything = np.ones((self.samples, len(weight)), bool)
         mask = everything if op.mask is None else self.masks[op.mask]
         after = everything if op.after is None else self.masks[op.after]
         value = np.where(mask[:, :, None, None], value, np.float32(0))
         active = mask
         if op.add is not None:
-            value = acts[op.post](value + self.real(op.add))
+            value = ACTIVATE[op.post](value + self.real(op.add))
             active = mask | self.maps[op.add].active
         inputs = x_active.reshape(self.samples, op.groups, -1).sum(2)
         computed = (mask & after).reshape(self.samples, op.groups, -1).sum(2)
@@ -297,7 +294,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _hardsigmoid(x: Array) -> Array:
-    return np.clip(x + 3, 0, 6) / np.float32(6)
+    return np.clip(x + 3, 0, 6) * (np.float32(1) / np.float32(6))  # as EXACT says
 
 
 def _gelu(x: Array) -> Array:
@@ -313,14 +310,8 @@ ACTIVATE: dict[str, Callable[[Array], Array]] = {
     "hardswish": lambda x: x * _hardsigmoid(x),
     "sigmoid": _sigmoid,
     "hardsigmoid": _hardsigmoid,
-    "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
+    "leaky_relu": lambda x: np.where(x < 0, x * np.float32(0.01), x),
     "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
     "gelu": _gelu,
     "tanh": np.tanh,
 }
-ROUNDED: dict[str, Callable[[Array], Array]] = {
-    **{name: ACTIVATE[name] for name in ("none", "relu", "relu6")},
-    "leaky_relu": lambda x: np.where(x < 0, x * np.float32(0.01), x),
-    "hardswish": lambda x: x * (np.clip(x + 3, 0, 6) * (np.float32(1) / np.float32(6))),
-}
-"""Activations of quantised operations, whose every step is rounded as `program` says."""
