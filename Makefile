@@ -48,7 +48,7 @@ sanitize: $(INSTALLED)
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=build/sanitized/site:$(wildcard .venv/lib/python3.*/site-packages) \
 		$(BIN)/python -S -m pytest --capture=sys tests/runtime/test_fuzz.py tests/runtime/test_file.py \
-		tests/runtime/test_products.py
+		tests/runtime/test_quantised.py tests/runtime/test_products.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -17,7 +17,7 @@ SIZES = ((24, 8, 8), (32, 9, 7), (48, 14, 14), (16, 28, 20))
 HALO = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=["amx", "avx512", "avx2", "portable"])
 def isa(request):
     native = pytest.importorskip("ftwt.runtime._native")
     if not hasattr(native, "products"):
@@ -122,3 +122,35 @@ def test_panels_multiply_all_of_a_network_without_gates(isa):
     build.conv(0, 64)
     products, (macs, _) = counted(build.program(), isa)
     assert products["panel"] == macs
+
+
+@pytest.mark.parametrize("shape", [*SIZES, (64, 4, 4), (80, 1, 1)])
+@pytest.mark.parametrize(
+    "conv", [{"kernel": (1, 1)}, HALO, {**HALO, "stride": (2, 2)}, {**HALO, "groups": 8}]
+)
+def test_integers_multiply_what_is_executed_and_dwords_or_tiles_filled_up(shape, conv, isa):
+    build = Builder(shape)
+    build.fixed(np.ones(shape[0]))
+    build.fixed(np.ones(40))
+    x = build.silence(build.quantize(0, "s8", 0.05), 0)
+    build.qconv(x, 40, mask=1, **conv)
+    products, (macs, active) = counted(build.program(), isa)
+    groups = conv.get("groups", 1)
+    _, height, width = build.maps[-1]
+    # of a sample's inputs, at most three more to a dword, and a dword more to each tile of sixteen
+    spare = np.minimum(active[0] // groups + 3 + 4 * (active[0] // 64 + 1), shape[0]).sum()
+    most = macs + (spare + 3 * groups) * 40 * np.prod(conv["kernel"]) * height * width
+    assert macs <= products["integer"] <= most
+    assert not products["direct"] + products["dot"] + products["winograd"]
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_integers_multiply_fours_of_taps_of_depthwise_filters(size, isa):
+    shape, border = (24, 9, 7), (size // 2,) * 4
+    build = Builder(shape)
+    build.fixed(np.ones(24))
+    x = build.silence(build.quantize(0, "u8", 0.05), 0)
+    build.qconv(x, 24, kernel=(size, size), padding=border, groups=24)
+    products, (macs, active) = counted(build.program(), isa)
+    assert macs == active[0].sum() * size * size * 63
+    assert macs < products["integer"] <= 4 * macs
