@@ -257,7 +257,7 @@ def test_a_run_is_estimated_with_its_own_gates(folder: Path, ftwt: Any) -> None:
             "the loss became NaN or infinite at step 1 (learning rate 1e+30",
         ),
         (["estimate", tiny.NAME, *tiny.DATA, "--images", "0"], "images=0: look at one image"),
-        (["demo", "--reduction", "1.5"], "reduction=1.5 is outside (0, 1)"),
+        (["prune", tiny.NAME, *tiny.DATA, "--reduction", "1.5"], "reduction=1.5 is outside (0, 1)"),
         (["demo", "--output", "file/demo"], "file/demo"),
     ],
 )
