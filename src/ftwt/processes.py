@@ -17,6 +17,7 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from .config import TrainConfig
+from .pruning.dynamic import images_of
 
 TIMEOUT_S = 600.0  # one process waits so long for the others; $FTWT_TIMEOUT_S overrides it
 
@@ -117,7 +118,7 @@ def first(
     parts, begin = iter(batches), 0
     while begin < images:
         batch = next(parts, torch.empty(0))
-        mine = batch if isinstance(batch, Tensor) else batch[0]
+        mine = images_of(batch)
         sizes = [len(mine)]
         if not alone(accelerator):
             sizes = gather(torch.tensor(sizes, device=accelerator.device)).tolist()

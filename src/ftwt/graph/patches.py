@@ -49,7 +49,9 @@ class MarkingTracer(fx.Tracer):
 def record(model: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
     """Trace a network, and leave nothing in it: what its forward caches would be stand-ins."""
     with torch.enable_grad(), _whole_functions(model), kept(model):
-        return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+        network = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+    network.graph._tracer_cls = None  # or a pickled graph would be recorded by ours again
+    return network
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from .compare import close, compare, compare_training, mode, two_images
 from .convolutions import is_convolution, is_linear
+from .inputs import expect_sizes, expect_values, refuse_call
 from .patches import MarkingTracer, record
 from .recognise import frozen_affine
 from .settle import settle
@@ -67,6 +68,8 @@ def trace(
         UserWarning: With `training`, if the network returns more in training than in eval mode.
     """
     refuse_wrapped(model)
+    if example is not None:
+        refuse_call(model, example)
     whole = {module for module in model.modules() if _is_whole(module)}  # before a tracer is about
     tracers: list[fx.Tracer] = [MarkingTracer(whole)]
     if example is not None:
@@ -102,6 +105,7 @@ def _traced(model: nn.Module, tracer: fx.Tracer, example: tuple[Any, ...] | None
         return network
     if isinstance(tracer, SizedTracer):
         expect_sizes(network, example)
+    expect_values(network, example)
     inputs = two_images(example)
     settle(network, _copies(inputs))
     compare(network, model, inputs)
@@ -154,29 +158,6 @@ def _try(model: nn.Module, example: tuple[Any, ...] | None) -> None:
 def evaluating(model: nn.Module) -> AbstractContextManager[None]:
     """Put a network into eval mode, and each of its modules back into the mode it was in."""
     return mode(model, training=False)
-
-
-def expect_sizes(network: fx.GraphModule, example: tuple[Any, ...]) -> None:
-    """Let a graph that holds for the sizes of an example alone refuse all others."""
-    inputs = [node for node in network.graph.nodes if node.op == "placeholder"]
-    for node, value in zip(inputs, example, strict=False):
-        if isinstance(value, Tensor):
-            with network.graph.inserting_after(inputs[-1]):
-                network.graph.call_function(expect_size, (node, tuple(value.shape[1:])))
-    network.recompile()
-
-
-def expect_size(value: Tensor, size: tuple[int, ...]) -> None:
-    """Refuse an input of other sizes than those that a graph was traced for."""
-    if tuple(value.shape[1:]) != tuple(size):
-        raise ValueError(
-            f"an input of shape {tuple(value.shape[1:])} for a network that was traced for "
-            f"{tuple(size)}, because its forward computes with sizes; resize the input, or trace "
-            "or convert the network with an example of this size"
-        )
-
-
-fx.node.has_side_effect(expect_size)  # it has no users, and is to stay all the same
 
 
 def _is_whole(module: nn.Module) -> bool:

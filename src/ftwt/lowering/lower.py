@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.activity import ChannelGraph
 from ..graph.convolutions import inside, is_linear
+from ..graph.inputs import inputs_of
 from ..graph.operations import MOVING_MODULES, MOVING_NAMES
 from ..graph.recognise import frozen_affine, is_known, operation, passes_through, recognised
 from ..graph.settle import changed
@@ -80,7 +81,7 @@ def walk(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -> t
     else:
         if example is None:
             raise ValueError("example=None: a plain network needs an input, (B, C, H, W)")
-        inputs = example if isinstance(example, tuple) else (example,)
+        inputs = inputs_of(example)
         network, image = trace(model, inputs), tuple(inputs[0].shape[1:])
         channels = ChannelGraph(network, inputs)
     if len(image) != 3:

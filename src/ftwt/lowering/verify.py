@@ -45,7 +45,7 @@ def verify(
     network = in_float32(model)
     with evaluating(network), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        noise = torch.randn(2, *engine.program.maps[0])
+        noise = torch.randn(2, *engine.program.maps[0], dtype=torch.float32)
         if isinstance(network, DynamicModel):
             return _verify_dynamic(engine, network, noise)
         first = example[0] if isinstance(example, tuple) else cast(Tensor, example)

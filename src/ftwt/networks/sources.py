@@ -60,9 +60,9 @@ def count_outputs(network: nn.Module, model: str) -> int:
     """Count the classes that a network of that name tells apart."""
     side = known(model)[0].crop
     shape = network.input_shape if isinstance(network, DynamicModel) else (3, side, side)
-    device = next(network.parameters()).device
+    like = next(network.parameters())
     with evaluating(network), torch.inference_mode():
-        return network(torch.zeros(1, *shape, device=device)).shape[1]
+        return network(torch.zeros(1, *shape, dtype=like.dtype, device=like.device)).shape[1]
 
 
 def check_classes(network: nn.Module, model: str, splits: Splits) -> None:

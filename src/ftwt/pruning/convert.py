@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph.activity import ChannelGraph
+from ..graph.inputs import inputs_of
 from ..graph.operations import Conv
 from ..graph.settle import without_gradients
 from ..graph.trace import trace
@@ -100,7 +101,7 @@ def convert(
         raise ValueError(f"rank={rank}: give a width of at least 1, or None for a full predictor")
     if any(isinstance(module, Gate | FrozenGate | DynamicModel) for module in model.modules()):
         raise ValueError("the network is dynamic already; convert what its restore() returns")
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = inputs_of(example)
     network = trace(copied(model), inputs, training=True)
     for parameter in without_gradients(network):
         parameter.requires_grad_(False)

@@ -76,6 +76,8 @@ class DynamicModel(nn.Module):
         self.units, self.reasons, self.config = units, dict(reasons), dict(config)
         self.input_shape = tuple(example[0].shape[1:])
         self.channels = ChannelGraph(network, example)
+        taken = [str(n.target) for n in network.graph.nodes if n.op == "placeholder"]
+        self.inputs = {name: None for name in taken if name not in ARGUMENTS}
         self._held = False
 
     def forward(
@@ -83,26 +85,33 @@ class DynamicModel(nn.Module):
         *inputs: Any,
         gates: Apply = "predicted",
         return_gates: bool | Literal["masks", "saliency"] = False,
+        **named: Any,
     ) -> Any:
         """Run the network.
 
         Args:
-            inputs: What the original network takes.
+            inputs: What the original network takes, as far as its example had it.
             gates: The masks to apply: `predicted`, the `target` masks themselves, or none (`open`).
             return_gates: Return what the gates decided too: all of it (True: logits, targets and
                 saliencies are computed even where `gates` does not need them), only the `masks`, or
                 these and the `saliency`.
+            named: Inputs by the original's names.
 
         Returns:
             The network's output; with `return_gates`, that and a dict unit -> `GateOutput`.
 
         Raises:
-            ValueError: If `gates` is none of these.
+            ValueError: If `gates` is none of these, or the example had no such inputs.
         """
         if gates not in get_args(Apply):
             raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Apply))}")
+        if len(inputs) > len(self.inputs) or not named.keys() <= self.inputs.keys():
+            raise ValueError(
+                f"{len(inputs)} inputs and {list(named)} by name, for a network that was converted "
+                f"with {', '.join(self.inputs)}; convert with an example of all inputs, in order"
+            )
         explain: Explain = return_gates if return_gates != "masks" else False
-        output, decided = self.network(*inputs, ftwt_apply=gates, ftwt_explain=explain)
+        output, decided = self.network(*inputs, **named, ftwt_apply=gates, ftwt_explain=explain)
         return (output, decided) if return_gates else output
 
     def check_input(self, images: Tensor) -> None:
@@ -288,6 +297,20 @@ class DynamicModel(nn.Module):
         """Return a table of the units, and of every layer that could be one, with the reason."""
         return Summary(self.channels, self.units, self.reasons, self.r, self.predictors)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ValueError(
+            "a dynamic network is not pickled, so torch.save cannot write it and another process "
+            "cannot be sent it: its graph would come back without its gates' places. "
+            "ftwt.save_pretrained writes it and ftwt.from_pretrained reads it; torch.save of its "
+            "state_dict() works"
+        )
+
     def _gate(self, name: str) -> Gate | FrozenGate:
         return self.network.get_submodule(f"{GATES}.{name}")  # type: ignore[return-value]
 
@@ -307,8 +330,18 @@ def check_unit(name: str, known: Iterable[str]) -> None:
 
 
 def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:
-    """Return the images of a batch, which has labels beside them or is nothing else."""
-    return batch if isinstance(batch, Tensor) else batch[0]
+    """Return the images of a batch, which has labels beside them or is nothing else.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"batches must be images, a tensor (B, C, *spatial), or pairs (images, labels), not "
+            f"{type(images).__name__}; a collate_fn can return (batch['image'], batch['label'])"
+        )
+    return images
 
 
 def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..graph.activity import ChannelGraph, Layer
+from ..graph.inputs import inputs_of
 from ..graph.trace import trace
 from ..graph.units import Unit
 from ..names import nearest
@@ -103,7 +104,7 @@ def count_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> MacCou
     Warns:
         UserWarning: If something has weights or multiplies maps and has no formula.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = inputs_of(example)
     channels = ChannelGraph(trace(model, inputs), inputs)
     warn_of_uncounted(channels.uncounted)
     return MacCount(channels.layers, channels.uncounted)

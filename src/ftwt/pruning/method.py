@@ -136,7 +136,7 @@ class MaskPredictor(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C_in, *spatial) inputs of the unit to (B, C) logits."""
         pools = [_spatial_max] * (self.pool != "mean") + [_spatial_mean] * (self.pool != "max")
-        pooled = torch.cat([pool(features).float() for pool in pools], 1)
+        pooled = torch.cat([pool(features) for pool in pools], 1).to(self.linear.weight.dtype)
         scaled = pooled.softmax(1) if self.standardize is None else self.standardize(pooled)
         return self.linear(scaled if self.reduce is None else self.reduce(scaled))
 
