@@ -153,7 +153,6 @@ struct IntegerKernels {
   const char* name;
   int dword;                   // inputs in one: four bytes, or two halves
   bool tiles;                  // whether it has a matrix unit, which takes bytes with a sign too
-  int block;                   // filters of a call
   void (*blend)(const Blend&);
   void (*stage)(const IntegerStage&);
   void (*pack)(const IntegerPack&);

@@ -227,8 +227,10 @@ class IntegerConvolution : public Convolution {
 
   void multiply(Network& net, const Job* jobs, int count, const Columns* columns, const float* scratch) const {
     const int workers = net.workers.count(), vectors = static_cast<int>(staging_.vectors.size());
-    // of many weights fewer filters, so that what is packed stays near
-    const int many = folded_ || (tiles_ && row_ > 2048) ? 16 : net.integers.block, blocks = (out_.channels + many - 1) / many;
+    // of many weights fewer filters, so that these stay near
+    const bool few = folded_ || row_ > 2048;
+    const int many = tiles_ ? (few ? 16 : kIntegerFilters) : taps_ == 1 ? kIntegerFilters : 8;
+    const int blocks = (out_.channels + many - 1) / many;
     int filter_parts = 1, vector_parts = 1;
     if (workers > 1) {
       filter_parts = std::min(2 * workers, blocks);

@@ -36,9 +36,8 @@ constexpr auto direct = integers::direct;
 
 extern const IntegerKernels kernels;
 const IntegerKernels kernels = {
-    FTWT_STRING(FTWT_ISA), kDword, kTiles,  kTiles ? kIntegerFilters : 8,
-    integers::blend,       integers::stage, integers::pack, direct,
-    integers::depthwise,   integers::planes, integers::pool,
+    FTWT_STRING(FTWT_ISA), kDword, kTiles, integers::blend, integers::stage,
+    integers::pack,        direct, integers::depthwise, integers::planes, integers::pool,
 };
 
 }  // namespace ftwt::FTWT_ISA
