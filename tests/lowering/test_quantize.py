@@ -181,7 +181,7 @@ def test_compile_makes_an_engine_of_eight_bits():
     engine = ftwt.compile(dynamic, precision="int8", calibrate=[given, (given, None)])
     assert "int8" in repr(engine) and "int8" not in repr(ftwt.compile(dynamic))
     told = ftwt.quantized_layers(engine)
-    assert told.images == 128 and told.rule == "mse"
+    assert told.images == 128 and told.rule == "minmax"
     assert {layer.precision for layer in told.layers} == {"int8"}
     for text in ("signal to noise", "layers in eight bits", told.layers[0].name):
         assert text in str(told)

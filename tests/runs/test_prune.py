@@ -110,6 +110,13 @@ def test_a_latency_is_met_or_its_range_is_named():
 def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
     pytest.importorskip("ftwt.runtime._native")
     command = ["prune", tiny.NAME, *tiny.DATA, "--reduction", "0.2", "--output", "out"]
+    assert cli.main([*command[:-1], "eight", "--precision", "int8"]) == 0
+    eight = read_json("eight/prune.json")
+    assert eight["precision"] == "int8" and "int8, " in eight["latency"]["timings"][-1]["settings"]
+    assert "int8" in repr(runtime.load("eight/net.ftwt"))
+    chosen = eight["test"][eight["pruned"]["kind"]]["top1"]
+    assert eight["engine_top1"] == pytest.approx(chosen, abs=0.03)
+    assert f"top-1 accuracy {eight['engine_top1']:.1%}" in capsys.readouterr().out
     assert cli.main(command) == 0
     told = capsys.readouterr().out
     assert "top-1 accuracy" in told and "chosen" in told

@@ -42,7 +42,7 @@ def compile(
     classes: Sequence[str] = (),
     precision: Precision = "f32",
     calibrate: Iterable[tuple[Tensor, Any] | Tensor] | None = None,
-    rule: Rule = "mse",
+    rule: Rule = "minmax",
     check: bool = True,
 ) -> Engine:
     """Make an engine that computes, for each input, only the filters that it needs.
@@ -74,7 +74,8 @@ def compile(
             `engine.program.notes["quantization"]`, and `ftwt.quantized_layers(engine)` is a table.
         calibrate: Of `int8`: batches of some hundred images, with or without labels, that ranges of
             maps are taken from, under the gates' own masks.
-        rule: Of `int8`: how a range is chosen: `minmax`, `percentile`, or least squared error.
+        rule: Of `int8`: how a range is chosen: `minmax`, the largest value; `percentile`, the
+            99.99th; or `mse`, the least squared error.
         check: Run the network in PyTorch and in the engine on the same images, and refuse an engine
             that differs beyond rounding. False for benchmarks alone: that takes two forward passes.
 

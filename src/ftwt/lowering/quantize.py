@@ -113,7 +113,7 @@ def quantized_layers(engine: Engine) -> QuantizedLayers:
 
 
 def quantize(
-    program: Program, batches: Iterable[np.ndarray], *, rule: Rule = "mse"
+    program: Program, batches: Iterable[np.ndarray], *, rule: Rule = "minmax"
 ) -> tuple[Program, tuple[QuantizedLayer, ...]]:
     """Quantise a float program.
 

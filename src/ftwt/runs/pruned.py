@@ -14,25 +14,28 @@ from rich.table import Table
 from ..config import DataConfig
 from ..contest.bench import bench
 from ..contest.result import DENSE, GATED, OUR, Benchmark
+from ..data import Epochs
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.record import record
 from ..files.json import write_json
 from ..files.provenance import provenance
 from ..files.tables import Shown
-from ..lowering.compile import compile
+from ..lowering.compile import Precision, compile
 from ..networks.pretrained import save_pretrained
 from ..networks.sources import check_classes, find_network, name_of
 from ..networks.splits import load_splits
+from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..records.folder import ENGINE, MODEL, PAGE, PRUNED
 from ..records.recording import RECORDING
 from ..report.write import write_report
-from ..runtime.engine import Kind
+from ..runtime.engine import Engine, Kind
 from ..training.lock import held
 from .prune import Gates, Pruned, prune
 
 RIVALS = ("openvino", "onnxruntime")
 TIMED, ROUNDS = 64, 7  # test images, and how often each contestant runs them
+CALIBRATE = 256  # images that ranges of eight-bit maps are taken from
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class PrunedRun(Shown):
         pruned: How the pruned network was made and chosen.
         test: `dense` and each candidate -> what it achieves on test images.
         latency: Time for an image: dense, each candidate, installed rivals, all in turns.
+        precision: Of our engines that were timed, and of the file.
+        engine_top1: Accuracy of the file on the test images.
         provenance: Where the figures come from.
     """
 
@@ -55,6 +60,8 @@ class PrunedRun(Shown):
     pruned: Pruned
     test: dict[str, Evaluation]
     latency: Benchmark
+    precision: Precision
+    engine_top1: float
     provenance: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +72,8 @@ class PrunedRun(Shown):
             "pruned": self.pruned.to_json(),
             "test": {kind: found.to_json() for kind, found in self.test.items()},
             "latency": self.latency.to_json(),
+            "precision": self.precision,
+            "engine_top1": self.engine_top1,
             "provenance": self.provenance,
         }
 
@@ -91,8 +100,10 @@ class PrunedRun(Shown):
         table.add_row("reduction: asked", *asked)
         achieved = ("" if k == "dense" else f"{one.reduction:.1%}" for k, one in self.test.items())
         table.add_row("reduction: achieved", *achieved)
-        table.add_row("an image, our engine, one thread", *(f"{ms[k]:.2f} ms" for k in self.test))
+        how = f"an image, our engine, one thread, {self.precision}"
+        table.add_row(how, *(f"{ms[k]:.2f} ms" for k in self.test))
         yield table
+        yield f"{ENGINE}, {self.precision}: top-1 accuracy {self.engine_top1:.1%}"
         yield escape(self.pruned.why)
         rivals = {name: ms[name] for name in ms if name not in self.test}
         for name, taken in rivals.items():
@@ -110,6 +121,7 @@ def prune_named(
     latency_ms: float | None = None,
     gates: Gates = "auto",
     images: int = 2048,
+    precision: Precision = "f32",
     engine: Kind = "native",
     config: Any = None,
 ) -> PrunedRun:
@@ -124,6 +136,8 @@ def prune_named(
         latency_ms: Instead: time of one image on this machine.
         gates: `static`, `dynamic` or `auto`.
         images: How many to fit to, at most.
+        precision: Of our engines that are timed, and of the file; `int8` takes ranges of maps from
+            the images that are fitted to.
         engine: Which of our engines to time; `reference` is for tests.
         config: Kept in the provenance.
 
@@ -152,6 +166,11 @@ def prune_named(
             gates=gates,
             images=images,
         )
+        given: dict[str, Any] = {}
+        if precision == "int8":
+            seen = [part for _, part in first(splits.plain, CALIBRATE)]
+            given = {"precision": precision, "calibrate": seen}
+        file = compile(pruned.network, engine=engine, **given)
         made = provenance(config=config) | {"duration_s": pruned.provenance["duration_s"]}
         others = {one.kind: one.network for one in pruned.candidates if one.kind != pruned.kind}
         result = PrunedRun(
@@ -169,13 +188,26 @@ def prune_named(
                 engine=engine,
                 beside=others,
                 name=name,
+                **given,
             ),
+            precision=precision,
+            engine_top1=_accuracy(file, splits.test),
             provenance=made,
         )
         save_pretrained(pruned.network, folder / MODEL, name=name)
-        compile(pruned.network, engine=engine).save(folder / ENGINE)
+        file.save(folder / ENGINE)
         kept = record(pruned.network, splits.test, network=name, provenance=made)
         kept.save(folder / RECORDING)
         write_json(folder / PRUNED, result.to_json())
         write_report([folder], folder / PAGE)
     return result
+
+
+def _accuracy(engine: Engine, batches: Epochs) -> float:
+    """Share of the images whose label is the engine's first guess."""
+    right = images = 0
+    for batch, labels in batches:
+        guesses = engine(batch.float().cpu().contiguous()).argmax(1)
+        right += int((guesses == labels.cpu()).sum())
+        images += len(labels)
+    return right / images

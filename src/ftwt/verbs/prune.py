@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import DataConfig
+from ..lowering.compile import Precision
 from ..records.folder import PAGE
 from ..runs.prune import Gates
 from ..runs.pruned import prune_named
@@ -34,6 +35,8 @@ class PruneCommand:
     """static: the same filters for every image; dynamic: chosen for each; auto: the better one."""
     images: int = 2048
     """Training images to fit to; their labels are not read."""
+    precision: Precision = "f32"
+    """Of our engines that are timed, and of the file: int8 for eight-bit maps and weights."""
     engine: Kind = "native"
     """Which of our engines to time and write a file for; reference is slow."""
     output: str = "runs/pruned"
@@ -51,6 +54,7 @@ class PruneCommand:
             latency_ms=self.latency_ms,
             gates=self.gates,
             images=self.images,
+            precision=self.precision,
             engine=self.engine,
             config=self,
         )
@@ -68,6 +72,8 @@ class DemoCommand:
     """Share of the multiply-accumulates to save, in (0, 1)."""
     output: str = "runs/demo"
     """Folder for the files and the page."""
+    precision: Precision = "f32"
+    """Of our engines that are timed, and of the file: int8 for eight-bit maps and weights."""
     engine: Kind = "native"
     """Which of our engines to time and write a file for; reference is slow."""
     as_json: Json = False
@@ -77,6 +83,7 @@ class DemoCommand:
         return PruneCommand(
             model=DEMO,
             reduction=self.reduction,
+            precision=self.precision,
             engine=self.engine,
             output=self.output,
             as_json=self.as_json,
