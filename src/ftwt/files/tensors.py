@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .atomic import replacing
+from .digest import digest
 from .json import parse_json
 
 FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
@@ -151,11 +151,11 @@ def rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    parts = (
+        (name, one.dtype, tuple(one.shape), one.reshape(-1).view(torch.uint8).numpy().data)
+        for name, one in tensors.items()
+    )
+    return digest(parts, text)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from ..files.atomic import replacing
+from ..files.digest import digest
 from ..files.json import parse_json
 from ..files.tables import Shown
 
@@ -331,11 +331,8 @@ _KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object o
 
 
 def _digest(tensors: Mapping[str, np.ndarray], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
+    parts = ((name, one.dtype, one.shape, one.tobytes()) for name, one in tensors.items())
+    return digest(parts, text)
 
 
 def _ordered(
