@@ -27,7 +27,7 @@ class IntegerConvolution : public Convolution {
   IntegerConvolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale)
       : Convolution(net, spec), scale_(scale, scale + out_.channels), dword_(net.integers.dword),
         folded_(net.integers.tiles && spec.groups == 1 && group_in_ <= 4 && group_out_ >= 8 && spec.kernel[1] > 1 && spec.kernel[1] <= 16),
-        tiles_(folded_ || (net.integers.tiles && group_in_ >= 16 && group_out_ >= 8)), inputs_(whole(group_in_)), row_(static_cast<int64_t>(taps_) * inputs_),
+        tiles_(folded_ || (net.integers.tiles && group_in_ >= 4 * kFewest && group_out_ >= 8)), inputs_(whole(group_in_)), row_(static_cast<int64_t>(taps_) * inputs_),
         staging_(folded_ ? plan_columns(spec, in_, out_) : plan(spec, in_, out_)) {
     staging_.layout.phase_of = staging_.phases.data();
     for (int y = 0; folded_ && y < spec.kernel[0]; ++y) rows_.push_back(staging_.taps[y * spec.kernel[1]]);
@@ -259,7 +259,8 @@ class IntegerConvolution : public Convolution {
         while (end < to && end < f + many && job.filters[end] / group_out_ == group) ++end;
         d.input = reinterpret_cast<const int32_t*>(scratch + job.staged) + g.first / dword_ * stride_;
         d.groups = g.count / dword_;
-        d.tile_groups = tiles_ && d.groups ? tile_dwords(d.groups) : 0;
+        const bool few_inputs = d.groups < kFewest && net.types[spec_.x] == Type::u8;
+        d.tile_groups = tiles_ && d.groups && !few_inputs ? tile_dwords(d.groups) : 0;
         if (folded_ && d.groups) {  // the columns of the kernel are the inputs, its rows the taps
           d.groups = d.tile_groups = spec_.kernel[1], d.stride = staging_.layout.plane_floats;
           d.taps = spec_.kernel[0], d.tap_offsets = rows_.data();
@@ -293,6 +294,8 @@ class IntegerConvolution : public Convolution {
                        packed, row, d.less, shifted_});
     for (int f = 0; f < d.filter_count; ++f) d.weights[f] = packed + f * row * each;
   }
+
+  static constexpr int kFewest = 8;  // dwords of inputs that are worth the matrix unit
 
   const std::vector<float> scale_;
   const int dword_;             // values in one

@@ -55,6 +55,13 @@ static void every(const Byte* in, int count, int step, Byte* out) {
   if (step == 1) {
     std::memcpy(out, in, count);
   } else if (step == 2) {
+#if defined(__AVX512F__)
+    for (int x = 0; x < count; x += 32) {
+      const __mmask32 some = count - x >= 32 ? ~__mmask32{0} : (__mmask32{1} << (count - x)) - 1;
+      _mm256_mask_storeu_epi8(out + x, some, _mm512_cvtepi16_epi8(_mm512_loadu_si512(in + 2 * x)));
+    }
+    return;
+#endif
     for (int x = 0; x < count; ++x) {
       uint16_t two;
       std::memcpy(&two, in + 2 * x, 2);
@@ -98,7 +105,7 @@ static void pool_of(const IntegerPooling& p) {
       for (int r = rows.from + 1; r < rows.to; ++r) at += w.width, most = B::larger(most, B::load(at));
       B::store(inner + k, most);
     }
-    std::memset(inner + w.width, static_cast<uint8_t>(least), 64);
+    B::store(inner + w.width, typename B::Bytes{} + least);
     Byte* out = reinterpret_cast<Byte*>(p.out) + static_cast<int64_t>(y) * w.out_width;
     if (w.adaptive) {
       for (int k = 0; k < w.out_width; ++k) {
