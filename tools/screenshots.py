@@ -1,6 +1,6 @@
-"""Photograph the report for the docs: `python tools/screenshots.py runs/demo`.
+"""Photograph the report for the docs: `python tools/screenshots.py runs/gates`.
 
-Needs Chromium and its driver, as the tests of the page do, and the folder of a demo (`make demo`),
+Needs Chromium and its driver, as the tests of the page do, and a folder of `ftwt prune --gates dynamic`,
 whose explorer is shown; the first picture is of results that are in the repository.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "helpers"))
 
 import browser  # noqa: E402, I001
 
@@ -35,13 +35,13 @@ document.querySelector('#explorer .controls').scrollIntoView();
 
 def main() -> None:
     """Write docs/report.png and docs/explorer.png."""
-    demo = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+    gates = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/gates")
     with tempfile.TemporaryDirectory() as folder, browser.browser(Path(folder) / "user") as driver:
         page = Path(folder) / "report.html"
         write_report(RESULTS, page)
         shots = (
             (page, "light", 1250, "", "report.png"),
-            (demo / "index.html", "dark", 1330, COMPARE, "explorer.png"),
+            (gates / "index.html", "dark", 1330, COMPARE, "explorer.png"),
         )
         for source, theme, height, script, name in shots:
             size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": True}
