@@ -11,10 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from . import recipes
 from .config import PruneConfig
+from .files.console import PlainConsole, printable
 from .names import nearest
 from .processes import explained, leave, processes
 from .verbs import VERBS
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("FTWT_TRACEBACK"):
             raise
-        print(f"ftwt {verb}: {explained(error)}", file=sys.stderr)
+        print(printable(f"ftwt {verb}: {explained(error)}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"ftwt {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -114,7 +114,7 @@ def _show(result: Any) -> None:
     if isinstance(result, dict):
         print(json.dumps(result, indent=2))
     else:
-        console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+        console = PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)
         for part in result:
             console.print(part, highlight=False)
     sys.stdout.flush()

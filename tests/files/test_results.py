@@ -140,18 +140,18 @@ def test_notebooks_show_a_result_as_html_tables() -> None:
             yield Part()
             table = Table("unit")
             table.add_column("filters", justify="right")
-            table.add_row("[i]conv[/i]", "16")
+            table.add_row("[i]conv[/i]", "16")  # a name, no markup
             yield table
             yield "reduction: 30%"
 
     left, right = '<td style="text-align: left">', '<td style="text-align: right">'
     head = '<th style="text-align: left">unit</th><th style="text-align: right">filters</th>'
     assert Whole()._repr_html_().split("\n") == [
-        "<table><caption>a &amp; b</caption>",
+        "<table><caption>[bold]a &amp; b[/bold]</caption>",
         f"<tbody><tr>{left}x &lt; y</td>{right}3</td></tr></tbody></table>",
         "<table>",
         f"<thead><tr>{head}</tr></thead>",
-        f"<tbody><tr>{left}conv</td>{right}16</td></tr></tbody></table>",
+        f"<tbody><tr>{left}[i]conv[/i]</td>{right}16</td></tr></tbody></table>",
         "<p>reduction: 30%</p>",
     ]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 
 from ..files.json import write_json
@@ -176,7 +175,7 @@ class Benchmark(Shown):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shape = "x".join(map(str, self.input_shape))
         how = f"{self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}"
-        title = f"{escape(self.network)}, {shape}, {how}: time for an image"
+        title = f"{self.network}, {shape}, {how}: time for an image"
         table = Table("", title=title)
         for column in ("median", "quartiles", "fastest rival / this"):
             table.add_column(column, justify="right")
@@ -192,7 +191,7 @@ class Benchmark(Shown):
                 timing.settings,
             )
         for name, reason in self.left_out.items():
-            table.add_row(name, "left out", "", "", escape(reason))
+            table.add_row(name, "left out", "", "", reason)
         yield table
         yield from self._worth()
         if self.disturbance is not None and self.disturbance > QUIET:

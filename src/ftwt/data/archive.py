@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from ..files.console import PlainConsole
 
 CHUNK = 1 << 20
 
@@ -108,7 +109,7 @@ def _download(url: str, target: Path, *, md5: str) -> None:
         with (
             urllib.request.urlopen(url, timeout=30) as source,
             partial.open("wb") as sink,
-            Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+            Progress(*columns, console=PlainConsole(stderr=True), transient=True) as progress,
         ):
             size = source.headers.get("Content-Length")
             task = progress.add_task("", total=int(size) if size else None)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 
 from .. import runtime
@@ -64,13 +63,13 @@ class Answers:
         return asdict(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("image", "guesses", title=escape(self.engine))
+        table = Table("image", "guesses", title=self.engine)
         for column in ("filters kept", "MACs", "fewer MACs", "time"):
             table.add_column(column, justify="right")
         for answer in self.answers:
             table.add_row(
-                escape(answer.path),
-                escape(", ".join(f"{g.name} {g.probability:.1%}" for g in answer.guesses)),
+                answer.path,
+                ", ".join(f"{g.name} {g.probability:.1%}" for g in answer.guesses),
                 f"{answer.keep:.1%}",
                 f"{answer.executed_macs / 1e6:.2f} M",
                 f"{answer.reduction:.1%}",

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from torch import nn
 
 from .. import runtime
@@ -143,7 +142,7 @@ class Deployed:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shape = "x".join(map(str, self.input_shape))
         named = "named" if self.classes else "without names"
-        yield escape(
+        yield (
             f"{self.path}: {self.network}, {shape} -> {self.outputs} outputs, {named}; "
             f"{self.gates} gates, {self.dense_macs / 1e6:,.2f} M MACs dense, "
             f"{self.size_bytes / 1e6:.2f} MB"

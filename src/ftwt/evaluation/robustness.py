@@ -19,6 +19,7 @@ from torch import nn
 from ..data import Batches, Images
 from ..data.corruptions import CORRUPTIONS, SEVERITIES, Published, check_corruption, corrupt
 from ..data.images import balanced
+from ..files.console import PlainConsole
 from ..files.json import write_json
 from ..files.tables import Shown
 from .evaluate import Evaluation, evaluate
@@ -303,7 +304,7 @@ def _told(
     progress: bool,
 ) -> Iterator[tuple[str, int]]:
     """Yield each corruption with each severity; tell what was found after each corruption."""
-    console = Console(stderr=True, quiet=not progress)
+    console = PlainConsole(stderr=True, quiet=not progress)
     bar = Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(),

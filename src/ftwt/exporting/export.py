@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from torch import Tensor, nn
 
 from ..files.atomic import replacing
@@ -70,13 +69,13 @@ class Exported(Shown):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         kind = f"{self.format}, opset {self.opset}" if self.opset else self.format
         masks = [name for name in self.outputs if name.startswith(f"{MASK}.")]
-        yield escape(f"{self.path}: {kind}, {self.size_bytes / 1e6:.2f} MB")
+        yield f"{self.path}: {kind}, {self.size_bytes / 1e6:.2f} MB"
         for name, shape in [*self.inputs.items(), *self.outputs.items()]:
             if name not in masks:
-                yield escape(f"{name}: {' x '.join(map(str, shape))}")
+                yield f"{name}: {' x '.join(map(str, shape))}"
         if masks:
             yield f"{MASK}.UNIT: which filters of the unit count, for {len(masks)} units"
-        yield escape(str(self.agreement or f"not checked: {self.unchecked}"))
+        yield str(self.agreement or f"not checked: {self.unchecked}")
 
 
 def export(

@@ -14,25 +14,24 @@ class Shown:
     """A result that prints as rich tables; notebooks show it as tables of their own."""
 
     def __str__(self) -> str:
-        from rich.console import Console
+        from .console import PlainConsole
 
-        console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
+        console = PlainConsole(width=WIDTH, file=io.StringIO(), color_system=None)
         console.print(self)
         return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
-        from rich.console import Console
+        from .console import PlainConsole
 
-        return "\n".join(_to_html(self, Console(width=200)))
+        return "\n".join(_to_html(self, PlainConsole(width=200)))
 
 
 def _to_html(part: Any, console: Any) -> Iterator[str]:
     """HTML of what `__rich_console__` yields: tables, lines of text, and other such results."""
     from rich.table import Table
-    from rich.text import Text
 
     def plain(cell: Any) -> str:
-        return html.escape(Text.from_markup(cell).plain if isinstance(cell, str) else str(cell))
+        return html.escape(str(cell))
 
     if isinstance(part, Table):
         title = f"<caption>{plain(part.title)}</caption>" if part.title else ""

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 
 from ..files.tables import Shown
@@ -90,7 +89,7 @@ class QuantizedLayers(Shown):
         table.add_column("")
         for layer in self.layers:
             snr = "" if layer.snr_db is None else f"{layer.snr_db:.1f} dB"
-            table.add_row(escape(layer.name), layer.precision, snr, layer.why)
+            table.add_row(layer.name, layer.precision, snr, layer.why)
         yield table
 
 

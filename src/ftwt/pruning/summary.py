@@ -60,7 +60,7 @@ class Summary:
             yield f"not counted, no formula: {name}"
 
     def __str__(self) -> str:
-        console = Console(width=100, no_color=True)
+        console = Console(width=100, no_color=True, markup=False, emoji=False)
         with console.capture() as capture:
             console.print(self)
         return capture.get()

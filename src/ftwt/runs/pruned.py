@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 
 from ..config import DataConfig
@@ -88,7 +87,7 @@ class PrunedRun(Shown):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         images, ms = self.test["dense"].images, self.latency_ms
-        table = Table("", title=escape(f"{self.model} on {images:,} test images"))
+        table = Table("", title=f"{self.model} on {images:,} test images")
         for kind in self.test:
             chosen = ", chosen" if kind == self.pruned.kind else ""
             table.add_column(f"{kind}{chosen}", justify="right")
@@ -104,12 +103,12 @@ class PrunedRun(Shown):
         table.add_row(how, *(f"{ms[k]:.2f} ms" for k in self.test))
         yield table
         yield f"{ENGINE}, {self.precision}: top-1 accuracy {self.engine_top1:.1%}"
-        yield escape(self.pruned.why)
+        yield self.pruned.why
         rivals = {name: ms[name] for name in ms if name not in self.test}
         for name, taken in rivals.items():
             faster = taken < ms[self.pruned.kind]
             how = "faster than" if faster else "slower than"
-            yield escape(f"{name}, dense: {taken:.2f} ms, {how} the pruned network")
+            yield f"{name}, dense: {taken:.2f} ms, {how} the pruned network"
 
 
 def prune_named(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..files.atomic import replacing
+from ..files.console import PlainConsole
 from ..files.json import parse_json
 
 SHOWN = {  # what a reader sees of a line, in this order
@@ -92,7 +93,7 @@ class Journal:
     ) -> None:
         main = accelerator.is_main_process
         self.accelerator = accelerator
-        self.console = Console(stderr=True, quiet=not (show and main))
+        self.console = PlainConsole(stderr=True, quiet=not (show and main))
         self.file = None
         if path is not None and main:
             if path.exists() and not path.is_file():  # a pipe would make us wait
@@ -124,7 +125,8 @@ class Journal:
     ) -> None:
         self.bar.stop()
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # what could not be written was told
+                self.file.close()
         for tracker in getattr(self.accelerator, "trackers", []):
             tracker.finish()
 
@@ -136,8 +138,11 @@ class Journal:
         """Keep a line of figures: of some steps (`kind="step"`) or of an epoch (`"epoch"`)."""
         figures = {key: value for key, value in figures.items() if value is not None}
         if self.file is not None:
-            self.file.write(json.dumps({"kind": kind, "step": step} | figures) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps({"kind": kind, "step": step} | figures) + "\n")
+                self.file.flush()
+            except OSError as error:  # a full disk: say of which file
+                raise OSError(error.errno, error.strerror, self.file.name) from error
         numbers = {f"{kind}/{key}": value for key, value in figures.items()}
         self.accelerator.log(numbers, step=step)
         if kind == "epoch":

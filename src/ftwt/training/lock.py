@@ -28,12 +28,14 @@ def held(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         folder: The folder, made if need be; None holds nothing.
 
     Raises:
-        ValueError: Another run holds it; raised in all processes of this one.
+        ValueError: Its name is empty, or another run holds it; raised in all processes of this one.
         OSError: The folder cannot be written.
     """
     if folder is None:
         yield
         return
+    if not str(folder):
+        raise ValueError("the folder's name is empty; name one, or leave it out to write nothing")
     state, lock, refused = processes(), None, ""
     if state.is_main_process:
         lock, refused = _take(Path(folder))

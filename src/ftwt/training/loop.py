@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 import threading
@@ -84,7 +85,7 @@ def train(
     if folder is None and (resume or config.tracker):
         raise ValueError("resume and tracker need a folder; give output=")
     many = processes().num_processes > 1
-    with requests(grace_s=GRACE_S * many) as stop, held(folder):
+    with requests(grace_s=GRACE_S * many) as stop, held(output):
         run = _Run(model, train_batches, val_batches, config, folder, teacher, stop)
         if folder is not None and resume:
             run.restore(folder / CHECKPOINT)
@@ -154,6 +155,8 @@ class _Run:
             values = {k: v for k, v in self.config.to_json().items() if isinstance(v, int | float)}
             self.accelerator.init_trackers("ftwt", config=values)
         per_epoch = self.schedule.steps_per_epoch
+        if self.step == (len(self.history) + 1) * per_epoch:
+            self._end_epoch(len(self.history))  # whose validation failed before
         while self.step < self.schedule.steps:
             epoch, start = divmod(self.step, per_epoch)
             self.learner.begin(self.step)
@@ -212,12 +215,10 @@ class _Run:
         mine = torch.stack([bad, torch.full_like(bad, self.stop.is_set())])
         steps, stops = self.accelerator.gather(mine[None]).unbind(1)
         if (step := int(steps.min())) < NEVER:
-            kept = ""
-            if self.folder is not None and (self.folder / CHECKPOINT).exists():
-                kept = f"; {self.folder / CHECKPOINT} is from before it"
             raise FloatingPointError(
                 f"the loss became NaN or infinite at step {step} (learning rate "
-                f"{self.schedule.network_lr(step):g}){kept}; lower lr or set clip_norm"
+                f"{self.schedule.network_lr(step):g}){self._from_before()}; lower lr or set "
+                "clip_norm"
             )
         return bool(stops.any())
 
@@ -235,7 +236,7 @@ class _Run:
             self.learner.averaged(),
             torch.autocast(self.learner.device.type, torch.bfloat16, enabled=bf16),
         ):
-            validation = self._evaluate(targets=False)
+            validation = self._validate(epoch)
         r = list(self.learner.dynamic.r.values()) if self.learner.dynamic else []
         record = Epoch(
             epoch=epoch + 1,
@@ -254,6 +255,29 @@ class _Run:
         self.save()
         if self._look():
             self._stop()
+
+    def _validate(self, epoch: int) -> Evaluation:
+        """Evaluate after an epoch; what cannot be is told, and the checkpoint is whole."""
+        kept = "" if self.folder is None else f" (kept: {self.folder / CHECKPOINT})"
+        try:
+            validation = self._evaluate(targets=False)
+        except ValueError as error:  # images or labels that cannot be
+            self.save()
+            raise ValueError(
+                f"validation after epoch {epoch + 1}: {error}; then go on with --resume{kept}"
+            ) from error
+        if not math.isfinite(validation.loss):
+            raise FloatingPointError(
+                f"the validation loss became {validation.loss} after epoch {epoch + 1}"
+                f"{self._from_before()}; lower lr or set clip_norm"
+            )
+        return validation
+
+    def _from_before(self) -> str:
+        """What is left of a run that diverged."""
+        if self.folder is None or not (self.folder / CHECKPOINT).exists():
+            return ""
+        return f"; {self.folder / CHECKPOINT} is from before it"
 
     def _evaluate(self, *, targets: bool) -> Evaluation:
         self.learner.share()

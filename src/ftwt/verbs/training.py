@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
 from .. import models, recipes, shipped
@@ -178,7 +177,7 @@ class ModelsCommand:
                 listed.add_row(name, top1, saved if told["kind"] != "dense" else "", told["kind"])
             else:
                 listed.add_row(name)
-        listed.add_row("torchvision:NAME, timm:NAME", escape("pip install 'ftwt[vision]'"))
+        listed.add_row("torchvision:NAME, timm:NAME", "pip install 'ftwt[vision]'")
         return [listed]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ...files.atomic import replacing
+from ...files.console import printable
 from ..reading.found import Found
 from ..rows import Row
 from .sheets import Sheet, sheets
@@ -73,12 +74,22 @@ def save_figure(drawn: Figure, path: Path, sheet: Sheet) -> None:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """Rows as CSV with a line of names; a value that is itself a list is written as JSON."""
+    """Rows as CSV with a line of names; a value that is itself a list is written as JSON.
+
+    Text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow(map(_cell, names))
     for row in rows:
-        values = (row.get(name) for name in names)
-        writer.writerow([json.dumps(v) if isinstance(v, list | dict) else v for v in values])
+        writer.writerow([_cell(row.get(name)) for name in names])
     return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(("=", "+", "-", "@", "\t")) else "") + printable(value)

@@ -1,0 +1,30 @@
+"""A terminal that shows names as they are: no markup in them, and nothing that steers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.segment import Segment
+
+
+class PlainConsole(Console):
+    """A rich console for texts that hold names of files, layers and classes.
+
+    A folder may be called `[/]` or `:smile:`, and a class name may hold an escape sequence: neither
+    is markup, and what cannot be printed is shown as a question mark.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Render as rich does, without control characters in texts."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def printable(text: str) -> str:
+    """Replace what is no text, such as escape sequences, by question marks."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
