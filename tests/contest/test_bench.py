@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,53 @@ def test_a_rival_runs_a_network_as_pytorch_does(name: str) -> None:
         found = bench(tiny.network(), rivals=[name], batch=batch)
         assert not found.left_out
         assert found.fastest_rival is found[name] and found[name].latency_ms > 0
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-bf16", "openvino-int8"])
+def test_a_rival_in_fewer_bits_comes_near(name: str, capsys: Any) -> None:
+    library, kind = name.split("-")
+    needed = ("onnx", library, "nncf") if name == "openvino-int8" else ("onnx", library)
+    if missing := [package for package in needed if not find_spec(package)]:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+    images = torch.randn(21, 3, 32, 32)
+    found = bench(tiny.network(), rivals=[name], batch=3, calibrate=[images[:9], images[9:]])
+    if name in found.left_out:
+        assert kind == "bf16" and "does not compute in bfloat16" in found.left_out[name]
+        return
+    settings = found[name].settings
+    assert ("bfloat16" if kind == "bf16" else "21 images") in settings
+    assert not capsys.readouterr().out  # no progress: it would stand before our JSON
+
+
+def test_rivals_in_fewer_bits_may_round_but_not_compute_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def near(network: nn.Module, batches: np.ndarray, *rest: Any) -> Contestant:
+        seen.append(rest[-1])
+        return rival(lambda y: y.bfloat16().float())(network, batches)
+
+    made = {"rounded": near, "other": rival(lambda y: -y), "nan": rival(lambda y: y * float("nan"))}
+    monkeypatch.setattr(rivals, "BUILDERS", made)
+    monkeypatch.setattr(rivals, "FEWER_BITS", made)
+    images = torch.randn(7, 3, 32, 32)
+    found = bench(tiny.network(), rivals=made, batch=3, calibrate=[(images, torch.zeros(7))])
+    assert "rounded" in [timing.name for timing in found.timings]
+    assert list(found.left_out) == ["other", "nan"]
+    assert np.array_equal(seen[0], images[:6].reshape(2, 3, 3, 32, 32).numpy())
+    with pytest.raises(ValueError, match="calibrate: 7 images are less than a batch of 8"):
+        bench(tiny.network(), rivals=made, batch=8, calibrate=[images])
+    with pytest.raises(ValueError, match="calibrate holds no images"):
+        bench(tiny.network(), rivals=made, calibrate=[])
+
+
+def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("onnx", "openvino"):
+        pytest.importorskip(package)
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    found = bench(tiny.network(), rivals=["openvino-int8"])
+    assert found.left_out == {"openvino-int8": "nncf is not installed: pip install 'ftwt[int8]'"}
 
 
 @pytest.mark.slow

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from ..files.provenance import provenance
 from ..graph.trace import evaluating
 from ..lowering.compile import Precision, compile
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, images_of
 from ..runtime import Stats
 from ..runtime.engine import Kind
 from .result import DENSE, GATED, OUR, Benchmark, ImageTiming, Timing
-from .rivals import BUILDERS, TOLERANCE, invite, largest_error
+from .rivals import FLOAT32, TOLERANCE, invite, largest_error
 from .steered import DECIDE, Masks, Steered, contestant, draw, opened, took
 from .turns import Contestant, disturbance, time_in_turns, time_shuffled
 
-RIVALS = tuple(BUILDERS)
+RIVALS = tuple(FLOAT32)
 BATCHES = 16  # that all contestants run
 SINGLES = 200  # images that the gated engine also runs one by one
 SPAN = (0.1, 1.0)  # of the keep ratios that these are given
@@ -51,9 +51,10 @@ def bench(
 ) -> Benchmark:
     """Time a network's dense rivals and our engine, dense and gated, in one run.
 
-    All run the same 16 batches in turns, `rounds` times each, in float32, with as many threads, and
-    each with the settings that suit it best. A rival takes part if its answers are PyTorch's; one
-    that is not installed, fails or answers otherwise is named with the reason.
+    All run the same 16 batches in turns, `rounds` times each, with as many threads, and each
+    with the settings that suit it best. A rival takes part if its answers are PyTorch's (near them,
+    if it runs in fewer bits); one that is not installed, fails or answers otherwise is named with
+    the reason.
 
     Args:
         model: A dynamic network; or any that `torch.fx` can trace: it has gates only with `keep`.
@@ -62,7 +63,8 @@ def bench(
             whatever its predictor says. See `ftwt.compile`.
         images: (N, C, H, W) float32 to run, N >= batch. If not given, random ones: these will do
             for dense networks and with `keep`; trained gates should see what they were made for.
-        rivals: Some of `torch`, `torch.compile`, `onnxruntime`, `openvino`.
+        rivals: Some of `torch`, `torch.compile`, `onnxruntime`, `openvino`, in float32; and of
+            `openvino-bf16`, `openvino-int8`, `onnxruntime-int8`.
         threads: Of each contestant.
         batch: Images at a time.
         rounds: How often each contestant runs each batch.
@@ -72,8 +74,8 @@ def bench(
         seed: Of random images and masks.
         engine: Kind of our engine; `reference` is for tests.
         precision: Of our engines: `int8` for eight-bit maps and weights.
-        calibrate: Of `int8`: batches that ranges of maps are taken from; the images that are run
-            if not given.
+        calibrate: Of `int8`, ours and rivals': batches that ranges of maps are taken from; the
+            images that are run if not given.
         beside: More pruned networks of this one, by name, that our engine runs in the same turns;
             they are timed as `ftwt NAME`.
         name: What to call the network; if not given, its class.
@@ -98,8 +100,8 @@ def bench(
     batches = pool[: count * batch].reshape(count, batch, *pool.shape[1:])
     runs: dict[str, Any] = {"engine": engine, "threads": threads}
     built = dict(runs)
+    held = [torch.from_numpy(pool)] if calibrate is None else list(calibrate)
     if precision == "int8":
-        held = [torch.from_numpy(pool)] if calibrate is None else list(calibrate)
         built |= {"precision": precision, "calibrate": held}
     network = model.restore() if isinstance(model, DynamicModel) else model
     stats: list[Stats] = []
@@ -127,7 +129,9 @@ def bench(
         if gated is not None:
             _check(GATED, gated, batches, answers, tolerance)
             work[GATED] = _work(stats)
-        others, left_out = invite(rivals, network, batches, answers, threads=threads)
+        others, left_out = invite(
+            rivals, network, batches, answers, threads=threads, calibrate=_as_one(held)
+        )
         with disturbance() as disturbed:
             seconds = time_in_turns(others | ours, count, rounds=rounds)
             if gated is not None and singles > 0:
@@ -179,6 +183,14 @@ def _pool(
     if isinstance(model, DynamicModel):
         model.check_input(torch.from_numpy(pool))
     return pool
+
+
+def _as_one(batches: Iterable[Any]) -> np.ndarray:
+    """The images of batches, with labels or without, as one array."""
+    found = [images_of(batch).float().cpu().numpy() for batch in batches]
+    if not found:
+        raise ValueError("calibrate holds no images; give some hundred, without labels")
+    return np.concatenate(found)
 
 
 @torch.inference_mode()
