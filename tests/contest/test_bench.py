@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 import ftwt
@@ -21,6 +20,7 @@ from ftwt.contest import rivals, turns
 from ftwt.contest.result import DENSE, GATED, Benchmark, ImageTiming, Timing
 from ftwt.contest.steered import Steered, draw, opened, took
 from ftwt.contest.turns import Contestant
+from ftwt.files.console import PlainConsole
 from ftwt.files.json import read_json
 
 
@@ -333,7 +333,7 @@ def test_without_gates_or_rivals_nothing_follows(tmp_path: Any) -> None:
 
 
 def printed(found: Benchmark) -> str:
-    console = Console(width=140, record=True, file=io.StringIO())
+    console = PlainConsole(width=140, record=True, file=io.StringIO())
     console.print(found)
     return console.export_text()
 
