@@ -1,7 +1,7 @@
 """Photograph the report for the docs: `python tools/screenshots.py runs/gates`.
 
-Needs Chromium and its driver, as the tests of the page do, and a folder of `ftwt prune --gates dynamic`,
-whose explorer is shown; the first picture is of results that are in the repository.
+Needs Chromium and its driver, as the tests of the page do, and a folder of `ftwt prune --gates
+dynamic`, whose explorer is shown; the first picture is of results that are in the repository.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tables.exports import exports
 from tables.files import ROOT
 from tables.fitting import repair, second_look
 from tables.imagenet import recipes
-from tables.int8 import eight_bits
+from tables.int8 import eight_bits, eight_bits_speed
 from tables.photographs import photograph_gates, photograph_targets
 from tables.scaling import communication
 from tables.soak import soak
@@ -75,6 +75,7 @@ TABLES: dict[str, Callable[[], str]] = {
         repair,
         second_look,
         eight_bits,
+        eight_bits_speed,
         soak,
         recipes,
         photograph_targets,

@@ -36,3 +36,34 @@ def eight_bits() -> str:
     )  # fmt: skip
     made = commits(result["provenance"] for result in results)
     return table(head, rows) + f"\n`eight_bits.py` at {made}: [results/int8](results/int8).\n"
+
+
+def eight_bits_speed() -> str:
+    """Our eight-bit engine beside OpenVINO in float, bfloat16 and int8; masks by lot."""
+    paths = sorted((ROOT / "results/int8-speed").glob("*.json"))
+    if not paths:
+        return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
+    results = [read(str(path.relative_to(ROOT))) for path in paths]
+    rows = []
+    for result in results:
+        ms = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
+        ours, rival = ms["ftwt gated"], ms.get("openvino-int8")
+        rivals = ("openvino", "openvino-bf16", "openvino-int8")
+        rows.append(
+            (
+                f"{result['network']}, {result['input_shape'][-1]}",
+                *(f"{ms[name]:.2f} ms" if name in ms else "left out" for name in rivals),
+                f"{ms['ftwt dense']:.2f} ms",
+                f"{ours:.2f} ms ({percent(result['reduction'], 0)})",
+                f"{ms['openvino'] / ours:.2f}x",
+                "" if rival is None else f"{rival / ours:.2f}x",
+            )
+        )
+    head = (
+        "network, image size", "OpenVINO f32", "bf16", "int8 (NNCF)", "ours int8, dense",
+        "half of the filters (fewer MACs)", "over OpenVINO f32", "over its dense int8",
+    )  # fmt: skip
+    made = commits(result["provenance"] for result in results)
+    cpu, isa = results[0]["provenance"]["hardware"]["cpu"], results[0]["isa"]
+    where = "[results/int8-speed](results/int8-speed)"
+    return table(head, rows) + f"\n`ftwt bench` at {made}, {cpu}, {isa}, 1 thread: {where}.\n"
