@@ -35,6 +35,7 @@ from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel, check_r
 from ..pruning.second_look import SecondLook
 from ..shipped import CONFIG, MODEL, WEIGHTS
+from .outline import FEW, outline, refuse_large_maps, refuse_unlike
 
 FORMAT = 1  # of a saved network
 RULE = "second_look.json"  # of a second look, whose networks lie in folders of their own
@@ -66,7 +67,8 @@ def save_pretrained(
             so does the network. None stores everything as it is.
 
     Raises:
-        ValueError: The dtype is none of these, or a weight is too large for it.
+        ValueError: The dtype is none of these, or a weight is too large for it; the network of that
+            name and arguments has other weights; or a dynamic network has inputs beside images.
         OSError: The folder cannot be written or the disk is full.
     """
     if isinstance(model, SecondLook):
@@ -84,6 +86,20 @@ def save_pretrained(
         write_json(Path(directory) / RULE, rule)
         return
     dynamic = model if isinstance(model, DynamicModel) else None
+    if name is not None:
+        refuse_unlike(
+            outline(name, arguments or {}),
+            model.state_dict(),
+            source=f"the network to be saved as {name!r}",
+            cure="give the arguments that it was made with, such as arguments={'num_classes': 5}, "
+            "or no name",
+            gated=dynamic is not None,
+        )
+    if dynamic is not None and len(dynamic.inputs) > 1:
+        raise ValueError(
+            f"a dynamic network of the inputs {', '.join(dynamic.inputs)} would not come back: "
+            "networks of one input are saved; keep its state_dict(), and convert anew"
+        )
     config = {
         "format": FORMAT,
         "library": "ftwt",
@@ -148,19 +164,33 @@ def from_pretrained(
         raise ValueError(f"{directory} holds an unnamed architecture; give the network as model=")
     with refusing(directory, "asks for a network that cannot be built"):
         if model is None:
+            _check_outline(config, tensors, directory)
             built = models.create(config["model"], **config["arguments"])
         else:
             built = copy.deepcopy(model)
         if config["convert"] is not None:
             options = dict(config["convert"])
             static = options.pop("static", False)
-            example = torch.zeros(2, *config["input_shape"])
+            dtype = next((p.dtype for p in built.parameters()), torch.float32)
+            example = torch.zeros(2, *config["input_shape"], dtype=dtype)
             # Of the gates that are not named in `skip` each was built, dear or not.
             built = convert(built, example, min_gain=-math.inf, **options)
             built = built.freeze([(example, torch.zeros(2))]) if static else built
     load_weights(built, tensors, source=directory)
     _check_values(built, directory)
     return built.eval()
+
+
+def _check_outline(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path
+) -> None:
+    """Refuse a network that is not that of the weights, before it takes memory."""
+    like, gated = outline(config["model"], config["arguments"]), config["convert"] is not None
+    cure = "build the network that was saved"
+    refuse_unlike(like, tensors, source=str(directory), cure=cure, gated=gated)
+    if gated:
+        shape = tuple(config["input_shape"])
+        refuse_large_maps(like, shape, source=str(directory / CONFIG))
 
 
 def _check_values(network: nn.Module, directory: Path) -> None:
@@ -198,8 +228,8 @@ def _check(config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: 
     ):
         if name not in config or not isinstance(config[name], kind):
             refuse(name, config.get(name), allowed)
-    sizes = [size for tensor in tensors.values() for size in tensor.shape]
-    most = max([4096, *sizes])
+    sizes = [size for tensor in tensors.values() if tensor.numel() for size in tensor.shape]
+    most = max([FEW, len(tensors), *sizes])
     for name, value in config["arguments"].items():
         if LOADERS.search(name):
             refuse(f"argument {name}", value, "left out: weights come from the folder alone")
