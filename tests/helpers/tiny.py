@@ -36,12 +36,12 @@ def network(num_classes: int = 10) -> nn.Module:
 def register(folder: Path, patch: Any = None) -> None:
     """Make the network the one that comes with ftwt, in the folder `shipped` of `folder`."""
     networks = folder / "shipped"
-    if not (networks / NAME).exists():
-        torch.manual_seed(0)
-        save_pretrained(network(), networks / NAME / catalogue.MODEL, name=NAME)
     if patch is None:
         registry._FAMILIES["tiny"] = network  # type: ignore[index]
         catalogue.FOLDER = networks
     else:
         patch.setitem(registry._FAMILIES, "tiny", network)
         patch.setattr(catalogue, "FOLDER", networks)
+    if not (networks / NAME).exists():
+        torch.manual_seed(0)
+        save_pretrained(network(), networks / NAME / catalogue.MODEL, name=NAME)

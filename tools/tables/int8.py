@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .files import ROOT, read
 from .layout import commits, percent, table
 
 
 def eight_bits() -> str:
     """Float engine beside int8, ranges by each rule, on the same test images."""
-    paths = sorted((ROOT / "results/int8").glob("*.json"))
-    if not paths:
+    results = _read("results/int8")
+    if not results:
         return "No results yet: `python benchmarks/eight_bits.py cifar10-resnet20`.\n"
-    results = [read(str(path.relative_to(ROOT))) for path in paths]
     rows = []
     for result in results:
         found = {row["rule"]: row for row in result["rows"]}
@@ -40,10 +41,9 @@ def eight_bits() -> str:
 
 def eight_bits_speed() -> str:
     """Our eight-bit engine beside OpenVINO in float, bfloat16 and int8; masks by lot."""
-    paths = sorted((ROOT / "results/int8-speed").glob("*.json"))
-    if not paths:
+    results = _read("results/int8-speed")
+    if not results:
         return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
-    results = [read(str(path.relative_to(ROOT))) for path in paths]
     rows = []
     for result in results:
         ms = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
@@ -67,3 +67,7 @@ def eight_bits_speed() -> str:
     cpu, isa = results[0]["provenance"]["hardware"]["cpu"], results[0]["isa"]
     where = "[results/int8-speed](results/int8-speed)"
     return table(head, rows) + f"\n`ftwt bench` at {made}, {cpu}, {isa}, 1 thread: {where}.\n"
+
+
+def _read(folder: str) -> list[dict[str, Any]]:
+    return [read(str(path.relative_to(ROOT))) for path in sorted((ROOT / folder).glob("*.json"))]

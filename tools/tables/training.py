@@ -6,6 +6,7 @@ import re
 from statistics import mean, median
 from typing import Any
 
+from ftwt.records.contestants import by_candidate
 from ftwt.report.published import COMPUTE_HOURS
 
 from .files import ROOT, SHIPPED, grouped, read
@@ -19,11 +20,8 @@ def demo() -> str:
     """The table of `make demo`."""
     result = read("results/demo.json")
     test, chosen = result["test"], result["pruned"]["kind"]
-    names = {"ftwt dense": "dense", "ftwt gated": chosen}
-    ms = {
-        names.get(timing["name"], timing["name"].removeprefix("ftwt ")): timing["latency_ms"]
-        for timing in result["latency"]["timings"]
-    }
+    times = {timing["name"]: timing["latency_ms"] for timing in result["latency"]["timings"]}
+    ms = by_candidate(times, chosen)
     rivals = [name for name in ms if name not in test]
     asked = percent(result["pruned"]["asked"])
     rows = [

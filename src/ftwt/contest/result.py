@@ -12,9 +12,8 @@ from rich.table import Table
 
 from ..files.json import write_json
 from ..files.tables import Shown
+from ..records.contestants import DENSE, GATED, OUR
 
-OUR = "ftwt "  # begins the names of our own contestants
-DENSE, GATED = OUR + "dense", OUR + "gated"
 QUIET = 0.05  # cores that others may keep busy
 
 

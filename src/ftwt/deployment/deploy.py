@@ -20,7 +20,7 @@ from ..exporting.export import IMAGES, Exported, export
 from ..files.json import read_json
 from ..files.pictures import PREPROCESSING, SUFFIX, Preprocessing
 from ..lowering.compile import Precision, compile
-from ..lowering.quantize import QuantizedLayers
+from ..lowering.quantize import CALIBRATE, QuantizedLayers
 from ..networks.inputs import known
 from ..networks.pretrained import saved_classes
 from ..networks.sources import find_network, folder_of, is_architecture, load_network, name_of
@@ -28,8 +28,6 @@ from ..networks.splits import load_splits
 from ..pruning.dynamic import Batches, DynamicModel
 from ..records.folder import MODEL, RESULT
 from ..runtime.engine import Kind
-
-CALIBRATE = 256  # images
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,11 @@ class Economies:
         return dict.fromkeys(chosen, list(first(load_splits(data, model=model).plain, self.images)))
 
 
-def calibration(data: DataConfig, *, model: str, images: int = CALIBRATE) -> dict[str, Any]:
-    """The options of `ftwt.compile` for eight bits: some training images of a dataset."""
+def calibration(data: DataConfig, *, model: str, images: int = CALIBRATE) -> list[torch.Tensor]:
+    """Some training images of a dataset, for `ftwt.compile` to take ranges from."""
     if images < 1:
         raise ValueError(f"calibrate={images}: take ranges from one image or more; 256 is usual")
-    batches = [batch for batch, _ in first(load_splits(data, model=model).plain, images)]
-    return {"precision": "int8", "calibrate": batches}
+    return [batch for batch, _ in first(load_splits(data, model=model).plain, images)]
 
 
 def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -186,7 +183,8 @@ def deploy(
     network, name, how, classes = _find(source)
     options = (economies or Economies()).options(data or DataConfig(), model=name)
     if precision == "int8":
-        options |= calibration(data or DataConfig(), model=name, images=calibrate)
+        held = calibration(data or DataConfig(), model=name, images=calibrate)
+        options |= {"precision": precision, "calibrate": held}
     example = torch.zeros(1, 3, how.crop, how.crop)
     program = compile(network, example, engine=engine, threads=threads, **options).program
     outputs = program.maps[program.output][0]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..files.atomic import replacing
 from ..files.tables import Shown
-from ..graph.inputs import inputs_of
 from ..pruning.dynamic import DynamicModel
 from .agreement import Agreement, compare
 from .formats import (
@@ -176,7 +175,7 @@ def _inputs(
             raise ValueError("example=None: a plain network needs an input, (B, C, *spatial)")
         generator = torch.Generator().manual_seed(0)
         example = torch.randn(IMAGES, *network.input_shape, generator=generator)
-    inputs = inputs_of(example)
+    inputs = example if isinstance(example, tuple) else (example,)
     named_inputs(inputs)  # which refuses what is no tensor
     if isinstance(network, DynamicModel):
         network.check_input(inputs[0])

@@ -128,7 +128,8 @@ def compile(
     if precision == "int8":
         program, _ = quantize(program, _images(calibrate, program), rule=rule)
         if check:
-            _hold_to_reference(Engine(program, engine=engine, threads=threads))
+            built = Engine(program, engine=engine, threads=threads)
+            _hold_to_reference(built)
     if keep is None and built is not None and built.program is program:
         return built
     if keep is None:

@@ -10,7 +10,7 @@ others. Predictors stay float.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -38,8 +38,10 @@ from ..runtime.program import (
     Type,
 )
 from ..runtime.reference import convolve, quantise
+from .fuse import renumbered
 from .ranges import RULES, Fit, Rule, Seen
 
+CALIBRATE = 256  # images that ranges are taken from, where nobody says how many
 LEAST_DB = 12.0  # signal to noise below which a layer stays float
 
 
@@ -130,7 +132,7 @@ def quantize(
     """
     if rule not in RULES:
         raise ValueError(f"rule={rule!r}: use one of {', '.join(RULES)}")
-    seen = Seen(program)
+    seen = Seen(program, sampled=rule != "minmax")
     for batch in batches:
         seen.add(np.ascontiguousarray(batch, np.float32))
     if not seen.images:
@@ -301,18 +303,13 @@ class _Rewrite:
     def _whole(self, op: Pool) -> bool:
         return op.adaptive and self.old.maps[op.out][1:] == (1, 1)
 
-    def _emit(self, op: Operation, read: Mapping[int, int], kind: Type, **changes: Any) -> None:
+    def _emit(self, op: Operation, read: dict[int, int], kind: Type) -> None:
         """Write an operation with its maps' new numbers."""
-        for name in ("x", "a", "b", "add", "xs", "features"):
-            value = getattr(op, name, None)
-            if value is not None:
-                many = isinstance(value, tuple)
-                changes[name] = tuple(read[v] for v in value) if many else read[value]
         if (out := getattr(op, "out", None)) is not None:
-            changes["out"] = self._new(out, kind)
+            read[out] = self._new(out, kind)
         for name in op.constants.values():
             self.constants[name] = self.old.constants[name]
-        self.operations.append(replace(op, **changes))
+        self.operations.append(renumbered(op, read))
 
     def _layer(self, op: Conv) -> None:
         read = {op.x: self.as_integer(op.x)}
@@ -325,22 +322,21 @@ class _Rewrite:
         while any(name in self.constants for name in names.values()):
             names = {field: f"{name}.{number}" for field, name in names.items()}
         self.constants |= {names[field]: value for field, value in self.made[op.out].items()}
-        fields = {name: getattr(op, name) for name in _fields(op)}
-        fields |= names | {
-            "x": read[op.x],
-            "add": None if op.add is None else read[op.add],
-            "out": self._new(op.out, kind),
-            "act": "none" if late else op.act,
-        }
+        fields = (
+            vars(op)
+            | names
+            | {
+                "x": read[op.x],
+                "add": None if op.add is None else read[op.add],
+                "out": self._new(op.out, kind),
+                "act": "none" if late else op.act,
+            }
+        )
         self.operations.append(QConv(**fields))
         if late:
             x = self.floats[op.out]
             act = Activate(name=op.name, x=x, out=self._new(op.out, "f32"), act=late)
             self.operations.append(act)
-
-
-def _fields(op: Conv) -> Iterator[str]:
-    return iter(Conv.__dataclass_fields__)
 
 
 def _summed(op: Operation) -> bool:

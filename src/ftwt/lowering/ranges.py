@@ -22,9 +22,9 @@ AT_ONCE = 2**27  # values of all maps of a batch
 class Seen:
     """What the images show of each map: its extremes, means of channels, and sampled values."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, sampled: bool) -> None:
         self.program, self.network = program, Network(program)
-        self.images = 0
+        self.images, self.sampled = 0, sampled
         self.low = np.zeros(len(program.maps))
         self.high = np.zeros(len(program.maps))
         self.sums = [np.zeros(shape[0]) for shape in program.maps]
@@ -58,7 +58,7 @@ class Seen:
             self.high[index] = max(self.high[index], float(value.max()))
             self.sums[index] += value.mean((2, 3), dtype=np.float64).sum(0)
             held = value[active].ravel()  # zeros of inactive channels are exact
-            if held.size:
+            if held.size and self.sampled:
                 room = SAMPLES // 8
                 self.values[index].append(held[:: max(1, held.size // room)][:room].copy())
         self.images += len(images)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..records.contestants import DENSE, GATED
 from ..records.recording import Recording
 from .reading.found import Found
 from .reading.groups import Group
@@ -164,7 +165,7 @@ def _times(runs: Sequence[Run], found: Found) -> tuple[float | None, float | Non
         if run not in runs or timing.batch != 1 or timing.threads != 1:
             continue
         took = {one.name: one.latency_ms for one in timing.contestants}
-        dense, gated = took.pop("ftwt dense", None), took.pop("ftwt gated", None)
+        dense, gated = took.pop(DENSE, None), took.pop(GATED, None)
         if dense is None or gated is None:
             continue
         cpu = (timing.provenance.get("hardware") or {}).get("cpu") or "CPU"

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..records.contestants import GATED
 from .published import COMPUTE_HOURS, architecture, rows_for
 from .reading.found import Baseline, Found
 from .reading.groups import Group
@@ -156,14 +157,14 @@ def latency_rows(found: Found) -> list[Row]:
                 "forced": bench.forced_keep is not None}  # fmt: skip
         for image in bench.images:
             rows.append(
-                told | {"kind": "image", "name": "ftwt gated", "macs": image.executed_macs,
+                told | {"kind": "image", "name": GATED, "macs": image.executed_macs,
                         "keep": image.keep, "latency_ms": image.latency_ms,
                         "low_ms": None, "high_ms": None}
             )  # fmt: skip
         for one in bench.contestants:
             macs = one.executed_macs
             if macs is None:
-                share = 1.0 if one.name != "ftwt gated" else 1 - (bench.reduction or 0.0)
+                share = 1.0 if one.name != GATED else 1 - (bench.reduction or 0.0)
                 macs = bench.dense_macs * share
             rows.append(
                 told | {"kind": "contestant", "name": one.name, "macs": macs,

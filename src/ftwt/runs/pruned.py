@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..config import DataConfig
 from ..contest.bench import bench
-from ..contest.result import DENSE, GATED, OUR, Benchmark
+from ..contest.result import Benchmark
 from ..data import Epochs
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.record import record
@@ -20,11 +20,13 @@ from ..files.json import write_json
 from ..files.provenance import provenance
 from ..files.tables import Shown
 from ..lowering.compile import Precision, compile
+from ..lowering.quantize import CALIBRATE
 from ..networks.pretrained import save_pretrained
 from ..networks.sources import check_classes, find_network, name_of
 from ..networks.splits import load_splits
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
+from ..records.contestants import by_candidate
 from ..records.folder import ENGINE, MODEL, PAGE, PRUNED
 from ..records.recording import RECORDING
 from ..report.write import write_report
@@ -34,7 +36,6 @@ from .prune import Gates, Pruned, prune
 
 RIVALS = ("openvino", "onnxruntime")
 TIMED, ROUNDS = 64, 7  # test images, and how often each contestant runs them
-CALIBRATE = 256  # images that ranges of eight-bit maps are taken from
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,8 @@ class PrunedRun(Shown):
     @property
     def latency_ms(self) -> dict[str, float]:
         """Milliseconds for an image: `dense`, each candidate, and each rival by its name."""
-        ours = {DENSE: "dense", GATED: self.pruned.kind}
-        return {
-            ours.get(timing.name, timing.name.removeprefix(OUR)): timing.latency_ms
-            for timing in self.latency.timings
-        }
+        times = {timing.name: timing.latency_ms for timing in self.latency.timings}
+        return by_candidate(times, self.pruned.kind)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         images, ms = self.test["dense"].images, self.latency_ms

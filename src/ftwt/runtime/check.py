@@ -44,7 +44,7 @@ from .program import (
     Activate,
     Affine,
     Combine,
-    Conv,
+    Convolution,
     Dequantize,
     Fixed,
     Flatten,
@@ -116,7 +116,7 @@ class _Checker:
         for index in operation.reads:
             self.read(index)
         match operation:
-            case Conv() | QConv():
+            case Convolution():
                 self.conv(operation)
             case Predict():
                 self.predict(operation)
@@ -212,7 +212,7 @@ class _Checker:
             self.refuse(field, name, f"a constant of shape {shape}, this one is {have}")
         return have
 
-    def conv(self, op: Conv | QConv) -> None:
+    def conv(self, op: Convolution) -> None:
         c, h, w = self.maps[op.x]
         k, *size = self.write(op.out)
         self.numbers("stride", op.stride, 1, MAX_STEP)

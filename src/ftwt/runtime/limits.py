@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .program import Conv, Program, QConv
+from .program import Convolution, Program
 
 MAX_COUNT = 2**14  # of operations, of maps, of masks
 MAX_SIZE = 2**24  # channels, rows or columns
@@ -32,7 +32,7 @@ def planned(taps: int, size: tuple[int, int]) -> int:
     return taps + size[0] * (size[1] // 16 + 2)
 
 
-def staged(op: Conv | QConv, channels: int, padded: tuple[int, int], taps: int) -> int:
+def staged(op: Convolution, channels: int, padded: tuple[int, int], taps: int) -> int:
     """Return how many elements the input of a convolution has when it is laid out for it.
 
     For a stride, that is one plane for each of its phases.

@@ -71,7 +71,26 @@ class Operation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conv(Operation):
+class Convolution:
+    """The fields that `Conv` and `QConv` have both; `Conv` says what they are."""
+
+    x: int
+    out: int
+    weight: str
+    bias: str
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    act: Activation = "none"
+    mask: int | None = None
+    add: int | None = None
+    post: Activation = "none"
+    after: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv(Convolution, Operation):
     """A convolution with all that follows it: out = post(keep * act(conv(x) + bias) + add).
 
     Also a linear layer: one over a map (C, H, W) that was flattened is a convolution whose kernel
@@ -99,23 +118,9 @@ class Conv(Operation):
         after: Mask (K,) of the channels of the result to keep, or None.
     """
 
-    x: int
-    out: int
-    weight: str
-    bias: str
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    act: Activation = "none"
-    mask: int | None = None
-    add: int | None = None
-    post: Activation = "none"
-    after: int | None = None
-
 
 @dataclass(frozen=True, kw_only=True)
-class QConv(Operation):
+class QConv(Convolution, Operation):
     """A convolution of a quantised map, with what follows it, as of `Conv`.
 
     The sum of the products of whole numbers is exact (int32). Then, for filter k:
@@ -142,20 +147,7 @@ class QConv(Operation):
         after: Mask (K,) of the channels of the result to keep, or None.
     """
 
-    x: int
-    out: int
-    weight: str
-    bias: str
     scale: str
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    act: Activation = "none"
-    mask: int | None = None
-    add: int | None = None
-    post: Activation = "none"
-    after: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

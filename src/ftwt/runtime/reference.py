@@ -19,7 +19,7 @@ from .program import (
     Activate,
     Affine,
     Combine,
-    Conv,
+    Convolution,
     Dequantize,
     Fixed,
     Flatten,
@@ -126,7 +126,7 @@ class _Batch:
         elif isinstance(op, Fixed):
             fixed = np.tile(self.constants[op.value].astype(bool), (self.samples, 1))
             self.masks[op.mask] = self.given.get(op.mask, fixed)
-        elif isinstance(op, Conv | QConv):
+        elif isinstance(op, Convolution):
             result, macs = self.conv(op)
             self.write(op.out, result)
         else:
@@ -195,7 +195,7 @@ class _Batch:
         sums = value.sum((2, 3), np.int64, keepdims=True)
         return sums.astype(np.float32) * (scale / np.float32(math.prod(value.shape[2:])))
 
-    def conv(self, op: Conv | QConv) -> tuple[Map, Array]:
+    def conv(self, op: Convolution) -> tuple[Map, Array]:
         x, x_active = self.maps[op.x]
         weight = self.constants[op.weight]
         _, rows, columns = self.shapes[op.out]
@@ -246,7 +246,7 @@ def quantise(value: Array, kind: str, scale: np.float32) -> Array:
     return np.where(np.isnan(whole), 0, np.clip(whole, *RANGES[kind])).astype(DTYPES[kind])
 
 
-def convolve(x: Array, weight: Array, op: Conv | QConv, size: tuple[int, int]) -> Array:
+def convolve(x: Array, weight: Array, op: Convolution, size: tuple[int, int]) -> Array:
     """The bare convolution: for each position in the kernel, one product of matrices."""
     top, left, bottom, right = op.padding
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))

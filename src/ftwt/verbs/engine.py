@@ -12,7 +12,6 @@ from ..config import DataConfig
 from ..contest.bench import BATCHES, RIVALS, SINGLES, bench
 from ..deployment.classify import classify
 from ..deployment.deploy import (
-    CALIBRATE,
     Economies,
     as_file,
     calibration,
@@ -22,6 +21,7 @@ from ..deployment.deploy import (
 )
 from ..files.json import write_json
 from ..lowering.compile import Precision
+from ..lowering.quantize import CALIBRATE
 from ..networks.sources import name_of
 from ..networks.splits import load_splits
 from ..pruning.dynamic import DynamicModel
@@ -148,8 +148,7 @@ class BenchCommand:
             images = torch.cat([x for x, _ in first(test, wanted)]).cpu()
         options = self.economies.options(self.data, model=model)
         if self.precision == "int8" and self.keep is None:
-            given = calibration(self.data, model=model)
-            options["calibrate"] = given["calibrate"]
+            options["calibrate"] = calibration(self.data, model=model)
         result = bench(
             network,
             example,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...records.contestants import DENSE, GATED, OUR
 from .. import palette
 from ..reading.found import Found
 from ..rows import (
@@ -215,10 +216,10 @@ def latency(found: Found, network: str | None = None, threads: int | None = None
     )  # fmt: skip
     tell(points, *(_time(row, "an image") for row in images))
     others = [row["name"] for row in rows if row["kind"] == "contestant"]
-    rivals = [name for name in dict.fromkeys(others) if not name.startswith("ftwt")]
+    rivals = [name for name in dict.fromkeys(others) if not name.startswith(OUR)]
     for row in (row for row in rows if row["kind"] == "contestant"):
         name, x, y = row["name"], row["macs"] / 1e6, row["latency_ms"]
-        if name == "ftwt dense":
+        if name == DENSE:
             axes.plot([0, x], [0, y], color=palette.FAINT, linewidth=0.7, linestyle=(0, (4, 3)),
                       zorder=1)  # fmt: skip
         colour, marker, face = _contestant(name, rivals)
@@ -239,9 +240,9 @@ def latency(found: Found, network: str | None = None, threads: int | None = None
 
 def _contestant(name: str, rivals: list[str]) -> tuple[str, str, str]:
     """Colour, marker and face of a contestant; the rivals' marks are hollow."""
-    if name == "ftwt gated":
+    if name == GATED:
         return palette.DYNAMIC[0], "o", palette.DYNAMIC[0]
-    if name.startswith("ftwt"):
+    if name.startswith(OUR):
         return palette.DENSE, "D", palette.DENSE
     return palette.OTHERS, "s^v<>*"[rivals.index(name) % 6], "white"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...records.contestants import by_candidate
 from ...records.recording import Recording
 
 
@@ -232,11 +233,8 @@ class Pruned(_Made):
     @property
     def latency_ms(self) -> dict[str, float]:
         """Milliseconds for an image: `dense`, each candidate, and each rival by its name."""
-        names = {"ftwt dense": "dense", "ftwt gated": self.kind}
-        return {
-            names.get(one.name, one.name.removeprefix("ftwt ")): one.latency_ms
-            for one in self.latency.contestants
-        }
+        times = {one.name: one.latency_ms for one in self.latency.contestants}
+        return by_candidate(times, self.kind)
 
 
 @dataclass(frozen=True)
