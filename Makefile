@@ -28,12 +28,12 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 quick: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile tests/graph tests/pruning tests/runtime
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests/graph tests/pruning tests/runtime
 
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --quiet --strict

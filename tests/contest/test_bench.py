@@ -1,8 +1,10 @@
 """The benchmark: turns, rivals that are let in or left out, masks that were timed, what follows."""
 
 import io
+import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +18,7 @@ from torch import nn
 
 import ftwt
 import tiny
+import toys
 from ftwt.contest import rivals, turns
 from ftwt.contest.result import DENSE, GATED, Benchmark, ImageTiming, Timing
 from ftwt.contest.steered import Steered, draw, opened, took
@@ -198,6 +201,34 @@ def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "nncf", None)
     found = bench(tiny.network(), rivals=["openvino-int8"])
     assert found.left_out == {"openvino-int8": "nncf is not installed: pip install 'ftwt[int8]'"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs signals")
+def test_a_signal_after_rivals_have_gone_does_not_end_the_process() -> None:
+    for package in ("onnx", "openvino", "nncf"):
+        pytest.importorskip(package)
+    code = """
+        import gc, os, signal
+        import numpy as np, torch
+        import toys
+        from ftwt.contest.rivals import invite
+
+        seen = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+        images = torch.rand(1, 2, 3, 16, 16)
+        network = toys.Toy().eval()
+        with torch.no_grad():
+            answers = torch.stack([network(batch) for batch in images]).numpy()
+        for name in ("openvino", "openvino-int8", "openvino"):
+            invited = invite([name], network, images.numpy(), answers, threads=1)
+            assert list(invited[0]) == [name], invited
+        del invited
+        gc.collect()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen
+        """
+    done = toys.run_python("-c", textwrap.dedent(code))
+    assert done.returncode == 0, (done.returncode, done.stderr)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from ftwt.records.recording import Recording
 from ftwt.training.loop import train
 
 WRITERS = re.compile(
-    r"ftwt/(files|tensors|checkpoint|journal|results|recording|runtime/stored)\.py$"
+    r"ftwt/(files/\w+|training/journal|networks/pretrained|records/recording|runtime/stored)\.py$"
 )
 LINES = {"training": 1200, "networks": 1500, "files": 600}  # that a child may run of those
 SECONDS = 0.4  # that it may live, from the first sign of life on

@@ -173,18 +173,14 @@ def openvino(
     _: nn.Module, batches: np.ndarray, threads: int, export: Export, __: np.ndarray
 ) -> Contestant:
     """OpenVINO set for latency and held to float32: it would take bfloat16 where there is some."""
-    import openvino as ov
-
-    return _openvino(ov.Core().read_model(export()), batches, threads, "f32", "float32")
+    return _openvino(_core().read_model(export()), batches, threads, "f32", "float32")
 
 
 def openvino_bf16(
     _: nn.Module, batches: np.ndarray, threads: int, export: Export, __: np.ndarray
 ) -> Contestant:
     """OpenVINO set for latency, in bfloat16, where the processor has it."""
-    import openvino as ov
-
-    core = ov.Core()
+    core = _core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise RuntimeError("this processor does not compute in bfloat16")
     return _openvino(core.read_model(export()), batches, threads, "bf16", "bfloat16")
@@ -195,15 +191,27 @@ def openvino_int8(
 ) -> Contestant:
     """OpenVINO set for latency, quantised by NNCF after training; the rest is float32."""
     os.environ.setdefault("NNCF_CI", "1")  # or it would report to its makers that it is used
+    core = _core()  # before NNCF makes its own
     import nncf
-    import openvino as ov
 
     nncf.set_log_level(logging.ERROR)
-    whole = ov.Core().read_model(export())
+    whole = core.read_model(export())
     with contextlib.redirect_stdout(io.StringIO()):  # its progress
         small = nncf.quantize(whole, nncf.Dataset(list(held)), subset_size=len(held))
     how = f"int8 (NNCF {nncf.__version__}, {_images(held)})"
     return _openvino(small, batches, threads, "f32", how)
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's core, one a process, never dropped.
+
+    A core puts the process's signal handlers on a stack of its own. When several are dropped in
+    another order than they were made, that stack is gone, and the next signal ends the process.
+    """
+    import openvino as ov
+
+    return ov.Core()
 
 
 def _openvino(
@@ -217,7 +225,7 @@ def _openvino(
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = _core().compile_model(model, "CPU", settings).create_infer_request()
     image = np.zeros_like(batches[0])
     request.set_input_tensor(ov.Tensor(image, shared_memory=True))
     output = request.get_output_tensor().data
