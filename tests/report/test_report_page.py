@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+import result_files as files
 import synthetic
 from ftwt import cli
 from ftwt.records.recording import Recording
@@ -222,6 +223,28 @@ def test_the_twin_is_told_plainly(tmp_path: Path, gains: tuple[float, ...], said
             (twin / "run.json").write_text(json.dumps(other), encoding="utf-8")
     [answer] = answers(read(tmp_path))
     assert said in in_words(answer).twin
+
+
+def test_networks_that_were_tested_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    few = {"config": {"model": "cifar10-resnet20", "data": {"dataset": "cifar10-embedded"}}}
+    dense = files.evaluation(0.917, 0.0, 0, images=1000, provenance=files.provenance() | few)
+    files.write(tmp_path / "dense.json", dense)
+    run = synthetic.run_folder(tmp_path / "net")
+    twin = synthetic.run_folder(tmp_path / "twin", twin_of="runs/net")
+    for folder, images in ((run, 9000), (twin, 1000)):
+        values = json.loads((folder / "run.json").read_text("utf-8"))
+        values["config"]["weights"] = "cifar10-resnet20"
+        values["test"]["images"] = images
+        files.write(folder / "run.json", values)
+    [answer] = answers(read(tmp_path))
+    assert answer.paid is None and answer.gain is None
+    words = in_words(answer)
+    said = "was tested on different images (1,000, not 9,000; "
+    assert f"The dense network {said}91.7%): no difference is shown." in words.verdict
+    assert f"The static twin {said}" in words.twin
+    write_report(tmp_path, tmp_path / "page.html")
+    page = Parsed((tmp_path / "page.html").read_text("utf-8"))
+    assert "points paid" not in page.words and "9,000 test images" in page.words
 
 
 def test_what_is_missing_is_said_with_the_command_for_it(page: Parsed, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from safetensors.numpy import save_file
 import result_files as files
 import tiny
 import toys
-from ftwt import bench, config, estimate, evaluate, record
+from ftwt import TrainConfig, bench, config, estimate, evaluate, record, shipped, train
 from ftwt.data import Batches
 from ftwt.evaluation.robustness import Corrupted, Figures, NetworkRobustness
 from ftwt.files.json import write_json
 from ftwt.report import read
 from ftwt.report.palette import DYNAMIC, TWIN
-from ftwt.report.reading.groups import USUAL
+from ftwt.report.reading.groups import USUAL, twin_of
+from ftwt.report.rows import accuracy_rows, summary_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +110,69 @@ def test_the_dense_network_is_found_where_the_run_began(study):
     assert found.dense(found.runs[0]).result.top1 == pytest.approx(0.9119)
 
 
+def test_a_dense_network_of_the_same_images_is_preferred_and_others_are_told(study):
+    for name, images in (("a.json", 10_000), ("b.json", 1000)):
+        told = files.provenance(config={"model": "runs/base", "data": {"dataset": "cifar10"}})
+        values = files.evaluation(0.95, 0.0, 0, images=images, provenance=told)
+        files.write(study / name, values)
+    (study / "base" / "run.json").unlink()
+    found = read(study)
+    assert found.dense(found.run("r90-s0")).path == study / "b.json"
+    files.write(study / "b.json", values | {"images": 1001})
+    found = read(study)
+    assert not found.dense(found.run("r90-s0")).same_images
+    named = "what the dense network achieved on the same images"
+    assert "r90-s0" in next(gap.of for gap in found.missing if gap.what == named)
+    assert accuracy_rows(found, "cifar10-resnet56")[0]["method"] != "dense"
+    assert all(row["drop"] is None for row in summary_rows(found))
+
+
+def test_as_many_images_of_another_dataset_are_others(tmp_path):
+    def of(dataset, split="test"):
+        config = {"model": "toy", "split": split, "data": {"dataset": dataset}}
+        values = files.evaluation(provenance=files.provenance(config=config))
+        path = files.write(tmp_path / f"{dataset}-{split}.json", values)
+        return read(path).evaluations[0].result
+
+    one = of("cifar10")
+    assert one.same_images(of("cifar10")) and not one.same_images(of("cifar10-embedded"))
+    assert not one.same_images(of("cifar10", "validation"))
+
+
+def test_the_shipped_twin_goes_with_the_shipped_network():
+    alone = read("cifar10-resnet20-dynamic-40")
+    gaps = {gap.what: gap.command for gap in alone.missing}
+    command = gaps["the static twin, which shows what the gates are worth"]
+    assert command == "ftwt report cifar10-resnet20-dynamic-40 cifar10-resnet20-static-40"
+    assert not any(str(shipped.catalogue.FOLDER) in gap.command for gap in alone.missing)
+    both = read(command.split()[2:])
+    dynamic = both.run("cifar10-resnet20-dynamic-40")
+    assert twin_of(dynamic, both.runs) is both.run("cifar10-resnet20-static-40")
+    assert not any("twin" in gap.what for gap in both.missing)
+
+
+def test_of_two_runs_that_were_made_in_one_folder_the_twin_is_of_its_seed(tmp_path):
+    for seed in (0, 1):
+        made = f"ftwt train x --seed {seed} --output runs/half"
+        values = files.run(0.9 + 0.01 * seed, seed=seed, command=made)
+        files.write(tmp_path / f"kept-{seed}.json", values)
+        files.write(tmp_path / f"t{seed}.json", files.run(0.8, seed=seed, twin_of="runs/half"))
+    found = read(tmp_path)
+    for seed in (0, 1):
+        assert twin_of(found.run(f"kept-{seed}"), found.runs).name == f"t{seed}"
+
+
+def test_a_training_in_python_is_finished(tmp_path):
+    batches = Batches(toys.images(20), batch_size=20)
+    config = TrainConfig(epochs=1, predictor_warmup_steps=0)
+    train(toys.Toy(dropout=0.0), batches, batches, config, output=tmp_path / "mine", progress=False)
+    found = read(tmp_path)
+    assert [(log.name, log.finished) for log in found.logs] == [("mine", True)]
+    gaps = {gap.what: gap.of for gap in found.missing}
+    assert "the result of a training that is not finished" not in gaps
+    assert gaps["what a network that was trained in Python achieves on test images"] == ("mine",)
+
+
 def test_a_copy_of_a_run_counts_once_and_lends_its_name(study):
     (study / "kept").mkdir()
     text = (study / "r90-s0" / "run.json").read_text()
@@ -133,7 +197,7 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(study):
     assert set(told) == {recordings.what, twin.what, "a spread over seeds, of which there is one"}
     one = read(study / "joint")
     assert {gap.what for gap in one.missing} - set(told) == {
-        "what the dense network achieved",
+        "what the dense network achieved on the same images",
         "the curve r -> reduction",
         "latencies",
         "accuracy under corruption",

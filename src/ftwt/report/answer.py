@@ -6,14 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..records.contestants import DENSE, GATED
 from ..records.recording import Recording
 from .reading.found import Found
-from .reading.groups import Group
-from .reading.records import Evaluated, Pruned, Run
+from .reading.groups import Group, twin_of
+from .reading.records import Evaluated, Measured, Pruned, Run
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Answer:
         network: The architecture.
         images: Test images.
         seeds: Runs of the setting.
-        dense_top1: Accuracy of the dense network; None if no file says it.
+        dense_top1: Accuracy of the dense network on the same images; None if no file says it.
         top1: Accuracy with gates.
         dense_macs: MACs for an image, dense.
         executed_macs: Mean MACs for an image with gates, predictors included.
@@ -56,6 +55,9 @@ class Answer:
         timed: Where and how that was measured.
         kind: `dynamic`, or `static`: one mask for all images.
         other: Of an untrained network: kind, accuracy and reduction of the other candidate.
+        dense_elsewhere: Of a dense network that was tested on other images alone, which is no
+            comparison: its accuracy, and how many they are.
+        twin_elsewhere: The same of a static twin.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Answer:
     timed: str = ""
     kind: str = "dynamic"
     other: tuple[str, float, float] | None = None
+    dense_elsewhere: tuple[float, int] | None = None
+    twin_elsewhere: tuple[float, int] | None = None
 
     @property
     def paid(self) -> float | None:
@@ -122,18 +126,12 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(math.fsum(values) / len(values), std, len(values))
 
 
-def twin_of(run: Run, found: Found) -> Run | None:
-    """The static twin that was made of a run; None if it is not among the files."""
-    for other in found.runs:
-        if other.kind == "twin" and Path(str(other.config["twin_of"])).name in run.aliases:
-            return other
-    return None
-
-
 def _of_group(part: Group, found: Found) -> Answer:
     runs, before = part.runs, found.dense(part)
-    pairs = [(run, twin) for run in runs if (twin := twin_of(run, found)) is not None]
+    both = [(run, twin) for run in runs if (twin := twin_of(run, found.runs)) is not None]
+    pairs = [(run, twin) for run, twin in both if run.test.same_images(twin.test)]
     twins = [twin.test for _, twin in pairs]
+    fair = before is not None and before.same_images
     predicted = [run.predicted for run in runs if run.predicted is not None]
     dense_ms, dynamic_ms, timed = _times(runs, found)
     return Answer(
@@ -141,7 +139,7 @@ def _of_group(part: Group, found: Found) -> Answer:
         network=part.network,
         images=runs[0].test.images,
         seeds=len(runs),
-        dense_top1=None if before is None else before.result.top1,
+        dense_top1=before.result.top1 if before is not None and fair else None,
         top1=spread([run.test.top1 for run in runs]),
         dense_macs=runs[0].test.dense_macs,
         executed_macs=spread([run.test.executed_macs for run in runs]),
@@ -152,10 +150,16 @@ def _of_group(part: Group, found: Found) -> Answer:
         twin_top1=spread([twin.top1 for twin in twins]) if twins else None,
         twin_achieved=spread([twin.reduction for twin in twins]) if twins else None,
         gain=spread([run.test.top1 - twin.test.top1 for run, twin in pairs]) if pairs else None,
+        dense_elsewhere=None if before is None or fair else _tested(before.result),
+        twin_elsewhere=_tested(both[0][1].test) if both and not pairs else None,
         dense_ms=dense_ms,
         dynamic_ms=dynamic_ms,
         timed=timed,
     )
+
+
+def _tested(result: Measured) -> tuple[float, int]:
+    return result.top1, result.images
 
 
 def _times(runs: Sequence[Run], found: Found) -> tuple[float | None, float | None, str]:

@@ -41,19 +41,24 @@ def accuracy_rows(found: Found, network: str) -> list[Row]:
         rows.append(
             _accuracy(part.method.label, part.label, cut, cut_std, top1, top1_std, len(part.runs))
         )
+        rows[-1] |= {"images": part.runs[0].test.images}
         rows[-1]["source"] = "; ".join(run.name for run in part.runs)
     for one in found.pruned:
         if one.network == network:
             for kind, after in one.candidates.items():
-                told = f"{one.asked:.0%} asked"
+                asked = f"{one.asked:.0%} asked"
                 method = UNTRAINED.get(kind, kind)
-                rows.append(_accuracy(method, told, after.reduction, None, after.top1, None, 1))
-                rows[-1]["source"] = one.name
+                rows.append(_accuracy(method, asked, after.reduction, None, after.top1, None, 1))
+                rows[-1] |= {"images": after.images, "source": one.name}
     if not any(row["method"] == "dense" for row in rows):
         before = dense_of(found, network)
         if before is not None:
             rows.insert(0, _accuracy("dense", "", 0.0, None, before.result.top1, None, 1))
-            rows[0]["source"] = before.path.name
+            rows[0] |= {"images": before.result.images, "source": before.path.name}
+    if len({one["images"] for one in rows}) > 1:  # not to be compared
+        for told in rows:
+            words = (told["setting"], f"{told['images']:,} test images")
+            told["setting"] = ", ".join(word for word in words if word)
     for row in rows_for(network):
         if row.top1 is None:
             continue
@@ -89,6 +94,7 @@ def _accuracy(
         "top1": top1,
         "top1_std": top1_std,
         "runs": runs,
+        "images": None,
         "counted": EXECUTED,
     }
 
@@ -202,7 +208,7 @@ def summary_rows(found: Found) -> list[Row]:
         before = found.dense(part)
         top1, top1_std = mean_std(run.test.top1 for run in part.runs)
         cut, cut_std = mean_std(run.test.reduction for run in part.runs)
-        dense = None if before is None else before.result.top1
+        dense = before.result.top1 if before is not None and before.same_images else None
         rows.append(
             {
                 "network": part.network,
@@ -211,6 +217,7 @@ def summary_rows(found: Found) -> list[Row]:
                 "runs": len(part.runs),
                 "top1": top1,
                 "top1_std": top1_std,
+                "images": part.runs[0].test.images,
                 "dense_top1": dense,
                 "drop": None if dense is None or top1 is None else dense - top1,
                 "asked": part.runs[0].asked,
@@ -306,10 +313,14 @@ def compute_rows(found: Found) -> list[Row]:
 
 
 def dense_of(found: Found, network: str) -> Baseline | None:
-    """The dense network that runs and prunings of an architecture began with; None if unknown."""
+    """The dense network that runs or prunings of an architecture began with, tested as they were.
+
+    None if that is unknown.
+    """
     made: list[Run | Pruned] = [*found.runs, *found.pruned]
     for one in made:
-        if one.network == network and (before := found.dense(one)) is not None:
+        before = found.dense(one) if one.network == network else None
+        if before is not None and before.same_images:
             return before
     return None
 

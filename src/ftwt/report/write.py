@@ -68,13 +68,24 @@ class Report:
 
 def _table(told: Sequence[Answer]) -> Table:
     table = Table("setting", title="± over runs; reduction of executed MACs")
-    columns = ("runs", "accuracy", "paid", "MACs", "asked", "predicted", "achieved", "twin")
+    columns = (
+        "runs",
+        "images",
+        "accuracy",
+        "paid",
+        "MACs",
+        "asked",
+        "predicted",
+        "achieved",
+        "twin",
+    )
     for column in columns:
         table.add_column(column, justify="right")
     for one in told:
         table.add_row(
             f"{one.network}, {one.name}",
             str(one.seeds),
+            f"{one.images:,}",
             accuracy(one.top1),
             "" if one.paid is None else f"{100 * one.paid:.1f}",
             f"{macs(one.dense_macs)} -> {macs(one.executed_macs.mean)}",

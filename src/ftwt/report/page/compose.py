@@ -222,7 +222,10 @@ def _files(found: Found) -> Table:
     made: list[Run | Pruned] = [*found.runs, *found.pruned]
     beside = [one.recording_path for one in made if one.recording_path is not None]
     others = [(path, "recording") for path in (*beside, *(one.path for one in found.recordings))]
-    others += [(log.path, "metrics of a training that is not finished") for log in found.logs]
+    others += [
+        (log.path, "metrics of a training" + ("" if log.finished else " that is not finished"))
+        for log in found.logs
+    ]
     others += [(path, f"not shown: {why}") for path, why in found.left_out]
     rows += [(_short(path), kind, "", "") for path, kind in others]
     columns = ("file", "kind", "command", "date")

@@ -83,7 +83,11 @@ def _verdict(answer: Answer) -> str:
         f"An image cost {macs(answer.dense_macs)} multiply-accumulates; it now costs "
         f"{macs(answer.executed_macs.mean)} on average, {fewer(answer.achieved.mean)}{included}."
     )
-    if answer.paid is None:
+    if answer.dense_elsewhere is not None:
+        paid = f" {accuracy(answer.top1)} of the test images are classified correctly. " + (
+            _elsewhere("The dense network", answer, *answer.dense_elsewhere)
+        )
+    elif answer.paid is None:
         paid = (
             f" {accuracy(answer.top1)} of the test images are classified correctly; what "
             "the dense network achieved is not among the files."
@@ -96,6 +100,14 @@ def _verdict(answer: Answer) -> str:
             f"{accuracy(answer.top1)}: {change}."
         )
     return cost + paid
+
+
+def _elsewhere(who: str, answer: Answer, top1: float, images: int) -> str:
+    """Say that a network was tested on other images, so that nobody takes a difference."""
+    counts = f"{images:,}" + (f", not {answer.images:,}" if images != answer.images else "")
+    return (
+        f"{who} was tested on different images ({counts}; {percent(top1)}): no difference is shown."
+    )
 
 
 def _facts(answer: Answer) -> tuple[Fact, ...]:
@@ -150,6 +162,8 @@ def _facts(answer: Answer) -> tuple[Fact, ...]:
 def _twin(answer: Answer) -> str:
     if answer.other is not None:
         return _other(answer, *answer.other)
+    if answer.twin_elsewhere is not None:
+        return _elsewhere("The static twin", answer, *answer.twin_elsewhere)
     if answer.gain is None or answer.twin_top1 is None or answer.twin_achieved is None:
         return (
             "Not among the files: the static twin, the same network with one fixed mask of the "

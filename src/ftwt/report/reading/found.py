@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from ... import shipped
 from ...records.recording import Recording
 from . import parse
 from .fields import Fields, load_json
-from .groups import Group, Method, group, method_of
+from .groups import Group, Method, group, method_of, twin_of
 from .records import (
     Benchmark,
     Corruptions,
@@ -54,11 +55,12 @@ class LoneRecording:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A dense network to compare with, and the file that says so."""
+    """A dense network, the file that says so, and whether its images are those of what it began."""
 
     network: str
     result: Measured
     path: Path
+    same_images: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,25 +113,33 @@ class Found:
         """The dense network that a run began with; None if no file says what it achieves.
 
         It is looked for in the pruning itself, among the dense runs, the evaluations and what comes
-        with ftwt.
+        with ftwt; first for one that was tested on the run's images.
         """
         if isinstance(run, Pruned):
             return Baseline(run.network, run.dense, run.path)
         one = run.runs[0] if isinstance(run, Group) else run
+        known = [
+            Baseline(one.network, result, path, one.test.same_images(result))
+            for result, path in self._tested(one)
+        ]
+        return next((before for before in known if before.same_images), next(iter(known), None))
+
+    def _tested(self, one: Run) -> Iterator[tuple[Measured, Path]]:
+        """Tests of the dense network that a run began with."""
         start = one.config.get("weights")
         if start not in (None, "pretrained"):
             before = self.run(str(start))
             if before is not None and before.kind == "dense":
-                return Baseline(one.network, before.test, before.path)
+                yield before.test, before.path
         for other in self.evaluations:
             named = {one.network, str(start)} if start != "pretrained" else {one.network}
             if other.network in named and not other.result.units:
-                return Baseline(one.network, other.result, other.path)
+                yield other.result, other.path
         path = shipped.catalogue.FOLDER / one.network / shipped.RUN
         if start == "pretrained" and path.exists():
-            result = parse.measured(Fields(path, load_json(path)).inside("test"))
-            return Baseline(one.network, result, path)
-        return None
+            values = load_json(path)
+            images = parse.dataset(values["config"])
+            yield parse.measured(Fields(path, values).inside("test"), images), path
 
     @cached_property
     def missing(self) -> tuple[Missing, ...]:
@@ -152,22 +162,30 @@ def _missing(found: Found) -> Iterator[Missing]:
         known |= {run.network} if known & {*run.aliases, run.folder} else set()
     yield from lacks(
         "the result of a training that is not finished",
-        list(found.logs),
+        [log for log in found.logs if not log.finished],
         lambda log: f"ftwt train RECIPE --output {log.path.parent} --resume",
+    )
+    yield from lacks(
+        "what a network that was trained in Python achieves on test images",
+        [log for log in found.logs if log.finished],
+        lambda log: f"ftwt.evaluate(network, test_batches), or ftwt.run(..., output={log.name!r})",
     )
     yield from lacks(
         "images, their routes, heatmaps, and the work for each class",
         [run for run in found.runs if run.kind == "dynamic" and run.recording_path is None],
-        lambda run: f"ftwt evaluate {run.folder}{_images(run)} --record",
+        lambda run: (
+            f"ftwt evaluate {run.folder}{_images(run)} --record"
+            + (f" {run.name}.safetensors" if run.shipped else "")
+        ),
     )
     yield from lacks(
         "the static twin, which shows what the gates are worth",
-        [run for run in dynamic if not any(_is_twin(other, run) for other in found.runs)],
-        lambda run: f"ftwt train RECIPE --twin-of {run.folder} --output {run.folder}-twin",
+        [run for run in dynamic if twin_of(run, found.runs) is None],
+        _make_twin,
     )
     yield from lacks(
-        "what the dense network achieved",
-        [run for run in dynamic if found.dense(run) is None],
+        "what the dense network achieved on the same images",
+        [run for run in dynamic if (one := found.dense(run)) is None or not one.same_images],
         lambda run: (
             f"ftwt evaluate {run.config.get('weights') or run.network}{_images(run)} "
             "--output dense.json"
@@ -176,7 +194,7 @@ def _missing(found: Found) -> Iterator[Missing]:
     yield from lacks(
         "a spread over seeds, of which there is one",
         [part.runs[0] for part in found.groups if part.kind == "dynamic" and len(part.runs) == 1],
-        lambda run: f"{run.command or 'ftwt train RECIPE'} --seed {run.seed + 1}",
+        _next_seed,
     )
     yield from lacks(
         "the curve r -> reduction",
@@ -198,13 +216,27 @@ def _missing(found: Found) -> Iterator[Missing]:
 
 
 def _images(run: Run) -> str:
-    """The flags that name a run's images, where these are a folder's."""
+    """The flags that name a run's images, where these are no official CIFAR."""
     data = run.config.get("data", {})
-    if data.get("dataset") != "folder":
+    if data.get("dataset") not in ("folder", "cifar10-embedded"):
         return ""
     root = f" --data-root {data['data_root']}" if data.get("data_root") else ""
-    return f" --dataset folder{root} --validation {data.get('validation')}"
+    return f" --dataset {data['dataset']}{root} --validation {data.get('validation')}"
 
 
-def _is_twin(run: Run, of: Run) -> bool:
-    return run.kind == "twin" and Path(run.config["twin_of"]).name in of.aliases
+def _make_twin(run: Run) -> str:
+    """The command that shows a run beside its twin: one that comes with ftwt, or one to train."""
+    twin = run.name.replace("-dynamic-", "-static-")
+    if run.shipped and twin != run.name and twin in shipped.names():
+        return f"ftwt report {run.name} {twin}"
+    return f"ftwt train RECIPE --twin-of {run.folder} --output {_beside(run)}-twin"
+
+
+def _next_seed(run: Run) -> str:
+    """The command that made a run, with another seed and in another folder."""
+    made = re.sub(r" --(seed|output)[= ]\S+", "", run.command or "ftwt train RECIPE")
+    return f"{made} --output {_beside(run)}-seed{run.seed + 1} --seed {run.seed + 1}"
+
+
+def _beside(run: Run) -> str:
+    return f"runs/{run.name}" if run.shipped else run.folder

@@ -179,6 +179,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def twin_of(run: Run, runs: Iterable[Run]) -> Run | None:
+    """The static twin that was made of a run; None if it is not among these."""
+    runs = tuple(runs)
+    twins = (other for other in runs if other.kind == "twin")
+    return next((twin for twin in twins if _parent(twin, runs) is run), None)
+
+
 def _other(run: Run) -> str:
     """The run that a static twin was made of, or that a rival's cost was matched to."""
     return Path(
@@ -187,8 +194,11 @@ def _other(run: Run) -> str:
 
 
 def _parent(run: Run, runs: Iterable[Run]) -> Run | None:
+    """The run that another one means; of several made in one folder, that of the same seed."""
     wanted = _other(run)
-    return next((other for other in runs if wanted in other.aliases and other is not run), None)
+    named = [other for other in runs if wanted in other.aliases and other is not run]
+    near = sorted(named, key=lambda other: (other.name != wanted, other.seed != run.seed))
+    return near[0] if near else None
 
 
 def _settings(run: Run, runs: tuple[Run, ...]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from .records import (
 )
 
 
-def measured(values: Fields) -> Measured:
-    """Check and return an evaluation.
+def measured(values: Fields, of: str | None = None) -> Measured:
+    """Check and return an evaluation; `of` names its images.
 
     Raises:
         ValueError: A field is missing or not what it must be.
@@ -38,7 +38,16 @@ def measured(values: Fields) -> Measured:
         published_reduction=values.number("published_reduction", high=1),
         mask_accuracy=values.number_or_none("mask_accuracy", 0, 1),
         units=tuple(_unit(unit) for unit in values.each("units")),
+        of=of,
     )
+
+
+def dataset(config: Any) -> str | None:
+    """The images that a configuration names; None if it names none."""
+    values = config if isinstance(config, dict) else {}
+    data = values.get("data")
+    found = data.get("dataset") if isinstance(data, dict) else None
+    return None if found is None else f"{found}, {values.get('split', 'test')}"
 
 
 def _unit(values: Fields) -> UnitWork:
@@ -84,7 +93,7 @@ def run(values: Fields, name: str, steps: tuple[dict[str, Any], ...] = ()) -> Ru
         config=config.values,
         asked=values.number_or_none("asked_reduction", high=1),
         predicted=values.number_or_none("predicted_reduction", high=1),
-        test=measured(values.inside("test")),
+        test=measured(values.inside("test"), dataset(config.values)),
         validation=None if validation is None else measured(validation),
         history=tuple(epoch(line) for line in training.each("history")),
         steps=steps,
@@ -175,7 +184,7 @@ def evaluated(values: Fields, name: str) -> Evaluated:
     made = provenance(values)
     config = made.get("config")
     network = config.get("model") if isinstance(config, dict) else None
-    return Evaluated(str(network or name), values.path, measured(values), made)
+    return Evaluated(str(network or name), values.path, measured(values, dataset(config)), made)
 
 
 def benchmark(values: Fields, name: str) -> Benchmark:

@@ -14,7 +14,7 @@ import safetensors
 
 from ... import shipped
 from ...files.json import parse_json
-from ...records.folder import METRICS, PRUNED
+from ...records.folder import METRICS, PRUNED, TRAINING
 from ...records.folder import RESULT as RUN
 from ...records.recording import RECORDING, Recording
 from . import parse
@@ -119,7 +119,8 @@ class _Search:
 
     def metrics(self, path: Path, named: bool) -> None:
         history, steps = read_metrics(path)
-        self.logs[path.parent] = Log(name_of(path), path, history, steps)
+        finished = (path.parent / TRAINING).is_file()
+        self.logs[path.parent] = Log(name_of(path), path, history, steps, finished)
         self.count += 1
 
     def recording(self, path: Path, named: bool) -> None:

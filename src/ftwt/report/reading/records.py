@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...records.contestants import by_candidate
+from ...records.folder import RESULT
 from ...records.recording import Recording
+from ...shipped.catalogue import FOLDER
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class UnitWork:
 class Measured:
     """What a network achieved on a set of images; as `ftwt.evaluate` tells it.
 
-    Shares lie in [0, 1]; reductions are of executed MACs and may be negative.
+    Shares lie in [0, 1]; reductions are of executed MACs and may be negative. `of` names the images
+    (a dataset), where the file does.
     """
 
     images: int
@@ -48,6 +51,12 @@ class Measured:
     published_reduction: float
     mask_accuracy: float | None
     units: tuple[UnitWork, ...]
+    of: str | None = None
+
+    def same_images(self, other: Measured) -> bool:
+        """Whether both were measured on the same images, as far as their files tell."""
+        known = self.of is not None and other.of is not None
+        return self.images == other.images and (not known or self.of == other.of)
 
 
 class _Made:
@@ -123,28 +132,43 @@ class Run(_Made):
     @property
     def aliases(self) -> set[str]:
         """Names by which other files may mean this run: its own, and the folder it was made in."""
-        return {self.name, Path(self.folder).name, *self.also}
+        return {self.name, Path(self.folder).name, Path(self.made_in or self.name).name, *self.also}
+
+    @property
+    def made_in(self) -> str | None:
+        """The folder that its command names, if it does."""
+        words = self.command.replace("=", " ").split()
+        named = zip(words, words[1:], strict=False)
+        return next((after for flag, after in named if flag == "--output"), None)
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with ftwt: a network's name means it, and nothing is written there."""
+        return self.path.parent.parent == FOLDER
 
     @property
     def folder(self) -> str:
-        """The folder that the run was written to, as far as its files tell."""
-        if self.path.name == "run.json":
+        """What commands call it: its folder, as far as its files tell, or a network's name."""
+        if self.shipped:
+            return self.name
+        if self.path.name == RESULT:
             return str(self.path.parent)
-        words = self.command.replace("=", " ").split()
-        outputs = [
-            after for flag, after in zip(words, words[1:], strict=False) if flag == "--output"
-        ]
-        return outputs[0] if outputs else f"runs/{self.name}"
+        return self.made_in or f"runs/{self.name}"
 
 
 @dataclass(frozen=True)
 class Log:
-    """The figures of a training that has no `run.json` (yet)."""
+    """The figures of a training that has no `run.json` (yet).
+
+    `finished` tells whether it has a result: `ftwt.train` in Python writes one, and no `run.json`,
+    for it sees no test images.
+    """
 
     name: str
     path: Path
     history: tuple[dict[str, Any], ...]
     steps: tuple[dict[str, Any], ...]
+    finished: bool = False
 
 
 @dataclass(frozen=True)
