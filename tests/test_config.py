@@ -24,9 +24,11 @@ def test_json_round_trip(run: RunConfig) -> None:
     assert RunConfig.from_json(json.loads(json.dumps(run.to_json()))) == run
 
 
-def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean 'epochs'.*lr_decay"):
+def test_unknown_key_names_the_nearest_or_lists_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'epochs'\?$"):
         TrainConfig.from_json({"epoch": 3})
+    with pytest.raises(ValueError, match="Known: epochs, .*lr_decay"):
+        TrainConfig.from_json({"zzz": 3})
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,16 @@ def test_changes_are_named_also_inside() -> None:
     assert changes(a, b) == expected
     assert changes(a, replace(a)) == []
     assert changes(a, replace(a, prune=None)) == [f"prune was {a.prune}, is None"]
+
+
+def test_phases_fit_fewer_epochs() -> None:
+    train = TrainConfig(epochs=30, warmup_epochs=2, anneal_epochs=5.0, lr=0.3)
+    config = RunConfig(prune=PruneConfig(), train=train)
+    assert config.of_epochs(2).train == replace(train, epochs=2, anneal_epochs=1.0)
+    assert config.of_epochs(1).train == replace(
+        train, epochs=1, warmup_epochs=0.5, anneal_epochs=0.5
+    )
+    assert config.of_epochs(30) == config
 
 
 def test_without_gates_the_rest_of_the_training_stays() -> None:

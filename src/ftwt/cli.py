@@ -71,14 +71,19 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
     default: Any = tyro.MISSING_NONPROP
     if verb == "train" and not {"-h", "--help"} & set(rest[:1]):
         if not rest or rest[0].startswith("-"):
-            known = ", ".join(recipes.names())
-            raise ValueError(f"the recipe comes first: ftwt train RECIPE [OPTIONS]. Known: {known}")
+            raise ValueError(
+                "the recipe comes first: ftwt train RECIPE [OPTIONS], such as "
+                "cifar10-resnet20-short (`ftwt recipes` lists them)"
+            )
         recipe, *rest = rest
         config = recipes.get(recipe)
         if config.prune is None:
             _refuse_gates(recipe, config.model, rest)
         if any(flag.split("=")[0].replace("_", "-") == "--twin-of" for flag in rest):
             config = config.without_budget()
+        epochs = _value_of("--epochs", rest)
+        if epochs.isdecimal() and int(epochs) > 0:
+            config = config.of_epochs(int(epochs))
         program, description = f"{program} {recipe}", recipes.describe(recipe)
         default = TrainCommand(output=f"runs/{recipe.replace(':', '-')}", run=config)
     elif verb == "train":
@@ -95,6 +100,15 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
             tyro.conf.FlagCreatePairsOff,
         ),
     )
+
+
+def _value_of(wanted: str, flags: list[str]) -> str:
+    """What a flag was given, as `--flag value` or `--flag=value`; empty if it was not."""
+    for place, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name == wanted:
+            return value if equals else "".join(flags[place + 1 : place + 2])
+    return ""
 
 
 def _refuse_gates(recipe: str, model: str, flags: list[str]) -> None:

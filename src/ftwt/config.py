@@ -18,7 +18,8 @@ class _Config:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole and (hint is int or (hint == int | None and value is not None)):
                 raise ValueError(f"{name}={value!r} is not a whole number")
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 options = ", ".join(map(repr, get_args(hint)))
@@ -56,7 +57,7 @@ class _Config:
             values: Keys are field names, values JSON values.
 
         Raises:
-            ValueError: A key is unknown (the message lists the valid ones), or a value invalid.
+            ValueError: A key is unknown (the message names the nearest), or a value invalid.
         """
         hints = get_type_hints(cls)
         unknown = [key for key in values if key not in hints]
@@ -144,7 +145,8 @@ class TrainConfig(_Config):
     predictor_lr: float = 0.1
     """Learning rate of the predictors, constant."""
     predictor_warmup_steps: int = 0
-    """First steps in which gates stand open and only the predictors learn."""
+    """First steps in which gates stand open and only the predictors learn; if the cooldown begins
+    before they end, half of those before it."""
     mask_loss_weight: float = 1.0
     """Weight of the mask loss before the cooldown."""
     cooldown: float = 0.5
@@ -234,8 +236,9 @@ class DataConfig(_Config):
     """The dataset; folder: images in folders by class, as ImageNet's (docs/imagenet.md)."""
     data_root: str | None = None
     """Folder that holds (or will hold) the dataset's files; None: ./data."""
-    validation: int = 5000
-    """Training images held out, class-balanced, for validation."""
+    validation: int | None = None
+    """Training images held out, class-balanced, for validation; None: a tenth, at most 5,000 or ten
+    of each class."""
     split_seed: int = 0
     """Decides which images are held out."""
     workers: int = 4
@@ -247,7 +250,8 @@ class DataConfig(_Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("validation", 1, fix="5000 is usual on CIFAR")
+        if self.validation is not None:
+            self._check("validation", 1, fix="5000 is usual on CIFAR")
         self._check("workers", 0, fix="0 lets the training process decode")
         self._check("split_seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
         if (self.mean is None) != (self.std is None):
@@ -299,6 +303,16 @@ class RunConfig(_Config):
                 f"distillation={self.train.distillation} from random weights; give the weights of "
                 "a trained network"
             )
+
+    def of_epochs(self, epochs: int) -> Self:
+        """The same run in another number of epochs; phases that would not fit take half of them."""
+        train = self.train
+        phases: dict[str, Any] = {
+            name: epochs / 2
+            for name in ("warmup_epochs", "anneal_epochs")
+            if getattr(train, name) > epochs
+        }
+        return replace(self, train=replace(train, epochs=epochs, **phases))
 
     def without_budget(self) -> RunConfig:
         """The same, asked for no reduction: a static twin has that of the run it is of."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FEW, MANY = 6, 40  # names that are listed beside near ones, and where none is near
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known name, and list the known ones (the first 40 of many)."""
+    """Suggest the nearest known names; list the known ones where they are few, or none is near."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    listed = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
-    return (f"did you mean {close[0]!r}? " if close else "") + f"Known: {listed}"
+    close = difflib.get_close_matches(name, names, n=3)
+    told = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if close and len(names) > FEW:
+        return told
+    listed = ", ".join(names[:MANY]) + (f", ... ({len(names)} in all)" if names[MANY:] else "")
+    return f"{told} Known: {listed}".lstrip()

@@ -92,6 +92,33 @@ def test_hold_out_is_balanced_disjoint_complete_and_seeded() -> None:
     assert keys(hold_out(images, count=303, seed=2)[1]) != keys(val)
 
 
+@pytest.mark.parametrize(
+    ("of_each", "held"),
+    [
+        ([5000] * 10, 5000),
+        ([500] * 100, 5000),
+        ([1281] * 1000, 10_000),
+        ([200] * 10, 200),
+        ([40] * 5, 20),
+        ([3000, 4], 4),  # half of the smallest class, from each
+        ([2, 2], 1),
+    ],
+)
+def test_as_many_are_held_out_as_fit(of_each: list[int], held: int) -> None:
+    labels = torch.arange(len(of_each)).repeat_interleave(torch.tensor(of_each))
+    images = Images(
+        images=torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(len(labels), -1, -1, -1),
+        labels=labels,
+        classes=tuple(map(str, range(len(of_each)))),
+        name="zeros",
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    fit, validation = hold_out(images, seed=0)
+    assert (len(fit), len(validation)) == (len(labels) - held, held)
+    assert set(fit.labels.tolist()) == set(range(len(of_each)))
+
+
 def test_the_split_of_a_seed_never_changes() -> None:
     labels = torch.arange(40) % 4
     images = dataclasses.replace(numbered(40), labels=labels, classes=("a", "b", "c", "d"))
@@ -102,7 +129,7 @@ def test_the_split_of_a_seed_never_changes() -> None:
     ("count", "message"),
     [
         (0, "count must be at least 1, got 0"),
-        (3, "count=3 takes 1 images of class '[012]', which has 1"),
+        (3, "count=3 takes 1 images of class '[012]', which has 1, .* take at most 0 .*add images"),
     ],
 )
 def test_hold_out_leaves_something_of_every_class(count: int, message: str) -> None:

@@ -109,7 +109,7 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert RunConfig.from_json(config.to_json()) == config
     assert config.model in models.names()
     assert name.startswith(config.model.replace("-x0.5", "-half"))
-    assert config.data.dataset == "cifar10" and config.data.validation == 5000
+    assert config.data.dataset == "cifar10" and config.data.validation is None
     assert (config.weights is None) == (name in BASELINES)
     assert (config.prune is None) == (name in BASELINES or "-dense-" in name)
     assert BASELINES.get(name, "") in told
@@ -197,7 +197,7 @@ def test_a_recipe_for_imagenet_says_what_it_is_and_how_to_run_it(name: str) -> N
     assert f"ftwt train {name} --data-root imagenet" in told and "Not run here" in told
     assert RunConfig.from_json(config.to_json()) == config
     assert config.model.startswith(("torchvision:", "timm:")) and config.weights == "pretrained"
-    assert (config.data.dataset, config.data.validation) == ("folder", 10_000)
+    assert (config.data.dataset, config.data.validation) == ("folder", None)
     assert (config.train.precision, config.train.channels_last) == ("bf16", True)
     assert (config.prune is None) == name.endswith("-dense")
     assert not config.new_head

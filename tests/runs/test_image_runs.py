@@ -161,7 +161,7 @@ def test_a_static_twin_is_of_the_same_classes(home: Path) -> None:
         (["evaluate", tiny.NAME, *DATA[:2], "--data-root", "gone"], "there is no folder gone/tr"),
         (["train", tiny.NAME, *DATA[:4]], "cifar10-tiny are of 10 classes, the images of 3"),
         (
-            ["train", tiny.NAME, *DATA[:4], "--weights", "None"],
+            ["train", tiny.NAME, *DATA[:4], "--validation", "5000", "--weights", "None"],
             "count=5000 takes 1666 images of class",
         ),
         (

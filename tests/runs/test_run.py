@@ -94,6 +94,14 @@ def test_the_gates_that_are_estimated_are_those_that_are_built(tiny_home: Path) 
     assert predicted == estimate(dynamic, splits.plain).reduction_at(dynamic.r)
 
 
+def test_a_run_says_how_many_images_it_held_out_by_default(tiny_home: Path) -> None:
+    config = replace(tiny.DENSE, data=DataConfig(dataset="cifar10-embedded"))
+    config = replace(config, train=replace(config.train, epochs=1))
+    result = run(config, output="runs/usual")
+    assert result.validation.images == result.config.data.validation == 200
+    assert read_json("runs/usual/run.json")["config"]["data"]["validation"] == 200
+
+
 def test_the_splits_share_no_image_and_lose_none() -> None:
     splits = load_splits(tiny.CONFIG.data)
     whole = data.embedded(train=True)

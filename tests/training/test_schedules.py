@@ -36,6 +36,14 @@ def test_phases() -> None:
     assert set(anneal[9:]) == {1.0}
 
 
+def test_a_warm_up_that_does_not_fit_takes_half_of_the_steps_before_the_cooldown() -> None:
+    config = TrainConfig(epochs=2, predictor_warmup_steps=200, target_reduction=0.3)
+    schedule = Schedule(config, steps_per_epoch=14)
+    assert [step for step in range(28) if schedule.warms_up(step)] == list(range(7))
+    assert schedule.steering_start == schedule.warm_up == 7
+    assert Schedule(config, steps_per_epoch=200).warm_up == 200
+
+
 def test_phases_can_be_off() -> None:
     schedule = Schedule(TrainConfig(epochs=2, cooldown=1), steps_per_epoch=5)
     assert not any(schedule.warms_up(s) or schedule.cools_down(s) for s in range(10))

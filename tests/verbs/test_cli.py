@@ -228,17 +228,25 @@ def test_a_run_is_estimated_with_its_own_gates(folder: Path, ftwt: Any) -> None:
     assert "has its gates already: r was 0.9, is 0.5; head was standardized" in told.err
 
 
+def test_a_recipe_fits_the_epochs_that_are_asked_for() -> None:
+    for flags in (["--epochs", "1"], ["--epochs=1"]):
+        command: Any = cli.parse("train", ["cifar10-resnet20-baseline", *flags])
+        assert (command.run.train.epochs, command.run.train.warmup_epochs) == (1, 0.5)
+    command = cli.parse("train", ["cifar10-resnet20-baseline", *flags, "--warmup-epochs", "1"])
+    assert command.run.train.warmup_epochs == 1
+
+
 # --- Mistakes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "unknown verb 'trian'; did you mean 'train'? Known: demo, prune, estimate"),
-        (["train"], "the recipe comes first: ftwt train RECIPE"),
+        (["trian"], "unknown verb 'trian'; did you mean 'train'"),
+        (["train"], "ftwt train RECIPE [OPTIONS], such as cifar10-resnet20-short (`ftwt recipes`"),
         (["train", "--epochs", "3", tiny.NAME], "the recipe comes first"),
         (["train", "cifar10-resnet20-shrot"], "the nearest: cifar10-resnet20-short"),
-        (["evaluate", "cifar10-resnet-20"], "did you mean 'cifar10-resnet20'? Known: cifar10-"),
+        (["evaluate", "cifar10-resnet-20"], "did you mean 'cifar10-resnet20' or "),
         (["evaluate", "timm:resnet18x"], "unknown timm model 'resnet18x'; the nearest: resnet18"),
         (["estimate", "cifar10-vgg16-bn"], "names with weights: cifar10-tiny. Train it"),
         (["train", "cifar10-resnet20-baseline", "--r", "0.5"], "without gates, so it has no --r; "),
@@ -247,12 +255,11 @@ def test_a_run_is_estimated_with_its_own_gates(folder: Path, ftwt: Any) -> None:
         ([*TRAIN, "--weights", "nowhere"], "nowhere holds no config.json"),
         ([*TRAIN, "--resume"], "so there is nothing to resume; leave out --resume"),
         ([*TRAIN, "--output", "file/run"], "cannot write file/run/.lock (Not a directory)"),
-        ([*TRAIN, "--validation", "5000"], "lower count (--validation)"),
+        ([*TRAIN, "--validation", "5000"], "take at most 1990 (--validation)"),
         ([*TRAIN, "--batch-size", "1601"], "empty loader: 1600 images make no batch of 1601"),
         ([*TRAIN, "--r", "conv9", "0.5"], "r names an unknown unit 'conv9'; Known: 0, 3, 6"),
         ([*TRAIN, "--skip", "4"], "skip names no convolution: '4'; Known: 0, 3, 6"),
         ([*TRAIN, "--target-reduction", "0.99"], "reduction=0.99 is out of reach; r in [0.1, 1]"),
-        ([*TRAIN, "--predictor-warmup-steps", "9"], "do not end before the cooldown"),
         ([*TRAIN, "--dataset", "cifar10", "--data-root", "data"], "could not download https://"),
         (
             [*TRAIN, "--lr", "1e30"],

@@ -81,7 +81,8 @@ class Epochs(ABC):
         if len(self) == 0:
             raise ValueError(
                 f"empty loader: {len(images)} images make no batch of {batch_size} for rank {rank} "
-                f"of {world} with drop_last={self.drop_last}; lower batch_size"
+                f"of {world} with drop_last={self.drop_last}; lower batch_size "
+                "(--batch-size)"
             )
         # (x / 255 - mean) / std as one product and one sum.
         scale = 1 / (255 * torch.tensor(images.std))

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+USUAL = 5000  # images that are held out of large training splits
+
 
 class Labelled(Protocol):
     """A split of labelled images, wherever they are: `Images`, or `ImageFiles`."""
@@ -105,12 +107,14 @@ class Images:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
-def hold_out(images: Split, *, count: int, seed: int) -> tuple[Split, Split]:
+def hold_out(images: Split, *, count: int | None = None, seed: int) -> tuple[Split, Split]:
     """Split off a class-balanced validation set; the same one for the same seed, everywhere.
 
     Args:
         images: a training split.
-        count: how many images to hold out, see `balanced`.
+        count: how many images to hold out, see `balanced`; by default a tenth, but at most half of
+            the smallest class times the classes, and at most 5,000 or, if this is more, ten of each
+            class: 5,000 of CIFAR, 10,000 of ImageNet.
         seed: draws which images, >= 0.
 
     Returns:
@@ -119,6 +123,11 @@ def hold_out(images: Split, *, count: int, seed: int) -> tuple[Split, Split]:
     Raises:
         ValueError: `count` is not positive, or would leave a class without training images.
     """
+    if count is None:
+        classes = len(images.classes)
+        smallest = int(images.labels.bincount(minlength=classes).min())
+        most = min(max(USUAL, 10 * classes), classes * (smallest // 2))
+        count = max(1, min(len(images) // 10, most))
     held = torch.zeros(len(images), dtype=torch.bool)
     held[balanced(images, count=count, seed=seed)] = True
     return images.select((~held).nonzero()[:, 0]), images.select(held.nonzero()[:, 0])
@@ -151,7 +160,9 @@ def balanced(images: Labelled, *, count: int, seed: int) -> Tensor:
         if share >= len(members):
             raise ValueError(
                 f"count={count} takes {share} images of class {images.classes[label]!r}, which has "
-                f"{len(members)}; one of each must remain, lower count (--validation)"
+                f"{len(members)}, and one of each must remain; take at most "
+                f"{classes * max(0, int(np.bincount(labels, minlength=classes).min()) - 1)} "
+                "(--validation), or add images"
             )
         drawn.append(rng.permutation(members)[:share])
     return torch.from_numpy(np.sort(np.concatenate(drawn)))

@@ -22,7 +22,7 @@ from .table import Recipes
 
 RECIPES = Recipes()
 
-DATA = DataConfig(dataset="folder", validation=10_000)  # 10 of each of ImageNet's 1,000 classes
+DATA = DataConfig(dataset="folder")
 
 
 def published(model: str, *, r: float = 0.9, mode: Mode = "decoupled") -> RunConfig:
@@ -140,7 +140,7 @@ def imagenet_resnet50_dense() -> RunConfig:
     """Train the dense ResNet-50 for the same 30 epochs more, or begin with it on your own classes.
 
         ftwt train imagenet-resnet50-dense --data-root imagenet
-        ftwt train imagenet-resnet50-dense --data-root photos --new-head --validation 500
+        ftwt train imagenet-resnet50-dense --data-root photos --new-head
 
     What a pruned one is to be held to. Its run is what `--weights` of the pruned one's may name,
     where the classes are not ImageNet's. Not run here on ImageNet.

@@ -106,6 +106,8 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         seed=config.train.seed,
         channels_last=config.train.channels_last,
     )
+    held_out = len(splits.validation.images)  # of all processes
+    config = replace(config, data=replace(config.data, validation=held_out))
     origin = provenance(config=config, seed=config.train.seed)
     network, predicted = dense, None
     if config.twin_of is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -62,8 +63,10 @@ class Learner:
         teacher: Dense network to imitate, or None.
 
     Raises:
-        ValueError: A budget is asked of a network without gates, or the warm-up does not end
-            before the cooldown begins.
+        ValueError: A budget is asked of a network without gates.
+
+    Warns:
+        UserWarning: The warm-up would not end before the cooldown begins, and is shorter.
     """
 
     def __init__(
@@ -86,11 +89,12 @@ class Learner:
                 f"target_reduction={config.target_reduction} needs gates to steer, and "
                 f"{type(model).__name__} has none: give what ftwt.convert returns"
             )
-        if r and config.predictor_warmup_steps > schedule.cooldown_start:
-            raise ValueError(
+        if r and config.predictor_warmup_steps > schedule.warm_up and accelerator.is_main_process:
+            warnings.warn(
                 f"predictor_warmup_steps={config.predictor_warmup_steps} do not end before the "
-                f"cooldown, which begins at step {schedule.cooldown_start}; take fewer, or more "
-                "epochs"
+                f"cooldown, which begins at step {schedule.cooldown_start} of so few: "
+                f"{schedule.warm_up} are taken",
+                stacklevel=2,
             )
         steered = schedule.cooldown_start - schedule.steering_start
         self.controller = BudgetController(

@@ -41,7 +41,15 @@ class Schedule:
     def steering_start(self) -> int:
         """First step at which the budget is steered: warm-up and annealing are over."""
         falling = round(self.config.anneal_epochs * self.steps_per_epoch)
-        return max(self.config.predictor_warmup_steps, falling)
+        return max(self.warm_up, falling)
+
+    @property
+    def warm_up(self) -> int:
+        """Steps of the predictors' warm-up: as set, or half of those before the cooldown if that
+        begins earlier.
+        """
+        steps, most = self.config.predictor_warmup_steps, self.cooldown_start
+        return steps if steps <= most else most // 2
 
     @property
     def cooldown_start(self) -> int:
@@ -50,7 +58,7 @@ class Schedule:
 
     def warms_up(self, step: int) -> bool:
         """Whether only the predictors learn, behind open gates."""
-        return step < self.config.predictor_warmup_steps
+        return step < self.warm_up
 
     def cools_down(self, step: int) -> bool:
         """Whether the predictors stand still."""

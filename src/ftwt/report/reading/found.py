@@ -221,7 +221,8 @@ def _images(run: Run) -> str:
     if data.get("dataset") not in ("folder", "cifar10-embedded"):
         return ""
     root = f" --data-root {data['data_root']}" if data.get("data_root") else ""
-    return f" --dataset {data['dataset']}{root} --validation {data.get('validation')}"
+    held = f" --validation {data['validation']}" if data.get("validation") else ""
+    return f" --dataset {data['dataset']}{root}{held}"
 
 
 def _make_twin(run: Run) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ...records.contestants import by_candidate
 from ...records.folder import RESULT
 from ...records.recording import Recording
-from ...shipped.catalogue import FOLDER
+from ...shipped import catalogue
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Run(_Made):
     @property
     def shipped(self) -> bool:
         """Whether it comes with ftwt: a network's name means it, and nothing is written there."""
-        return self.path.parent.parent == FOLDER
+        return self.path.parent.parent == catalogue.FOLDER
 
     @property
     def folder(self) -> str:
