@@ -20,9 +20,9 @@ from rich.console import Console
 
 import ftwt
 from ftwt.config import DataConfig
-from ftwt.contest.result import Benchmark
 from ftwt.deployment.deploy import to_time
 from ftwt.networks.splits import load_splits
+from ftwt.records.benchmark import Benchmark
 
 NETWORKS = (
     "cifar10-vgg16-bn",

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from .config import PruneConfig as PruneConfig
     from .config import RunConfig as RunConfig
     from .config import TrainConfig as TrainConfig
-    from .contest.bench import Benchmark as Benchmark
     from .contest.bench import bench as bench
     from .data.corruptions import corrupt as corrupt
-    from .evaluation.evaluate import Evaluation as Evaluation
     from .evaluation.evaluate import evaluate as evaluate
     from .evaluation.record import record as record
     from .evaluation.robustness import Robustness as Robustness
@@ -57,6 +55,8 @@ if TYPE_CHECKING:
     from .pruning.macs import count_macs as count_macs
     from .pruning.method import mask_loss as mask_loss
     from .pruning.second_look import SecondLook as SecondLook
+    from .records.benchmark import Benchmark as Benchmark
+    from .records.evaluation import Evaluation as Evaluation
     from .records.recording import Recording as Recording
     from .runs.prune import Pruned as Pruned
     from .runs.prune import prune as prune
@@ -75,10 +75,10 @@ _HOMES = {  # name -> the module that it comes from, as above
     "PruneConfig": "config",
     "RunConfig": "config",
     "TrainConfig": "config",
-    "Benchmark": "contest.bench",
+    "Benchmark": "records.benchmark",
     "bench": "contest.bench",
     "corrupt": "data.corruptions",
-    "Evaluation": "evaluation.evaluate",
+    "Evaluation": "records.evaluation",
     "evaluate": "evaluation.evaluate",
     "record": "evaluation.record",
     "Robustness": "evaluation.robustness",

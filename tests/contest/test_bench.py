@@ -20,11 +20,11 @@ import ftwt
 import tiny
 import toys
 from ftwt.contest import rivals, turns
-from ftwt.contest.result import DENSE, GATED, Benchmark, ImageTiming, Timing
 from ftwt.contest.steered import Steered, draw, opened, took
 from ftwt.contest.turns import Contestant
 from ftwt.files.console import PlainConsole
 from ftwt.files.json import read_json
+from ftwt.records.benchmark import DENSE, GATED, Benchmark, ImageTiming, Timing
 
 
 @pytest.fixture(autouse=True)

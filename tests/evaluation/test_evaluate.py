@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import ftwt
 from ftwt import DynamicModel
-from ftwt.evaluation.evaluate import UnitStats, _Tally
+from ftwt.evaluation.evaluate import _Tally
+from ftwt.records.evaluation import UnitStats
 from toys import Toy, batches, dynamic
 
 DATA = batches(train=False)  # 64 images in 2 batches

@@ -202,6 +202,7 @@ def corruptions(
         "kind": "corruptions",
         "network": network,
         "images": 1000,
+        "source": "ftwt",
         "clean": one(0.0),
         "corrupted": [
             one(0.02 * number * severity, corruption=name, severity=severity)

@@ -344,7 +344,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_all_figures_are_saved_with_their_data(found, tmp_path):
     written = plots.save_figures(found, tmp_path / "figures")
-    timed = re.sub(r"[^\w.-]+", "-", found.benchmarks[0].network)
+    timed = re.sub(r"[^\w.-]+", "-", found.benchmarks[0].name)
     assert {path.name for path in written} == {
         path.name for path in (tmp_path / "figures").iterdir()
     }

@@ -16,8 +16,8 @@ import tiny
 import toys
 from ftwt import TrainConfig, bench, config, estimate, evaluate, record, shipped, train
 from ftwt.data import Batches
-from ftwt.evaluation.robustness import Corrupted, Figures, NetworkRobustness
 from ftwt.files.json import write_json
+from ftwt.records.corruptions import Corrupted, Figures, NetworkRobustness
 from ftwt.report import read
 from ftwt.report.palette import DYNAMIC, TWIN
 from ftwt.report.reading.groups import USUAL, twin_of
@@ -66,8 +66,8 @@ def test_each_kind_of_file_is_found_and_seeds_are_put_together(study):
     run = found.run("r90-s2")
     assert (run.seed, run.test.top1, run.predicted, run.seconds) == (2, 0.932, 0.28, 3600)
     assert run.test.units[2].sometimes == 16 - 4 - 1
-    assert found.curves[0].network == "cifar10-resnet56"
-    assert found.corruptions[0].corrupted[4].severity == 5
+    assert found.curves[0].name == "cifar10-resnet56"
+    assert found.corruptions[0].result.corrupted[4].severity == 5
 
 
 def test_a_method_has_one_colour_and_no_two_have_the_same(study):
@@ -253,11 +253,11 @@ def test_files_of_other_kinds_in_a_folder_are_left_out_and_named(study):
     [
         ("gone.json", None, "gone.json does not exist; name the folder of a run"),
         ("empty.json", b"", "empty.json is empty; expected JSON"),
-        ("cut.json", b'{"config": {"model": "x"', "cut.json is not whole JSON"),
+        ("cut.json", b'{"config": {"model": "x"', "cut.json is not a JSON file"),
         (
             "nan.json",
             b'{"top1": NaN}',
-            "nan.json is not whole JSON .its JSON holds the number 'NaN'",
+            "nan.json is not a JSON file .its JSON holds the number 'NaN'",
         ),
         ("raw.json", bytes(range(128, 200)), "raw.json is not text, so it is not JSON"),
         ("list.json", b"[1, 2]", "list.json is not a result that a report shows"),
@@ -295,7 +295,12 @@ FAULTS = [
     (files.run, "test.top1", 1.5, r"`test.top1` is 1.5; expected a number in \[0, 1\]"),
     (files.run, "test.reduction", "half", "`test.reduction` is 'half'; expected a number in"),
     (files.run, "test.units", MISSING, "`test.units` is missing; expected a list"),
-    (files.run, "test.units.1.always", 17, r"`test.units\[1\].always` is 17; expected a number"),
+    (
+        files.run,
+        "test.units.1.always",
+        17,
+        r"\[1\].always` is 17; expected .* in \[0, 16\]",
+    ),
     (files.run, "test.units.0", 3, r"`test.units\[0\]` is 3; expected an object"),
     (files.run, "test.dense_macs", 0, "`test.dense_macs` is 0; expected a whole number from 1 on"),
     (files.run, "config.model", None, "`config.model` is null; expected text"),
@@ -387,16 +392,17 @@ def test_what_other_commands_write_is_read(tmp_path):
     estimate(dynamic, batches).save(tmp_path / "curve.json")
     bench(dynamic, rivals=(), rounds=1, singles=3, engine="reference").save(tmp_path / "bench.json")
     figures = Figures(top1=0.5, reduction=0.25, keep=0.75)
-    worse = [Corrupted("fog", 2, replace(figures, top1=0.4))]
+    worse = [Corrupted(**vars(replace(figures, top1=0.4)), corruption="fog", severity=2)]
     told = NetworkRobustness("toy", 20, figures, tuple(worse), "ftwt", run="runs/one")
     write_json(tmp_path / "fog.json", told.to_json())
     found = read(tmp_path)
-    assert found.evaluations[0].network == "toy"
+    assert found.evaluations[0].name == "toy"
     assert found.evaluations[0].result.top1 == result.top1
-    assert found.curves[0].r[-1] == 1 and len(found.curves[0].unit_macs) == 3
-    assert [one.name for one in found.benchmarks[0].contestants] == ["ftwt dense", "ftwt gated"]
-    assert len(found.benchmarks[0].images) == 3
-    (file,) = found.corruptions
+    curve, benchmark = found.curves[0].result, found.benchmarks[0].result
+    assert curve.r[-1] == 1 and len(curve.units) == 3
+    assert [one.name for one in benchmark.timings] == ["ftwt dense", "ftwt gated"]
+    assert len(benchmark.images) == 3
+    (file,) = (one.result for one in found.corruptions)
     assert (file.run, file.clean.top1, file.clean.keep) == ("runs/one", 0.5, 0.75)
     assert [(c.corruption, c.severity, c.top1) for c in file.corrupted] == [("fog", 2, 0.4)]
 

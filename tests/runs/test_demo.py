@@ -65,7 +65,7 @@ def test_the_report_reads_a_pruning(tiny_demo: Path, capsys: Any) -> None:
     [one] = found.pruned
     assert one.network == tiny.NAME and one.test.top1 == values["test"][one.kind]["top1"]
     assert one.recording_path is not None and one.recording() is not None
-    assert found.benchmarks == (one.latency,)
+    assert [file.result for file in found.benchmarks] == [one.latency]
     timed = {t["name"]: t["latency_ms"] for t in values["latency"]["timings"]}
     assert one.latency_ms["dense"] == timed["ftwt dense"]
     assert one.latency_ms[one.kind] == timed["ftwt gated"]

@@ -19,7 +19,7 @@ from test_packaging import build
 import tiny
 from ftwt import cli, data, models, shipped
 from ftwt.config import DataConfig
-from ftwt.evaluation.evaluate import Evaluation, evaluate
+from ftwt.evaluation.evaluate import evaluate
 from ftwt.files.json import read_json, write_json
 from ftwt.files.provenance import provenance
 from ftwt.files.tensors import load_tensors, rounded
@@ -27,6 +27,7 @@ from ftwt.networks.pretrained import from_pretrained, save_pretrained, saved_nam
 from ftwt.networks.sources import find_network, load_network, name_of
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
+from ftwt.records.evaluation import Evaluation
 from ftwt.report import read as read_results
 from ftwt.runs.run import run
 from ftwt.shipped import Name, catalogue

@@ -6,6 +6,7 @@ import bisect
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from ..graph.trace import evaluating
 from ..processes import alone, first, gathered
 from ..pruning.convert import UNNAMED_R, convert
 from ..pruning.dynamic import DynamicModel, check_r
+from ..records.curve import Curve, UnitCurve, read_curve
+from ..records.fields import Fields
 from .allocation import Allocation as Allocation
 from .allocation import Evidence, allocate
 
@@ -32,49 +35,16 @@ AT_ONCE = 2**25  # mask entries that are counted in one walk: fewer walks cost l
 
 
 @dataclass(frozen=True)
-class UnitCurve:
-    """One unit's part of the estimate, a value for each r of the curve.
-
-    Args:
-        name: The unit.
-        keep: Mean share of its filters that the target masks keep.
-        lost: Mean share of its heatmap mass that they lose.
-        macs: Mean executed MACs of its convolution, all units being masked at the same r.
-        predictor_macs: Mean MACs of its predictor.
-    """
-
-    name: str
-    keep: tuple[float, ...]
-    lost: tuple[float, ...]
-    macs: tuple[float, ...]
-    predictor_macs: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Estimate(Shown):
+class Estimate(Curve, Shown):
     """The curve r -> reduction of a network, before any training.
 
     The masks are the target masks of the network as it is, gates open: what perfect predictors
     would choose. Training moves the network, so what it saves in the end differs; hold it to a
     budget with `TrainConfig(target_reduction=...)` and `DynamicModel.calibrate`.
 
-    Args:
-        r: The r of the curve, ascending to 1.
-        reduction: Mean share of all MACs not executed at each r, predictors paid.
-        published_reduction: The same as the paper counts it, predictors free.
-        units: Each unit's part.
-        dense_macs: MACs of the dense network for one image.
-        images: Images of the pass.
-        provenance: Where the figures come from.
+    Args: as of `Curve`; `evidence` is the pass itself, which files do not hold.
     """
 
-    r: tuple[float, ...]
-    reduction: tuple[float, ...]
-    published_reduction: tuple[float, ...]
-    units: tuple[UnitCurve, ...]
-    dense_macs: int
-    images: int
-    provenance: dict[str, Any] = field(default_factory=dict)
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     def reduction_at(self, r: float | Mapping[str, float]) -> float:
@@ -153,20 +123,11 @@ class Estimate(Shown):
         """Read what `save` wrote.
 
         Raises:
-            ValueError: If the file is not an estimate.
+            FileNotFoundError: No such file.
+            ValueError: If the file is not an estimate; the message names the field.
         """
-
-        def tuples(record: dict[str, Any]) -> Any:
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-
-        values = read_json(path)
-        try:
-            units = [UnitCurve(**tuples(unit)) for unit in values["units"]]
-            return cls(**tuples(values | {"units": units}))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not an estimate ({error}); make it with `ftwt estimate`"
-            ) from error
+        curve = read_curve(Fields(Path(path), read_json(path), fix="`ftwt estimate`"))
+        return cls(**{part.name: getattr(curve, part.name) for part in fields(curve)})
 
     def _check(self, reduction: float) -> None:
         low, high = min(self.reduction), max(self.reduction)

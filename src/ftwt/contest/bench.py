@@ -16,10 +16,10 @@ from ..files.provenance import provenance
 from ..graph.trace import evaluating
 from ..lowering.compile import Precision, compile
 from ..pruning.dynamic import DynamicModel, images_of
+from ..records.benchmark import Benchmark, ImageTiming, Timing
 from ..records.contestants import DENSE, GATED, OUR
 from ..runtime import Stats
 from ..runtime.engine import Kind
-from .result import Benchmark, ImageTiming, Timing
 from .rivals import FLOAT32, TOLERANCE, invite, largest_error
 from .steered import DECIDE, Masks, Steered, contestant, draw, opened, took
 from .turns import Contestant, disturbance, time_in_turns, time_shuffled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,89 +22,13 @@ from ..data.images import balanced
 from ..files.console import PlainConsole
 from ..files.json import write_json
 from ..files.tables import Shown
-from .evaluate import Evaluation, evaluate
+from ..records.corruptions import Corrupted, Figures, NetworkRobustness, mean_of
+from ..records.evaluation import Evaluation
+from .evaluate import evaluate
 
 BATCH = 500
 SUBSET_SEED = 0  # a fixed subset: results with the same number of images are of the same images
 MADE, READ = "ftwt", "cifar-10-c"  # where corrupted images come from
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Of one network on one set of images.
-
-    Args:
-        top1: Share of images whose first guess is right.
-        reduction: Mean share of the MACs that was saved, as executed.
-        keep: Mean over units of the share of filters that was computed; 1 without gates.
-    """
-
-    top1: float
-    reduction: float
-    keep: float
-
-
-@dataclass(frozen=True)
-class Corrupted:
-    """A corruption, its severity in 1..5, and what a network did on images so corrupted."""
-
-    corruption: str
-    severity: int
-    figures: Figures
-
-
-@dataclass(frozen=True)
-class NetworkRobustness:
-    """What corruption does to one network.
-
-    Args:
-        network: Its name, or its architecture's.
-        images: How many images, in each version.
-        clean: Figures on the images as they are.
-        corrupted: Figures for each corruption and severity.
-        source: Where the corrupted images come from: `ftwt` made them, or `cifar-10-c`, the
-            published files.
-        run: The run that it comes from, if it does.
-        provenance: Where the figures come from, if the caller says.
-    """
-
-    network: str
-    images: int
-    clean: Figures
-    corrupted: tuple[Corrupted, ...]
-    source: str
-    run: str | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def mean(self) -> Figures:
-        """Mean figures over all corruptions and severities."""
-        return _mean(self.corrupted)
-
-    def of(self, corruption: str) -> Figures:
-        """Mean figures over the severities of one corruption."""
-        return _mean(c for c in self.corrupted if c.corruption == corruption)
-
-    def at(self, severity: int) -> Figures:
-        """Mean figures over all corruptions of one severity."""
-        return _mean(c for c in self.corrupted if c.severity == severity)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all figures as JSON values."""
-        return {
-            "kind": "corruptions",
-            "network": self.network,
-            "run": self.run,
-            "images": self.images,
-            "source": self.source,
-            "clean": asdict(self.clean),
-            "mean": asdict(self.mean),
-            "corrupted": [
-                {"corruption": c.corruption, "severity": c.severity} | asdict(c.figures)
-                for c in self.corrupted
-            ],
-            "provenance": self.provenance,
-        }
 
 
 @dataclass(frozen=True)
@@ -242,7 +166,7 @@ def evaluate_corrupted(
             pixels = files.read(kind, severity=level, places=places.numpy())
             shown = replace(chosen, images=torch.from_numpy(pixels).to(chosen.images.device))
         for name, values in figures(shown).items():
-            found[name].append(Corrupted(kind, level, values))
+            found[name].append(Corrupted(**vars(values), corruption=kind, severity=level))
     return Robustness(
         {
             name: NetworkRobustness(
@@ -287,15 +211,6 @@ def _figures(evaluation: Evaluation) -> Figures:
     )
 
 
-def _mean(corrupted: Iterable[Corrupted]) -> Figures:
-    all_ = [c.figures for c in corrupted]
-    return Figures(
-        top1=fmean(f.top1 for f in all_),
-        reduction=fmean(f.reduction for f in all_),
-        keep=fmean(f.keep for f in all_),
-    )
-
-
 def _told(
     kinds: Sequence[str],
     levels: Sequence[int],
@@ -321,6 +236,6 @@ def _told(
                 bar.update(task, description=f"{kind} {level}")
                 yield kind, level
                 bar.advance(task)
-            recent = [_mean(list_[-len(levels) :]).top1 for list_ in found.values()]
+            recent = [mean_of(list_[-len(levels) :]).top1 for list_ in found.values()]
             told = "  ".join(f"{share:.1%}" for share in recent)
             console.print(f"{kind:<18} top-1 {told}", highlight=False, soft_wrap=True)

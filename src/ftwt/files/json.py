@@ -30,11 +30,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is not JSON (truncated, or another kind of file), or JSON that
-            `write_json` never writes: with a NaN, a key twice, or nested too deeply.
+        ValueError: The file cannot be read, is not JSON (empty, truncated, or another kind of
+            file), or is JSON that `write_json` never writes: with a NaN, a key twice, or nested too
+            deeply.
     """
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text, so it is not JSON ({error.reason})") from error
+    if not text.strip():
+        raise ValueError(f"{path} is empty; expected JSON: write it again")
+    try:
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file ({error}); write it again") from error
 

@@ -12,7 +12,7 @@ from ..records.contestants import DENSE, GATED
 from ..records.recording import Recording
 from .reading.found import Found
 from .reading.groups import Group, twin_of
-from .reading.records import Evaluated, Measured, Pruned, Run
+from .reading.records import Filed, Measured, Pruned, Run
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,11 @@ def _tested(result: Measured) -> tuple[float, int]:
 
 def _times(runs: Sequence[Run], found: Found) -> tuple[float | None, float | None, str]:
     """Latencies of our engine, dense and gated, of the first run that a benchmark timed."""
-    for timing in found.benchmarks:
+    for timing in (file.result for file in found.benchmarks):
         run = found.run(timing.network)
         if run not in runs or timing.batch != 1 or timing.threads != 1:
             continue
-        took = {one.name: one.latency_ms for one in timing.contestants}
+        took = {one.name: one.latency_ms for one in timing.timings}
         dense, gated = took.pop(DENSE, None), took.pop(GATED, None)
         if dense is None or gated is None:
             continue
@@ -181,11 +181,11 @@ def _times(runs: Sequence[Run], found: Found) -> tuple[float | None, float | Non
     return None, None, ""
 
 
-def _of_evaluation(file: Evaluated) -> Answer:
+def _of_evaluation(file: Filed[Measured]) -> Answer:
     result = file.result
     return Answer(
         name="evaluated by itself",
-        network=file.network,
+        network=str(file.name),
         images=result.images,
         seeds=1,
         dense_top1=None,

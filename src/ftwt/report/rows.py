@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..records.contestants import GATED
+from ..records.corruptions import Corrupted
 from .published import COMPUTE_HOURS, architecture, rows_for
 from .reading.found import Baseline, Found
 from .reading.groups import Group
@@ -111,13 +112,16 @@ def curve_rows(found: Found, network: str) -> list[Row]:
         n for r in found.runs if r.network == network for n in (*r.aliases, r.folder)
     }
     for curve in found.curves:
-        if curve.network is None or curve.network in names:
+        if curve.name is None or curve.name in names:
             rows += [
                 {"kind": "curve", "method": "estimate", "setting": curve.path.stem, "r": r,
                  "asked": None,
                  "reduction": cut, "reduction_std": None, "published_reduction": flattered}
                 for r, cut, flattered in zip(
-                    curve.r, curve.reduction, curve.published_reduction, strict=True
+                    curve.result.r,
+                    curve.result.reduction,
+                    curve.result.published_reduction,
+                    strict=True,
                 )
             ]  # fmt: skip
     for part in _groups(found, network):
@@ -158,7 +162,7 @@ def latency_rows(found: Found) -> list[Row]:
         images, with its quartiles; all of them run the dense network but `ftwt gated`).
     """
     rows: list[Row] = []
-    for bench in found.benchmarks:
+    for bench in (file.result for file in found.benchmarks):
         told = {"network": bench.network, "threads": bench.threads, "batch": bench.batch,
                 "forced": bench.forced_keep is not None}  # fmt: skip
         for image in bench.images:
@@ -167,7 +171,7 @@ def latency_rows(found: Found) -> list[Row]:
                         "keep": image.keep, "latency_ms": image.latency_ms,
                         "low_ms": None, "high_ms": None}
             )  # fmt: skip
-        for one in bench.contestants:
+        for one in bench.timings:
             macs = one.executed_macs
             if macs is None:
                 share = 1.0 if one.name != GATED else 1 - (bench.reduction or 0.0)
@@ -188,14 +192,16 @@ def corruption_rows(found: Found, network: str) -> list[Row]:
     """
     rows: list[Row] = []
     for file in found.corruptions:
-        if file.network != network:
+        if file.name != network:
             continue
-        run = found.run(file.run)
-        saved = abs(file.clean.reduction) > 1e-9
+        result = file.result
+        run = found.run(result.run)
+        saved = abs(result.clean.reduction) > 1e-9
         method = found.method(run).label if run else "dynamic" if saved else "dense"
         label = next((part.label for part in found.groups if run in part.runs), "")
-        for one in (file.clean, *file.corrupted):
-            told: Row = {"method": method, "setting": label or (file.run or "")}
+        clean = Corrupted(**vars(result.clean), corruption="clean", severity=0)
+        for one in (clean, *result.corrupted):
+            told: Row = {"method": method, "setting": label or (result.run or "")}
             told |= {"corruption": one.corruption, "severity": one.severity}
             rows.append(told | {"top1": one.top1, "reduction": one.reduction, "keep": one.keep})
     return rows

@@ -12,9 +12,8 @@ from rich.table import Table
 
 from ..config import DataConfig
 from ..contest.bench import bench
-from ..contest.result import Benchmark
 from ..data import Epochs
-from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.evaluate import evaluate
 from ..evaluation.record import record
 from ..files.json import write_json
 from ..files.provenance import provenance
@@ -26,7 +25,9 @@ from ..networks.sources import check_classes, find_network, name_of
 from ..networks.splits import load_splits
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
+from ..records.benchmark import Benchmark
 from ..records.contestants import by_candidate
+from ..records.evaluation import Evaluation
 from ..records.folder import ENGINE, MODEL, PAGE, PRUNED
 from ..records.recording import RECORDING
 from ..report.write import write_report

@@ -16,7 +16,7 @@ from .. import data
 from ..budget.estimate import estimate
 from ..config import DataConfig, RunConfig, changes
 from ..data import Epochs
-from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.evaluate import evaluate
 from ..files.json import read_json, write_json
 from ..files.provenance import provenance
 from ..files.tables import Shown
@@ -27,6 +27,7 @@ from ..networks.splits import load_splits
 from ..processes import gathered, processes
 from ..pruning.convert import convert
 from ..pruning.dynamic import GATES, DynamicModel
+from ..records.evaluation import Evaluation
 from ..records.folder import CHECKPOINT, MODEL, RESULT, SETTINGS
 from ..training.lock import held
 from ..training.loop import TrainResult, train

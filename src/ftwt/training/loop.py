@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from ..budget.calibration import Calibration, calibrate
 from ..config import TrainConfig, changes
 from ..evaluation.batches import images_and_labels
-from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.evaluate import evaluate
 from ..files.json import write_json
 from ..files.provenance import provenance
 from ..files.tensors import load_tensors, refusing, save_tensors
 from ..processes import check_sharing, processes, without_gpu
+from ..records.evaluation import Evaluation
 from ..records.folder import CHECKPOINT, METRICS, TRAINING
 from .interrupts import Interrupted as Interrupted
 from .interrupts import requests

@@ -99,13 +99,13 @@ def sheets_of_runs(found: Found) -> Iterator[Sheet]:
                 "Lines: the estimate, from one pass before any training. Hollow: what it predicted "
                 "for a setting. Full: what the trained network achieved on test images.",
             )
-    for network in dict.fromkeys(file.network for file in found.corruptions):
+    for network in dict.fromkeys(file.result.network for file in found.corruptions):
         yield Sheet(
             f"corruptions-{network}",
             f"{network}: accuracy under corruption",
             partial(corruption_rows, found, network),
             partial(corruptions, found, network),
-            _commands(file for file in found.corruptions if file.network == network),
+            _commands(file for file in found.corruptions if file.name == network),
             "Above: means over all corruptions at each severity; 0 is the clean test set. Below: "
             "means over the severities of each corruption.",
             wide=True,
@@ -115,7 +115,7 @@ def sheets_of_runs(found: Found) -> Iterator[Sheet]:
 def sheets_of_timings(found: Found) -> list[Sheet]:
     """A figure of latency for each network and number of threads; networks of runs first."""
     known = {*found.networks}
-    timings = {(bench.network, bench.threads): bench for bench in found.benchmarks}
+    timings = {(one.result.network, one.result.threads): one.result for one in found.benchmarks}
     order = sorted(timings, key=lambda one: found.run(one[0]) is None and one[0] not in known)
     return [
         Sheet(
@@ -124,9 +124,9 @@ def sheets_of_timings(found: Found) -> list[Sheet]:
             partial(_timed, found, network, threads),
             partial(latency, found, network, threads),
             _commands(
-                bench
-                for bench in found.benchmarks
-                if (bench.network, bench.threads) == (network, threads)
+                one
+                for one in found.benchmarks
+                if (one.result.network, one.result.threads) == (network, threads)
             ),
             "Small points: single images on our engine with gates. Other marks: medians over "
             "images, bars their quartiles. Dashed: latency in proportion to MACs."

@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ... import shipped
+from ...files.json import read_json
+from ...records.benchmark import Benchmark
+from ...records.corruptions import NetworkRobustness
+from ...records.curve import Curve
+from ...records.fields import Fields
 from ...records.recording import Recording
 from . import parse
-from .fields import Fields, load_json
 from .groups import Group, Method, group, method_of, twin_of
-from .records import (
-    Benchmark,
-    Corruptions,
-    Curve,
-    Evaluated,
-    Log,
-    Measured,
-    Pruned,
-    Run,
-)
+from .records import Filed, Log, Measured, Pruned, Run
 
 
 @dataclass(frozen=True)
@@ -81,10 +76,10 @@ class Found:
 
     runs: tuple[Run, ...] = ()
     pruned: tuple[Pruned, ...] = ()
-    evaluations: tuple[Evaluated, ...] = ()
-    benchmarks: tuple[Benchmark, ...] = ()
-    curves: tuple[Curve, ...] = ()
-    corruptions: tuple[Corruptions, ...] = ()
+    evaluations: tuple[Filed[Measured], ...] = ()
+    benchmarks: tuple[Filed[Benchmark], ...] = ()
+    curves: tuple[Filed[Curve], ...] = ()
+    corruptions: tuple[Filed[NetworkRobustness], ...] = ()
     recordings: tuple[LoneRecording, ...] = ()
     logs: tuple[Log, ...] = ()
     left_out: tuple[tuple[Path, str], ...] = ()
@@ -133,11 +128,11 @@ class Found:
                 yield before.test, before.path
         for other in self.evaluations:
             named = {one.network, str(start)} if start != "pretrained" else {one.network}
-            if other.network in named and not other.result.units:
+            if other.name in named and not other.result.units:
                 yield other.result, other.path
         path = shipped.catalogue.FOLDER / one.network / shipped.RUN
         if start == "pretrained" and path.exists():
-            values = load_json(path)
+            values = read_json(path)
             images = parse.dataset(values["config"])
             yield parse.measured(Fields(path, values).inside("test"), images), path
 
@@ -157,7 +152,7 @@ def _missing(found: Found) -> Iterator[Missing]:
     names = [run.network for run in dynamic]
     networks = list(dict.fromkeys(names))
     images = {name: _images(run) for run in dynamic for name in (run.network, run.folder)}
-    known = {curve.network for curve in found.curves}
+    known = {curve.name for curve in found.curves}
     for run in dynamic:
         known |= {run.network} if known & {*run.aliases, run.folder} else set()
     yield from lacks(

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from .fields import Fields
-from .records import (
-    Benchmark,
-    Contestant,
-    Corrupted,
-    Corruptions,
-    Curve,
-    Evaluated,
-    Measured,
-    Pruned,
-    Run,
-    TimedImage,
-    UnitWork,
-)
+from ...records.benchmark import Benchmark
+from ...records.corruptions import NetworkRobustness
+from ...records.curve import Curve, read_curve
+from ...records.fields import Fields
+from .records import Filed, Measured, Pruned, Run
 
 
 def measured(values: Fields, of: str | None = None) -> Measured:
@@ -26,20 +18,7 @@ def measured(values: Fields, of: str | None = None) -> Measured:
     Raises:
         ValueError: A field is missing or not what it must be.
     """
-    return Measured(
-        images=values.whole("images", 1),
-        loss=values.number("loss", 0),
-        top1=values.number("top1", 0, 1),
-        top5=values.number("top5", 0, 1),
-        dense_macs=values.whole("dense_macs", 1),
-        executed_macs=values.number("executed_macs", 0),
-        reduction=values.number("reduction", high=1),
-        reduction_std=values.number("reduction_std", 0),
-        published_reduction=values.number("published_reduction", high=1),
-        mask_accuracy=values.number_or_none("mask_accuracy", 0, 1),
-        units=tuple(_unit(unit) for unit in values.each("units")),
-        of=of,
-    )
+    return replace(values.read(Measured), of=of)
 
 
 def dataset(config: Any) -> str | None:
@@ -48,21 +27,6 @@ def dataset(config: Any) -> str | None:
     data = values.get("data")
     found = data.get("dataset") if isinstance(data, dict) else None
     return None if found is None else f"{found}, {values.get('split', 'test')}"
-
-
-def _unit(values: Fields) -> UnitWork:
-    channels = values.whole("channels", 1)
-    return UnitWork(
-        name=values.text("name"),
-        channels=channels,
-        keep=values.number("keep", 0, 1),
-        keep_std=values.number("keep_std", 0, 1),
-        always=int(values.number("always", 0, channels)),
-        never=int(values.number("never", 0, channels)),
-        entropy=values.number("entropy", -1e-9, 1),
-        distinct=values.whole("distinct", 1),
-        mask_accuracy=values.number_or_none("mask_accuracy", 0, 1),
-    )
 
 
 def run(values: Fields, name: str, steps: tuple[dict[str, Any], ...] = ()) -> Run:
@@ -169,121 +133,54 @@ def pruned(values: Fields, name: str) -> Pruned:
         asked=made.number("asked", high=1),
         dense=measured(test.inside("dense")),
         candidates={kind: measured(test.inside(kind)) for kind in kinds},
-        latency=benchmark(values.inside("latency"), name),
+        latency=values.inside("latency").read(Benchmark),
         config={"model": values.text("network")},
         provenance=provenance(values),
     )
 
 
-def evaluated(values: Fields, name: str) -> Evaluated:
+def evaluated(values: Fields, name: str) -> Filed[Measured]:
     """Check and return an evaluation that stands by itself.
 
     Raises:
         ValueError: A field is missing or not what it must be.
     """
-    made = provenance(values)
-    config = made.get("config")
+    config = provenance(values).get("config")
     network = config.get("model") if isinstance(config, dict) else None
-    return Evaluated(str(network or name), values.path, measured(values, dataset(config)), made)
+    return Filed(str(network or name), values.path, measured(values, dataset(config)))
 
 
-def benchmark(values: Fields, name: str) -> Benchmark:
+def benchmark(values: Fields, name: str) -> Filed[Benchmark]:
     """Check and return a benchmark.
 
     Raises:
         ValueError: A field is missing or not what it must be.
     """
-    return Benchmark(
-        network=values.text("network"),
-        path=values.path,
-        batch=values.whole("batch", 1),
-        threads=values.whole("threads", 1),
-        isa=values.text("isa") if "isa" in values else None,
-        forced_keep=values.number_or_none("forced_keep", 0, 1),
-        dense_macs=values.whole("dense_macs", 1),
-        reduction=values.number_or_none("reduction", high=1),
-        achieved=values.number_or_none("achieved", 0),
-        theoretical=values.number_or_none("theoretical", 0),
-        contestants=tuple(
-            Contestant(
-                timing.text("name"),
-                timing.text("settings"),
-                timing.number("latency_ms", 0),
-                timing.number("low_ms", 0),
-                timing.number("high_ms", 0),
-                timing.number_or_none("executed_macs", 0),
-            )
-            for timing in values.each("timings")
-        ),
-        images=tuple(
-            TimedImage(
-                image.number("keep", 0, 1),
-                image.whole("executed_macs", 0),
-                image.number("latency_ms", 0),
-            )
-            for image in values.each("images")
-        ),
-        provenance=provenance(values),
-    )
+    provenance(values)
+    found = values.read(Benchmark)
+    return Filed(found.network, values.path, found)
 
 
-def curve(values: Fields, name: str) -> Curve:
+def curve(values: Fields, name: str) -> Filed[Curve]:
     """Check and return an estimate.
 
     Raises:
         ValueError: A field is missing or not what it must be, or lists differ in length.
     """
-    r = values.numbers("r", 0, 1)
-    if not r or list(r) != sorted(r):
-        raise values.fault("r", "ascending numbers in [0, 1], one or more")
-    sides = {side: values.numbers(side, high=1) for side in ("reduction", "published_reduction")}
-    for side, found in sides.items():
-        if len(found) != len(r):
-            raise values.fault(side, f"{len(r)} numbers, one for each r")
     words = str(provenance(values).get("command", "")).split()
     named = words[2] if words[1:2] == ["estimate"] and len(words) > 2 else None
-    return Curve(
-        network=named,
-        path=values.path,
-        r=r,
-        reduction=sides["reduction"],
-        published_reduction=sides["published_reduction"],
-        unit_macs={unit.text("name"): unit.numbers("macs", 0) for unit in values.each("units")},
-        dense_macs=values.whole("dense_macs", 1),
-        images=values.whole("images", 1),
-        provenance=provenance(values),
-    )
+    return Filed(named, values.path, read_curve(values))
 
 
-def corruptions(values: Fields, name: str) -> Corruptions:
+def corruptions(values: Fields, name: str) -> Filed[NetworkRobustness]:
     """Check and return a network's results on corrupted images.
 
     Raises:
         ValueError: A field is missing or not what it must be.
     """
-
-    def one(part: Fields, corruption: str, severity: int | None) -> Corrupted:
-        return Corrupted(
-            corruption,
-            severity,
-            part.number("top1", 0, 1),
-            part.number("reduction", high=1),
-            part.number_or_none("keep", 0, 1),
-        )
-
-    return Corruptions(
-        network=values.text("network"),
-        run=values.text("run") if "run" in values else None,
-        path=values.path,
-        images=values.whole("images", 1),
-        clean=one(values.inside("clean"), "clean", 0),
-        corrupted=tuple(
-            one(part, part.text("corruption"), int(part.number("severity", 1, 5)))
-            for part in values.each("corrupted")
-        ),
-        mean=one(values.inside("mean"), "mean", None),
-        provenance=provenance(values),
-    )
+    provenance(values)
+    found = values.read(NetworkRobustness)
+    return Filed(found.network, values.path, found)
 
 
 def provenance(values: Fields) -> dict[str, Any]:

@@ -13,15 +13,15 @@ from typing import Any
 import safetensors
 
 from ... import shipped
-from ...files.json import parse_json
+from ...files.json import parse_json, read_json
+from ...records.fields import Fields
 from ...records.folder import METRICS, PRUNED, TRAINING
 from ...records.folder import RESULT as RUN
 from ...records.recording import RECORDING, Recording
 from . import parse
-from .fields import Fields, load_json
 from .found import Found as Found
 from .found import LoneRecording
-from .records import Log, Pruned, Run
+from .records import Filed, Log, Pruned, Run
 
 NOT_RESULTS = {"settings.json", "result.json", "config.json"}  # of runs and of saved networks
 NO_RECORDINGS = {"checkpoint.safetensors", "model.safetensors"}
@@ -106,7 +106,7 @@ class _Search:
             reader(path, named)
 
     def json(self, path: Path, named: bool) -> None:
-        values = load_json(path)
+        values = read_json(path)
         kind = kind_of(values)
         if kind is None:
             if named:
@@ -151,7 +151,10 @@ class _Search:
             runs=tuple(sorted(runs, key=lambda run: run.name)),
             pruned=tuple(pruned),
             evaluations=tuple(self.of["evaluation"]),
-            benchmarks=(*self.of["benchmark"], *(one.latency for one in pruned)),
+            benchmarks=(
+                *self.of["benchmark"],
+                *(Filed(one.latency.network, one.path, one.latency) for one in pruned),
+            ),
             curves=tuple(self.of["estimate"]),
             corruptions=tuple(self.of["corruptions"]),
             recordings=tuple(lone),

@@ -4,53 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from ...records.benchmark import Benchmark
 from ...records.contestants import by_candidate
+from ...records.evaluation import Evaluation
 from ...records.folder import RESULT
 from ...records.recording import Recording
 from ...shipped import catalogue
 
-
-@dataclass(frozen=True)
-class UnitWork:
-    """How one unit's mask behaved over the images; as `ftwt.evaluate` tells it."""
-
-    name: str
-    channels: int
-    keep: float
-    keep_std: float
-    always: int
-    never: int
-    entropy: float
-    distinct: int
-    mask_accuracy: float | None
-
-    @property
-    def sometimes(self) -> int:
-        """Filters that fired for some images and not for others."""
-        return self.channels - self.always - self.never
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a network achieved on a set of images; as `ftwt.evaluate` tells it.
+class Measured(Evaluation):
+    """An evaluation of a file; `of` names its images (a dataset), where the file does."""
 
-    Shares lie in [0, 1]; reductions are of executed MACs and may be negative. `of` names the images
-    (a dataset), where the file does.
-    """
-
-    images: int
-    loss: float
-    top1: float
-    top5: float
-    dense_macs: int
-    executed_macs: float
-    reduction: float
-    reduction_std: float
-    published_reduction: float
-    mask_accuracy: float | None
-    units: tuple[UnitWork, ...]
     of: str | None = None
 
     def same_images(self, other: Measured) -> bool:
@@ -172,53 +141,23 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """An evaluation by itself, as `ftwt evaluate --output` writes it."""
+class Filed(Generic[T]):
+    """A result in a file by itself: an evaluation, a benchmark, an estimate, corruptions.
 
-    network: str
+    Args:
+        name: Of the network, as far as the file says it.
+        path: The file.
+        result: What it holds.
+    """
+
+    name: str | None
     path: Path
-    result: Measured
-    provenance: dict[str, Any]
+    result: T
 
-
-@dataclass(frozen=True)
-class Contestant:
-    """How long one contestant of a benchmark takes for an image."""
-
-    name: str
-    settings: str
-    latency_ms: float
-    low_ms: float
-    high_ms: float
-    executed_macs: float | None = None
-
-
-@dataclass(frozen=True)
-class TimedImage:
-    """What a single image took on the gated engine."""
-
-    keep: float
-    executed_macs: int
-    latency_ms: float
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Latencies of one network, as `ftwt bench --output` writes them."""
-
-    network: str
-    path: Path
-    batch: int
-    threads: int
-    isa: str | None
-    forced_keep: float | None
-    dense_macs: int
-    reduction: float | None
-    achieved: float | None
-    theoretical: float | None
-    contestants: tuple[Contestant, ...]
-    images: tuple[TimedImage, ...]
-    provenance: dict[str, Any]
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the figures come from."""
+        return self.result.provenance  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -257,57 +196,5 @@ class Pruned(_Made):
     @property
     def latency_ms(self) -> dict[str, float]:
         """Milliseconds for an image: `dense`, each candidate, and each rival by its name."""
-        times = {one.name: one.latency_ms for one in self.latency.contestants}
+        times = {one.name: one.latency_ms for one in self.latency.timings}
         return by_candidate(times, self.kind)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The estimate r -> reduction, as `ftwt estimate --output` writes it.
-
-    Args:
-        network: Name of the network, if the file says it.
-        path: The file.
-        r: Ascending, each in (0, 1].
-        reduction: Executed, for each r.
-        published_reduction: As the paper counts, for each r.
-        unit_macs: Unit -> executed MACs of its convolution, for each r.
-        dense_macs: MACs of the dense network for one image.
-        images: Images that were looked at.
-        provenance: Where it comes from.
-    """
-
-    network: str | None
-    path: Path
-    r: tuple[float, ...]
-    reduction: tuple[float, ...]
-    published_reduction: tuple[float, ...]
-    unit_macs: dict[str, tuple[float, ...]]
-    dense_macs: int
-    images: int
-    provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Corrupted:
-    """A network under one corruption; severity 0 is the clean test set, `mean` over all."""
-
-    corruption: str
-    severity: int | None
-    top1: float
-    reduction: float
-    keep: float | None
-
-
-@dataclass(frozen=True)
-class Corruptions:
-    """A network's accuracy and cost on corrupted test images."""
-
-    network: str
-    run: str | None
-    path: Path
-    images: int
-    clean: Corrupted
-    corrupted: tuple[Corrupted, ...]
-    mean: Corrupted
-    provenance: dict[str, Any]

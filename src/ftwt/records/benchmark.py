@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ..files.json import write_json
 from ..files.tables import Shown
-from ..records.contestants import DENSE, GATED, OUR
+from .contestants import DENSE, GATED, OUR
+from .fields import Amount, Count, Positive, Reduction, Share
 
 QUIET = 0.05  # cores that others may keep busy
 
@@ -34,11 +35,11 @@ class Timing:
 
     name: str
     settings: str
-    latency_ms: float
-    low_ms: float
-    high_ms: float
+    latency_ms: Amount
+    low_ms: Amount
+    high_ms: Amount
     rounds_ms: tuple[float, ...]
-    executed_macs: float | None = None
+    executed_macs: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class ImageTiming:
         latency_ms: Median over the rounds.
     """
 
-    keep: float
-    executed_macs: int
-    latency_ms: float
+    keep: Share
+    executed_macs: Count
+    latency_ms: Amount
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,15 @@ class Benchmark(Shown):
 
     network: str
     input_shape: tuple[int, ...]
-    batch: int
-    threads: int
+    batch: Positive
+    threads: Positive
     isa: str | None
     rounds: int
     batches: int
-    forced_keep: float | None
-    keep: float | None
-    dense_macs: int
-    reduction: float | None
+    forced_keep: Share | None
+    keep: Share | None
+    dense_macs: Positive
+    reduction: Reduction | None
     timings: tuple[Timing, ...]
     left_out: dict[str, str]
     disturbance: float | None

@@ -1,15 +1,45 @@
-"""JSON read field by field: what is wrong is told by file, field and what was expected."""
+"""JSON read field by field: what is wrong is told by file, field and what was expected.
+
+A result is a dataclass whose annotations say what its fields can be. The writer fills it, and
+`Fields.read` makes it of a file again.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from ...files.json import parse_json
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 NO_LIMIT = math.inf
+T = TypeVar("T")
+
+
+class Span(NamedTuple):
+    """The least and the largest value of a number; the largest may be the name of a field."""
+
+    low: float = -NO_LIMIT
+    high: float | str = NO_LIMIT
+
+
+Share = Annotated[float, Span(0, 1)]
+Reduction = Annotated[float, Span(high=1)]
+"""Of MACs: a share, below 0 where predictors cost more than they save."""
+Amount = Annotated[float, Span(0)]
+Count = Annotated[int, Span(0)]
+Positive = Annotated[int, Span(1)]
 
 
 class Fields:
@@ -60,15 +90,16 @@ class Fields:
         """A number as above, or None where the field is null or not there."""
         return self.number(name, low, high) if name in self else None
 
-    def whole(self, name: str, low: int = 0) -> int:
-        """A whole number from `low` on.
+    def whole(self, name: str, low: float = 0, high: float = NO_LIMIT) -> int:
+        """A whole number in [low, high].
 
         Raises:
-            ValueError: It is missing, is none, or lies below.
+            ValueError: It is missing, is none, or lies outside.
         """
         value = self.values.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise self.fault(name, f"a whole number from {low} on")
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            span = f" from {low:g} on" if high == NO_LIMIT else _span(low, high)
+            raise self.fault(name, f"a whole number{span}")
         return value
 
     def text(self, name: str) -> str:
@@ -123,33 +154,61 @@ class Fields:
         for number, value in enumerate(values):
             yield Fields(self.path, value, at=f"{self._inside(name)}[{number}]", fix=self.fix)
 
+    def read(self, kind: type[T]) -> T:
+        """Make a result of the object: a dataclass, each of its fields as it is annotated.
+
+        A field that is missing takes its default, where it has one.
+
+        Raises:
+            ValueError: A field is missing or not what it must be.
+        """
+        hints = get_type_hints(kind, include_extras=True)
+        found = {}
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if field.init and (required or field.name in self.values):
+                found[field.name] = self._read(field.name, hints[field.name])
+        return kind(**found)
+
+    def _read(self, name: str, hint: Any) -> Any:
+        if get_origin(hint) in (Union, types.UnionType):  # of something and None
+            return self._read(name, get_args(hint)[0]) if name in self else None
+        hint, low, high = self._limited(hint)
+        if hint is int:
+            return self.whole(name, low, high)
+        if hint is float:
+            return self.number(name, low, high)
+        if hint is str:
+            return self.text(name)
+        if get_origin(hint) is tuple:
+            return self._read_tuple(name, *get_args(hint))
+        if dataclasses.is_dataclass(hint):
+            return self.inside(name).read(cast(type, hint))
+        values = self.inside(name).values
+        if dict in (hint, get_origin(hint)):
+            return values
+        raise TypeError(f"{name}: {hint} cannot be read from a file")
+
+    def _read_tuple(self, name: str, item: Any, *others: Any) -> tuple[Any, ...]:
+        if dataclasses.is_dataclass(item):
+            return tuple(part.read(cast(type, item)) for part in self.each(name))
+        item, low, high = self._limited(item)
+        found = self.numbers(name, low, high)
+        if others != (Ellipsis,) and len(found) != len(others) + 1:
+            raise self.fault(name, f"{len(others) + 1} numbers")
+        return tuple(int(number) for number in found) if item is int else found
+
+    def _limited(self, hint: Any) -> tuple[Any, float, float]:
+        """A type, and the least and the largest value that it can have here."""
+        hint, span = get_args(hint) if get_origin(hint) is Annotated else (hint, Span())
+        high = self.number(span.high) if isinstance(span.high, str) else span.high
+        return hint, span.low, high
+
     def _inside(self, name: str) -> str:
         return f"{self.at}.{name}" if self.at else name
 
     def _fix(self) -> str:
         return f"; make the file again with {self.fix}" if self.fix else ""
-
-
-def load_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: It is missing, empty, truncated or something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text, so it is not JSON ({error.reason})") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not text.strip():
-        raise ValueError(f"{path} is empty; expected JSON: write it again")
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}); write it again") from error
 
 
 def _shown(value: Any) -> str:
