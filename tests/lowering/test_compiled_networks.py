@@ -30,10 +30,17 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"residual": "after", "depthwise": "gate", "pool": "max"},
     {"head": "softmax", "pool": "both", "rank": 3},
 )
+LARGE = tuple(  # of kinds that smaller ones stand for in a default run
+    f"torchvision:{name}"
+    for name in ("vgg11_bn", "vgg16", "alexnet", "densenet121", "resnext50_32x4d")
+)
 SOME = [  # a form for each network, and each form for one
-    *((name, OPTIONS[i % len(OPTIONS)]) for i, name in enumerate(NETWORKS)),
+    *(
+        pytest.param(name, OPTIONS[i % len(OPTIONS)], marks=[pytest.mark.slow][: name in LARGE])
+        for i, name in enumerate(NETWORKS)
+    ),
     *(("cifar10-resnet20", options) for options in OPTIONS[1:]),
-    ("torchvision:vgg16", {"linear": True, "rank": 4}),  # more than the first layer has
+    ("torchvision:alexnet", {"linear": True, "rank": 4}),  # more than the first layer has
 ]
 
 PLAIN = ("vgg16-bn", "mobilenet-v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1")

@@ -1,5 +1,6 @@
 """What must hold for every network that people use: gates that stand open change nothing."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -32,8 +33,18 @@ SIZES = {  # of torchvision's networks: pixels of the smallest image that they t
     "convnext_tiny": 32,
 }
 NAMES = [f"cifar10-{name}" for name in OURS] + [f"torchvision:{name}" for name in SIZES]
+LARGE = {  # of kinds that smaller ones stand for in a default run
+    f"torchvision:{name}"
+    for name in (
+        "alexnet",
+        "vgg11",
+        "inception_v3",
+        "resnext50_32x4d",
+        "densenet121",
+        "convnext_tiny",
+    )
+}
 PLAIN = ("cifar10-vgg16-bn", "torchvision:alexnet", "torchvision:vgg11")
-INCEPTION = "torchvision:inception_v3"
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
 pytestmark = pytest.mark.filterwarnings("ignore:.* returns something else in training")
 
@@ -56,7 +67,12 @@ def step(model: nn.Module, images: Tensor, **options: Any) -> Tensor:
     return output
 
 
-@pytest.mark.parametrize("name", NAMES)
+def all_but(names: Iterable[str]) -> list[Any]:
+    """Every network; these are slow."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in names else ()) for n in NAMES]
+
+
+@pytest.mark.parametrize("name", all_but(LARGE))
 def test_open_gates_change_nothing(name: str) -> None:
     model, images = create(name)
     for head in set(AUXILIARY) & dict(model.named_children()).keys():
@@ -87,10 +103,7 @@ def test_open_gates_change_nothing(name: str) -> None:
     assert dynamic.macs({}).dense == ftwt.count_macs(model, images).total
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in (*PLAIN, INCEPTION) else ()) for n in NAMES],
-)
+@pytest.mark.parametrize("name", all_but({*LARGE, *PLAIN}))
 def test_executed_macs_are_those_that_matter(name: str) -> None:
     model, images = create(name)
     images = images.double().abs()
