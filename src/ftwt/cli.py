@@ -10,15 +10,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-import tyro
-
-from . import recipes
-from .config import PruneConfig
-from .files.console import PlainConsole, printable
+from .files.text import printable
 from .names import nearest
-from .processes import explained, leave, processes
-from .verbs import VERBS
-from .verbs.training import TrainCommand
+from .verbs import SUMMARIES, VERBS
+
+# Each function imports what it needs: torch takes seconds, and where numpy is alone there is none.
 
 SHARED = {"estimate", "train", "evaluate", "robustness", "models", "recipes"}
 """Verbs that many processes may share; the lists are told by the main one."""
@@ -47,17 +43,19 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
-        if verb not in SHARED and (count := processes().num_processes) > 1:
+        if verb in SHARED:
+            _show_once(parse(verb, rest)())
+        elif (count := _started()) > 1:
             raise ValueError(f"the work of one process, and {count} were started; start it alone")
-        _show(parse(verb, rest)())
-        leave()
+        else:
+            _show(parse(verb, rest)())
     except BrokenPipeError:  # whoever reads (`head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("FTWT_TRACEBACK"):
             raise
-        print(printable(f"ftwt {verb}: {explained(error)}"), file=sys.stderr)
+        print(printable(f"ftwt {verb}: {_explained(error)}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"ftwt {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -67,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
     """Turn flags into a command; a recipe's flags have the recipe's values as defaults."""
+    import tyro
+
     program, description = f"ftwt {verb}", None
     default: Any = tyro.MISSING_NONPROP
     if verb == "train" and not {"-h", "--help"} & set(rest[:1]):
@@ -75,6 +75,9 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
                 "the recipe comes first: ftwt train RECIPE [OPTIONS], such as "
                 "cifar10-resnet20-short (`ftwt recipes` lists them)"
             )
+        from . import recipes
+        from .verbs.training import TrainCommand
+
         recipe, *rest = rest
         config = recipes.get(recipe)
         if config.prune is None:
@@ -112,6 +115,8 @@ def _value_of(wanted: str, flags: list[str]) -> str:
 
 
 def _refuse_gates(recipe: str, model: str, flags: list[str]) -> None:
+    from .config import PruneConfig
+
     gates = {f.name for f in fields(PruneConfig)}
     for flag in flags:
         if flag.startswith("--") and flag[2:].split("=")[0].replace("-", "_") in gates:
@@ -121,23 +126,52 @@ def _refuse_gates(recipe: str, model: str, flags: list[str]) -> None:
             )
 
 
+def _show_once(result: Any) -> None:
+    """Print what all processes of a run made: by one of them alone, and part."""
+    from .processes import leave, processes
+
+    if processes().is_main_process:
+        _show(result)
+    leave()
+
+
 def _show(result: Any) -> None:
-    """Print a verb's result, JSON values or a list of things to read: by one process alone."""
-    if not processes().is_main_process:
-        return
+    """Print a verb's result, JSON values or a list of things to read."""
     if isinstance(result, dict):
         print(json.dumps(result, indent=2))
     else:
+        from .files.console import PlainConsole
+
         console = PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)
         for part in result:
             console.print(part, highlight=False)
     sys.stdout.flush()
 
 
-def _usage() -> str:
-    verbs = "\n".join(
-        f"  {verb:<10} {kind.__doc__.splitlines()[0]}" for verb, kind in VERBS.items()
+def _started() -> int:
+    """How many processes were started together: by torchrun, or by MPI."""
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return max(
+        int(os.environ[name]) if os.environ.get(name, "").isdecimal() else 1 for name in names
     )
+
+
+def _explained(error: Exception) -> str:
+    """Say what an error means: another process that failed, or a package that is not there."""
+    if isinstance(error, ModuleNotFoundError) and error.name and "install" not in str(error):
+        return (
+            f"{error.name} is not installed, which this needs: install ftwt with its dependencies; "
+            "to run .ftwt files, numpy, pillow, rich and tyro are enough"
+        )
+    if "accelerate" not in sys.modules:
+        return str(error)
+    from .processes import explained
+
+    return explained(error)
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<10} {summary}" for verb, summary in SUMMARIES.items())
     return (
         "usage: ftwt VERB ...\n\nPer-input pruning for convolutional networks.\n\n"
         f"{verbs}\n\n`ftwt VERB --help` lists a verb's options. Examples:\n\n"

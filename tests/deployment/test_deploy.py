@@ -198,6 +198,52 @@ def test_to_classify_needs_no_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
+WITHOUT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from ftwt.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+HEAVY = "torch accelerate safetensors huggingface_hub jinja2 matplotlib filelock"
+
+
+def test_a_file_runs_where_little_is_installed(file: str) -> None:
+    Image.new("RGB", (32, 32)).save("0.png")
+    done = run_python("-c", WITHOUT, HEAVY, "run", file, "0.png", *NUMPY)
+    assert done.returncode == 0 and "airplane" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        (HEAVY, ["run", "net", "0.png"]),
+        (HEAVY, ["evaluate", "net"]),
+        (f"{HEAVY} tyro rich PIL", ["run", "net.ftwt", "0.png"]),
+        ("PIL", ["run", "net.ftwt", "0.png"]),
+    ],
+)
+def test_what_is_not_installed_is_told_in_a_line(missing: str, arguments: list[str]) -> None:
+    done = run_python("-c", WITHOUT, missing, *arguments)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith(f"ftwt {arguments[0]}: ")
+    assert "is not installed" in line and "install ftwt with its dependencies" in line
+
+
+def test_an_engine_says_what_it_is_shown_and_what_it_tells(file: str) -> None:
+    engine = runtime.load(file, engine="reference")
+    assert engine.classes[:2] == ("airplane", "automobile")
+    assert engine.preprocessing is not None
+    assert engine.preprocessing["crop"] == 32 and len(engine.preprocessing["mean"]) == 3
+    bare = library.compile(tiny.network().eval(), torch.zeros(1, 3, 32, 32), engine="reference")
+    assert bare.classes == () and bare.preprocessing is None
+
+
 # --- Bench --------------------------------------------------------------------------------------
 
 
@@ -255,7 +301,7 @@ def test_bench_shows_a_run_test_images(saved: str, hurry: None, ftwt: Any) -> No
         (["run", "net.ftwt", "0.png", "text", *NUMPY], "text is not an image that can be read"),
         (["run", "net.ftwt", "0.png", "--top", "0", *NUMPY], "top=0: ask for one guess"),
         (["run", "nan.ftwt", "0.png", *NUMPY], "the network's answer to 0.png is not finite"),
-        (["bench", "cifar10-resnet-20"], "did you mean 'cifar10-resnet20'?"),
+        (["bench", "cifar10-resnet-20"], "did you mean 'cifar10-resnet20' or "),
         (["bench", tiny.NAME, "--keep", "0", *BRIEF], "keep=0.0: give the share of filters"),
         (["bench", tiny.NAME, "--threads", "0", *BRIEF], "threads=0"),
         (["bench", tiny.NAME, *NUMPY, "--rivals", "onxruntime"], "unknown rival 'onxruntime'; did"),

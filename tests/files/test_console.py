@@ -8,7 +8,8 @@ import pytest
 from rich.table import Table
 
 from ftwt import cli
-from ftwt.files.console import PlainConsole, printable
+from ftwt.files.console import PlainConsole
+from ftwt.files.text import printable
 from ftwt.report.plots.save import to_csv
 
 NAMES = ["[/]", "a[red]b", "[bold]", ":smile:", "\\[x]", "[link=http://x]y", "$\\frac{", "a=b"]

@@ -291,6 +291,19 @@ def test_loading_and_running_imports_numpy_alone(kind, tmp_path):
     assert set(modules.split()) - sys.stdlib_module_names <= {"ftwt", "numpy"}
 
 
+def test_engines_that_live_to_the_end_are_no_leak(tmp_path):
+    build("native").save(tmp_path / "net.ftwt")
+    code = """
+        import sys
+        from ftwt.runtime import load, _native
+        _native.engine = sys.engine = load(sys.argv[1])
+        sys.engine.itself = sys.engine
+        """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "net.ftwt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_load_that_fails_leaves_nothing_behind(kind, tmp_path):
     build(kind)

@@ -75,6 +75,19 @@ def test_the_usage_names_every_verb(ftwt: Any) -> None:
         assert all(f"\n  {verb} " in told.out for verb in cli.VERBS)
 
 
+def test_the_usage_imports_next_to_nothing() -> None:
+    """So it is there in a tenth of a second: torch takes seconds, plotting one, tyro a tenth."""
+    code = "import sys; from ftwt import cli; cli.main(['--help']); print(*sys.modules)"
+    done = run_python("-c", code)
+    found = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert "ftwt" in found and not found & {"torch", "numpy", "matplotlib", "rich", "tyro", "PIL"}
+
+
+def test_the_usage_says_what_the_verbs_say() -> None:
+    told = {verb: cli.VERBS[verb].__doc__.splitlines()[0] for verb in cli.VERBS}
+    assert told == cli.SUMMARIES
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_says_what_a_verb_does_and_what_each_flag_means(verb: str, ftwt: Any) -> None:
     told = ftwt(verb, "--help")

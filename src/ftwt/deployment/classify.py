@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from .. import runtime
-from ..files.pictures import PREPROCESSING, SUFFIX, Preprocessing, read_picture
+from ..files.pictures import SUFFIX, Preprocessing, read_picture
 from ..runtime.engine import Kind
 
 REPEATS = 5  # of each image, for its time
@@ -111,8 +111,7 @@ def classify(
     if Path(path).suffix != SUFFIX:
         raise ValueError(f"{os.fspath(path)!r} is no {SUFFIX} file; `ftwt compile` makes them")
     network = runtime.load(path, engine=engine, threads=threads)
-    program = network.program
-    how = program.notes.get(PREPROCESSING)
+    program, how = network.program, network.preprocessing
     if how is None:
         raise ValueError(
             f"{path} does not say how images are prepared; make it with `ftwt compile`, or call "
@@ -124,6 +123,11 @@ def classify(
         raise ValueError(f"{path} takes no images of {prepare.crop}x{prepare.crop} to classes")
     found = tuple(_answer(network, image, prepare, top) for image in asked)
     return Answers(engine=f"{name or os.fspath(path)}: {network!r}", answers=found)
+
+
+def is_compiled(source: str) -> bool:
+    """Whether a source is a file, rather than a network that has yet to be compiled."""
+    return Path(source).suffix == SUFFIX or Path(source).is_file()
 
 
 def _answer(engine: runtime.Engine, path: str, how: Preprocessing, top: int) -> Answer:
@@ -138,7 +142,7 @@ def _answer(engine: runtime.Engine, path: str, how: Preprocessing, top: int) -> 
         seconds.append(time.perf_counter() - start)
     shares = np.exp(logits - logits.max(), dtype=np.float64)
     shares /= shares.sum()
-    classes = engine.program.classes or [f"class {number}" for number in range(len(logits))]
+    classes = engine.classes or [f"class {number}" for number in range(len(logits))]
     best = np.argsort(-shares, kind="stable")[:top]
     return Answer(
         path=path,

@@ -18,7 +18,7 @@ from .. import runtime
 from ..config import DataConfig
 from ..exporting.export import IMAGES, Exported, export
 from ..files.json import read_json
-from ..files.pictures import PREPROCESSING, SUFFIX, Preprocessing
+from ..files.pictures import SUFFIX, Preprocessing
 from ..lowering.compile import Precision, compile
 from ..lowering.quantize import CALIBRATE, QuantizedLayers
 from ..networks.inputs import known
@@ -28,6 +28,7 @@ from ..networks.splits import load_splits
 from ..pruning.dynamic import Batches, DynamicModel
 from ..records.folder import MODEL, RESULT
 from ..runtime.engine import Kind
+from ..runtime.program import PREPROCESSING
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,13 @@ def to_time(source: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 @contextmanager
-def as_file(source: str, *, engine: Kind = "native") -> Iterator[str]:
-    """Yield the path of a compiled network: the source itself if it is a file.
+def compiled(source: str, *, engine: Kind = "native") -> Iterator[str]:
+    """Compile a network for the moment, and yield the path of its file.
 
     Args:
-        source: Such a file, or as of `find_network`; that is compiled, for the moment.
+        source: As of `find_network`.
         engine: As of `deploy`.
     """
-    if Path(source).suffix == SUFFIX or Path(source).is_file():
-        yield source
-        return
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"network{SUFFIX}")
         deploy(source, path, engine=engine)

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.segment import Segment
 
+from .text import printable
+
 
 class PlainConsole(Console):
     """A rich console for texts that hold names of files, layers and classes.
@@ -23,8 +25,3 @@ class PlainConsole(Console):
         """Render as rich does, without control characters in texts."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
-
-
-def printable(text: str) -> str:
-    """Replace what is no text, such as escape sequences, by question marks."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

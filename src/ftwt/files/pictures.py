@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIX = ".ftwt"
-PREPROCESSING = "preprocessing"  # key in a program's notes
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,

@@ -18,7 +18,7 @@ from . import reference
 from .check import check
 from .constants import read_constants
 from .file import load_program, save
-from .program import Program
+from .program import PREPROCESSING, Program
 
 Kind = Literal["native", "reference"]
 MAX_THREADS = 256
@@ -93,6 +93,22 @@ class Engine:
             raise ValueError(f"isa is {isa!r}, must be None: the reference engine has none")
         else:
             self._network = reference.Network(program)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the outputs, in their order; empty if the file does not tell them."""
+        return self.program.classes
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any] | None:
+        """How an image becomes the input; None if the file does not tell it.
+
+        `ftwt compile` notes `resize` (the shorter side, in pixels), `crop` (the side of the square
+        that is cut out of the middle), `interpolation`, and `mean` and `std` of red, green and
+        blue, of pixel values in [0, 1]. `ftwt run` does it with Pillow.
+        """
+        found = self.program.notes.get(PREPROCESSING)
+        return found if isinstance(found, Mapping) else None
 
     def __call__(self, x: Any) -> Any:
         """Return the network's output.

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+PREPROCESSING = "preprocessing"  # key in a program's notes
 VERSION = 2  # of files with quantised maps; those without are of version 1
 
 Type = Literal["f32", "u8", "s8"]

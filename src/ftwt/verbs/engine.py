@@ -1,4 +1,4 @@
-"""The verbs of the engine: compile, run, bench."""
+"""The verbs that make engines: compile, bench."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import tyro
 
 from ..config import DataConfig
 from ..contest.bench import BATCHES, RIVALS, SINGLES, bench
-from ..deployment.classify import classify
 from ..deployment.deploy import (
     Economies,
-    as_file,
     calibration,
     deploy,
     first,
     to_time,
 )
-from ..files.json import write_json
 from ..lowering.compile import Precision
 from ..lowering.quantize import CALIBRATE
 from ..networks.sources import name_of
@@ -66,40 +63,6 @@ class CompileCommand:
             engine=self.engine,
             threads=self.threads,
         )
-        return result.to_json() if self.as_json else [result]
-
-
-@dataclass(frozen=True)
-class RunCommand:
-    """Show images to a network: its guesses, and what each image took."""
-
-    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME.ftwt|MODEL")]
-    """What `ftwt compile` wrote; or what it takes, which is then compiled for the moment."""
-    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
-    """Image files; resized, cut and normalised as the network needs them."""
-    top: int = 5
-    """How many guesses to tell."""
-    engine: Kind = "native"
-    """Which engine; reference is slow."""
-    threads: int = 1
-    """Threads of the native engine."""
-    output: str | None = None
-    """File to write the answers to, as JSON."""
-    as_json: Json = False
-
-    def __call__(self) -> Any:
-        """Classify."""
-        with as_file(self.network, engine=self.engine) as path:
-            result = classify(
-                path,
-                self.images,
-                top=self.top,
-                engine=self.engine,
-                threads=self.threads,
-                name=self.network,
-            )
-        if self.output:
-            write_json(self.output, result.to_json())
         return result.to_json() if self.as_json else [result]
 
 

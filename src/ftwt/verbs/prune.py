@@ -18,7 +18,7 @@ DEMO = "cifar10-resnet20"
 
 @dataclass(frozen=True)
 class PruneCommand:
-    """Make a trained network cheaper in minutes, without labels: fixed masks or gates, repaired.
+    """Make a trained network cheaper in minutes, without labels: fixed masks or gates.
 
     Writes the network (model/), a file for the engine (net.ftwt), the figures (prune.json) and a
     page (index.html).

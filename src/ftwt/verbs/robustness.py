@@ -22,7 +22,7 @@ from .options import Json
 
 @dataclass(frozen=True)
 class RobustnessCommand:
-    """Evaluate networks on CIFAR-10-C: accuracy and MACs under 15 corruptions of 5 severities.
+    """Evaluate networks on CIFAR-10-C: accuracy and MACs under 15 corruptions.
 
     All networks see the same corrupted images, which are made once.
     """

@@ -29,7 +29,7 @@ from .options import Json, Network
 
 @dataclass(frozen=True)
 class EstimateCommand:
-    """Say what each r would save, from one pass over training images, before any training."""
+    """Say what each r would save, from one pass over images, before any training."""
 
     model: Network
     """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
@@ -91,7 +91,7 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate a saved network: its accuracy, the MACs it executes, how dynamic its masks are."""
+    """Evaluate a saved network: accuracy, executed MACs, how dynamic its masks are."""
 
     model: Network
     """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the

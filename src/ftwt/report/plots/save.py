@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ...files.atomic import replacing
-from ...files.console import printable
+from ...files.text import printable
 from ..reading.found import Found
 from ..rows import Row
 from .sheets import Sheet, sheets
