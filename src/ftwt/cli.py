@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verb in SHARED:
             _show_once(parse(verb, rest)())
         elif (count := _started()) > 1:
-            raise ValueError(f"the work of one process, and {count} were started; start it alone")
+            raise ValueError(f"it works in one process only; {count} were started: start one")
         else:
             _show(parse(verb, rest)())
     except BrokenPipeError:  # whoever reads (`head`) has seen enough

@@ -79,10 +79,10 @@ def _from_json(hint: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class PruneConfig(_Config):
-    """How gates are put into a network: the options of `ftwt.convert`."""
+    """How gates are put into a network: the options of `ftwt.convert`, which takes them by name."""
 
     r: float | dict[str, float] = 0.9
-    """Share of the saliency's mass that the kept filters hold, in (0, 1]; or one a unit."""
+    """Share of the saliency's mass that target masks keep, in (0, 1]; or unit -> r, others 0.9."""
     mode: Mode = "decoupled"
     """Decoupled: the mask loss trains the predictors only. Joint: the network too."""
     saliency: Saliency = "peak"
@@ -90,7 +90,7 @@ class PruneConfig(_Config):
     variant: Variant = "mass"
     """Mass: as many filters as reach the mass r. Uniform: the same share r for every image."""
     pool: Pool = "mean"
-    """How a predictor pools its input over space."""
+    """How a predictor pools its input over space: max, mean or both."""
     head: Head = "standardized"
     """Softmax as published, or a standardisation that folds into the affine layer."""
     rank: int | None = None
@@ -100,13 +100,15 @@ class PruneConfig(_Config):
     depthwise: Depthwise = "inherit"
     """A depthwise conv takes its producer's mask, or has a gate of its own."""
     linear: bool = False
-    """Gate hidden linear layers too; without tokens or space they need a rank."""
+    """Gate hidden linear layers too: those that an activation with f(0) = 0 follows, of tokens
+    (B, N, C) or (B, H, W, C), or of vectors (B, C), whose predictors need a rank."""
     straight_through: bool = False
     """Let the task loss reach the predictors through the 0/1 mask."""
     min_gain: float | None = None
-    """Leave out gates that save less than this share of all MACs, their predictor paid."""
+    """Leave out gates that save less than this share of all MACs, their predictor paid. Below 0:
+    keep some that cost more. None: leave out predictors that cost as much as their layer."""
     skip: tuple[str, ...] = ()
-    """Names of layers that get no gate."""
+    """Names of layers that get no gate; `layer1` includes `layer1.0.conv1`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +210,9 @@ class TrainConfig(_Config):
         if self.predictor_warmup_steps and not self.mask_loss_weight:
             raise ValueError("predictor_warmup_steps without a mask_loss_weight; give it, say, 1")
         if self.sync_batchnorm and self.freeze_batchnorm:
-            raise ValueError("sync_batchnorm=True has nothing to do with freeze_batchnorm=True")
+            raise ValueError(
+                "sync_batchnorm=True has no effect with freeze_batchnorm=True; give one"
+            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True with momentum=0.0; give a momentum such as 0.9")
         if not all(0 < drop < 1 for drop in self.milestones):

@@ -420,5 +420,5 @@ def test_verbs_for_one_process_say_so(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     done = launch(2, ALONE)
     assert done.returncode != 0
-    assert "ftwt bench: the work of one process, and 2 were started; start it alone" in done.stderr
+    assert "ftwt bench: it works in one process only; 2 were started: start one" in done.stderr
     assert main(["models"]) == 0  # the lists are nobody's work

@@ -31,7 +31,7 @@ _TOO_DEAR = {
 }
 
 
-def convert(
+def convert(  # noqa: D417
     model: nn.Module,
     example: Tensor | tuple[Any, ...],
     *,
@@ -54,27 +54,12 @@ def convert(
     Args:
         model: Any network that can be traced, if need be for the size of `example` alone. It is
             copied, never changed.
-        example: Its input, (B, C, *spatial), or a tuple of its inputs. One sample is enough, but
-            `min_gain` judges by these images.
-        r: Share of the heatmap mass that a target mask keeps, in (0, 1]; a mapping unit -> r names
-            the units that differ from 0.9.
-        mode: `decoupled`: the mask loss trains only the predictors; `joint`: the network too.
-        saliency: What ranks filters: `peak` (published), `energy`, `norm` or `mean`.
-        variant: `mass` keeps as many filters as reach r; `uniform` the same share r always.
-        pool: How predictors pool their input: `max`, `mean` or `both`.
-        head: `standardized`, which folds, or `softmax`, as published.
-        rank: Width of the predictors' bottleneck; None for none.
-        straight_through: Let the task loss reach the predictors through the 0/1 masks.
-        residual: Mask a residual branch `before` the add (published) or `after` it.
-        depthwise: A depthwise convolution takes its producer's mask (`inherit`) or has a `gate`.
-        linear: Gate hidden linear layers too: those that an activation with f(0) = 0 follows, of
-            tokens (B, N, C) or (B, H, W, C), or of vectors (B, C). A vector's predictor is as large
-            as its layer, so that these need a `rank`.
-        skip: Layers to leave alone: names (`layer1` includes `layer1.0.conv1`), or a predicate on
-            names.
-        min_gain: Build only gates that save, by themselves and on `example`, at least this share of
-            the network's MACs after their predictor is paid (a negative share: gates that cost more
-            than they save, too). None builds the gates whose predictor is cheaper than their layer.
+        example: Its input, (B, C, *spatial), or a tuple of its inputs. One sample is enough.
+        r, mode, saliency, variant, straight_through: As `ftwt.PruneConfig` documents each.
+        pool, head, rank: Likewise, of the predictors.
+        residual, depthwise, linear: Likewise, of where gates sit.
+        skip: Likewise, or a predicate on the names of layers.
+        min_gain: Likewise; it judges by the images of `example`.
 
     Returns:
         The dynamic network. Its predictors are untrained, and so its gates stand open.
