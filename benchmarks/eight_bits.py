@@ -1,5 +1,7 @@
 """What eight bits cost in accuracy: our engine in float and in int8, on the same test images.
 
+Where the network has no gates, OpenVINO's int8 stands beside it, calibrated on the same images.
+
     python benchmarks/eight_bits.py cifar10-resnet20 cifar10-resnet20-dynamic-40
     python benchmarks/eight_bits.py ../runs/given-resnet56 --mean 0.485 0.456 0.406 --std ...
     python benchmarks/eight_bits.py --imagenet IMAGES --weights resnet50_v1.safetensors
@@ -26,6 +28,7 @@ from torch import nn
 
 import ftwt
 from ftwt.config import DataConfig
+from ftwt.contest.rivals import invite
 from ftwt.files.json import write_json
 from ftwt.files.pictures import Preprocessing, read_picture
 from ftwt.files.provenance import provenance
@@ -40,6 +43,7 @@ IMAGENET = Preprocessing(
     resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
 AT_ONCE = 100
+RIVAL, TOGETHER = "openvino-int8", 20  # images that it takes at a time
 
 
 def main() -> None:
@@ -116,6 +120,9 @@ def compare(
             }
         )
         print(name, f"f32 {right:.2%}", rows[-1], flush=True)
+    if not isinstance(network, DynamicModel):
+        rows += rival(network, test, held, guesses)
+        print(name, rows[-1], flush=True)
     told = {key: str(value) for key, value in vars(given).items() if key != "data_root"}
     write_json(
         OUTPUT / f"{name}.json",
@@ -128,6 +135,39 @@ def compare(
             "provenance": provenance(config=told, duration_s=time.perf_counter() - began),
         },
     )
+
+
+def rival(
+    network: nn.Module,
+    test: list[tuple[torch.Tensor, torch.Tensor]],
+    held: torch.Tensor,
+    guesses: np.ndarray,
+) -> list[dict[str, Any]]:
+    """OpenVINO's int8 (NNCF), calibrated on the same images; nothing where it is not installed."""
+    images = torch.cat([batch for batch, _ in test]).float()
+    batches = images.reshape(-1, TOGETHER, *images.shape[1:]).numpy()
+    with torch.no_grad():
+        wanted = np.stack([network(torch.from_numpy(batch)).numpy() for batch in batches])
+    found, left_out = invite(
+        [RIVAL], network, batches, wanted, threads=1, calibrate=held.float().numpy()
+    )
+    if RIVAL in left_out:
+        print(f"{RIVAL}: {left_out[RIVAL]}")
+        return []
+    contestant, guessed = found[RIVAL], []
+    for number in range(len(batches)):
+        contestant.take(number)
+        guessed.append(contestant.infer().argmax(1))
+    own = np.concatenate(guessed)
+    labels = torch.cat([labels for _, labels in test]).numpy()
+    return [
+        {
+            "rule": RIVAL,
+            "top1": float(np.mean(own == labels)),
+            "same_guess": float(np.mean(guesses == own)),
+            "settings": contestant.settings,
+        }
+    ]
 
 
 def answers(

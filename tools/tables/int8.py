@@ -17,14 +17,14 @@ def eight_bits() -> str:
     for result in results:
         found = {row["rule"]: row for row in result["rows"]}
         best = found.get("minmax") or next(iter(found.values()))
-        masks = [row["same_masks"] for row in found.values() if row["same_masks"] is not None]
+        masks = [row for row in found.values() if row.get("same_masks") is not None]
         rows.append(
             (
                 f"{result['network']}, {result['images']:,} images",
                 percent(result["f32_top1"], 2),
                 *(
                     percent(found[rule]["top1"], 2) if rule in found else ""
-                    for rule in ("minmax", "percentile", "mse")
+                    for rule in ("minmax", "percentile", "mse", "openvino-int8")
                 ),
                 percent(best["same_guess"], 1),
                 percent(best["same_masks"], 2) if masks else "",
@@ -33,7 +33,7 @@ def eight_bits() -> str:
         )
     head = (
         "network, test images", "float32", "int8: min-max", "percentile", "squared error",
-        "same guess", "same masks", "layers left float",
+        "OpenVINO int8", "same guess", "same masks", "layers left float",
     )  # fmt: skip
     made = commits(result["provenance"] for result in results)
     return table(head, rows) + f"\n`eight_bits.py` at {made}: [results/int8](results/int8).\n"
