@@ -74,6 +74,15 @@ def test_versions_of_what_builds_are_pinned():
     assert f"$(PIP) {' '.join(needed)} cmake ninja" in makefile
 
 
+def test_wheels_are_built_for_each_python_with_the_native_engine():
+    told = PROJECT["tool"]["cibuildwheel"]
+    assert told["build"] == [f"cp3{minor}-manylinux_x86_64" for minor in (11, 12, 13)]
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+    assert told["config-settings"] == {"wheel.cmake": "true"}
+    assert told["environment"]["PIP_CONSTRAINT"].endswith("/constraints.txt")
+    assert re.search(r"cibuildwheel==\d+\.\d+\.\d+\n", (ROOT / "Makefile").read_text("utf-8"))
+
+
 def test_without_a_compiler_all_but_the_native_engine_is_there(tmp_path):
     wheel, files = build(tmp_path, compiler=str(tmp_path / "none"))
     assert {name for name in files if name.startswith("ftwt/")} == SOURCES
