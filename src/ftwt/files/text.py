@@ -1,6 +1,8 @@
 """Texts that hold names of files, layers and classes, as they can be shown anywhere."""
 
+SPACES = "\n\t\N{NO-BREAK SPACE}"
+
 
 def printable(text: str) -> str:
     """Replace what is no text, such as escape sequences, by question marks."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+    return "".join(c if c.isprintable() or c in SPACES else "?" for c in text)

@@ -181,10 +181,7 @@ def _missing(found: Found) -> Iterator[Missing]:
     yield from lacks(
         "what the dense network achieved on the same images",
         [run for run in dynamic if (one := found.dense(run)) is None or not one.same_images],
-        lambda run: (
-            f"ftwt evaluate {run.config.get('weights') or run.network}{_images(run)} "
-            "--output dense.json"
-        ),
+        lambda run: f"ftwt evaluate {_began_with(run)}{_images(run)} --output dense.json",
     )
     yield from lacks(
         "a spread over seeds, of which there is one",
@@ -218,6 +215,12 @@ def _images(run: Run) -> str:
     root = f" --data-root {data['data_root']}" if data.get("data_root") else ""
     held = f" --validation {data['validation']}" if data.get("validation") else ""
     return f" --dataset {data['dataset']}{root}{held}"
+
+
+def _began_with(run: Run) -> str:
+    """What commands call the dense network that a run began with."""
+    start = run.config.get("weights")
+    return run.network if start in (None, "pretrained") else str(start)
 
 
 def _make_twin(run: Run) -> str:
