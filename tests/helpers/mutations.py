@@ -1,12 +1,15 @@
-"""Files of programs, damaged by chance and by malice: for `test_file.py`, and by the thousand:
+"""Files of programs, damaged by chance and by malice: for tests, and by the thousand:
 
 PYTHONPATH=tests/helpers python tests/helpers/mutations.py 0 100000
+PYTHONPATH=tests/helpers python tests/helpers/mutations.py 0 20000 programs
 """
 
 import collections
 import copy
+import faulthandler
 import importlib.util
 import json
+import resource
 import sys
 import tempfile
 import zlib
@@ -16,8 +19,14 @@ from typing import Any
 import numpy as np
 
 from damage import Chance, replace
-from ftwt.runtime import Program, load, save
-from programs import Builder
+from ftwt.runtime import Engine, Program, load, load_program, save
+from ftwt.runtime.engine import build_native
+from ftwt.runtime.limits import most_alive
+from programs import ACTS, Builder, random_integer_program, random_program
+from quantised import random_quantised
+
+SECONDS, BYTES = 120, 6 * 2**30  # that one program, and the process, may take
+SMALL = 2**22  # elements of maps that are alive: more is built, and not run
 
 
 def small_program() -> Program:
@@ -69,6 +78,44 @@ class Mutant(Chance):
             replace(content, rng)
         return self.file(self.header, content, self.data)
 
+    def alter(self, rng: np.random.Generator) -> bytes:
+        """A field of an operation or of a map, to a value of its kind, which may be valid."""
+        content = copy.deepcopy(self.content)
+        places: list[Any] = [*content["operations"], *content["operations"]]
+        lists = ("gates", "maps", "types", "scales")
+        places += [content[name] for name in lists if content.get(name)]
+        parent: Any = places[rng.integers(len(places))]
+        if isinstance(parent, list) and isinstance(parent[0], list | dict):
+            parent = parent[rng.integers(len(parent))]
+        keys = [key for key in parent if key not in ("operation", "name", "unit")]
+        key = (
+            keys[rng.integers(len(keys))] if isinstance(parent, dict) else rng.integers(len(parent))
+        )
+        parent[key] = self.near(parent[key], rng)
+        return self.file(self.header, content, self.data)
+
+    def near(self, value: Any, rng: np.random.Generator) -> Any:
+        """Another value of the same kind."""
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, list):
+            changed = list(value)
+            if changed:
+                at = rng.integers(len(changed))
+                changed[at] = self.near(changed[at], rng)
+            return changed
+        if isinstance(value, float):
+            return value * float(rng.choice((-1, 0, 0.5, 2, 1e6)))
+        if isinstance(value, str):
+            for kinds in (ACTS, ("max", "mean"), ("add", "mul"), ("f32", "u8", "s8")):
+                if value in kinds:
+                    return kinds[rng.integers(len(kinds))]
+            names = list(self.content["checksums"])
+            return names[rng.integers(len(names))]
+        if value is None:
+            return int(rng.integers(len(self.content["maps"])))
+        return max(0, value + int(rng.choice((-2, -1, 1, 2)))) if rng.random() < 0.9 else None
+
     def describe(self, rng: np.random.Generator) -> bytes:
         """A value of the tensors' descriptions or of the metadata."""
         header = copy.deepcopy(self.header)
@@ -77,6 +124,8 @@ class Mutant(Chance):
 
     def weights(self, rng: np.random.Generator) -> bytes:
         """Bits of the constants, with checksums as if nothing had happened."""
+        if not self.data:
+            return self.edit(rng)
         data = bytearray(self.data)
         for _ in range(int(rng.geometric(0.3))):
             data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
@@ -136,8 +185,90 @@ def fuzz(folder: Path, start: int, count: int, *, native: bool = False) -> colle
     return outcomes
 
 
+def fuzz_programs(folder: Path, start: int, count: int) -> collections.Counter[str]:
+    """Alter random programs, float and of eight bits, and run them on all instruction sets.
+
+    One in eight is as it was, five are altered in fields, one anywhere in its description, one in
+    the bits of its constants, with digests as if nothing had happened. What loads must give what
+    the reference gives: the MACs of each sample and operation, and, where constants are as they
+    were, outputs to 1e-3 of the largest.
+
+    Args:
+        folder: For the file.
+        start: The first seed; each makes one program and one mutant of it.
+        count: How many.
+
+    Raises:
+        AssertionError: An engine raised something else than a ValueError, or differs.
+    """
+    from ftwt.runtime import _native  # the machine's instruction sets; tests ask first
+
+    makers = (random_program, random_quantised, random_integer_program)
+    path, outcomes = folder / "altered.ftwt", collections.Counter[str]()
+    for seed in range(start, start + count):
+        program = makers[seed % len(makers)](seed)
+        try:
+            save(program, path)
+        except ValueError:  # a sum of eight bits that is too long, of few
+            outcomes["not made"] += 1
+            continue
+        mutant, rng = Mutant(path.read_bytes()), np.random.default_rng([seed, 3])
+        ways = (None, mutant.weights, mutant.edit, *[mutant.alter] * 5)
+        way = ways[seed % len(ways)]
+        if way is not None:
+            path.write_bytes(way(rng))
+        try:
+            altered = load_program(path)
+            outcomes["loaded"] += 1
+            outcomes["of eight bits"] += altered.quantised
+            outcomes[_run_all(altered, _native.isas(), rng, exact=way != mutant.weights)] += 1
+        except ValueError:
+            outcomes["refused"] += 1
+            assert way is not None, f"program {seed}"
+        except Exception as error:
+            raise AssertionError(f"program {seed}") from error
+    return outcomes
+
+
+def _run_all(program: Program, isas: list[str], rng: np.random.Generator, *, exact: bool) -> str:
+    ways = ("auto", "auto", "direct", "winograd", "dot")
+    natives = {
+        isa: build_native(program, int(rng.integers(1, 3)), isa, ways[rng.integers(len(ways))])[1]
+        for isa in isas
+    }
+    if most_alive(program) > SMALL:
+        return "built alone"
+    x = rng.standard_normal((2, *program.maps[0])).astype(np.float32)
+    with np.errstate(all="ignore"):
+        wanted, stats = Engine(program, engine="reference").run(x)
+    masks = [stats.masks[gate.unit] for gate in program.gates]
+    forced = {i: np.ascontiguousarray(mask).view(np.uint8) for i, mask in enumerate(masks)}
+    wanted = wanted.reshape(2, *program.maps[program.output])
+    for isa, network in natives.items():
+        network.run(x, {})
+        found, _, counted = network.run(x, forced)
+        assert np.array_equal(counted, stats.macs), f"{isa}: MACs"
+        assert found.shape == wanted.shape and found.dtype == wanted.dtype, isa
+        scale = np.abs(wanted).max()
+        if exact and scale < 1e6:  # no overflow on the way, as far as can be seen
+            off = np.abs(found - wanted).max()
+            assert off <= 1e-3 * max(scale, 1e-2), f"{isa}: off by {off} of {scale}"
+    return "ran"
+
+
 if __name__ == "__main__":
-    first, number = map(int, sys.argv[1:])
+    first, number = map(int, sys.argv[1:3])
     has_native = importlib.util.find_spec("ftwt.runtime._native") is not None
     with tempfile.TemporaryDirectory() as home:
-        print(dict(fuzz(Path(home), first, number, native=has_native)))
+        if sys.argv[3:] == ["programs"]:
+            resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+            total: collections.Counter[str] = collections.Counter()
+            for seed in range(first, first + number):
+                faulthandler.dump_traceback_later(SECONDS, exit=True)
+                total += fuzz_programs(Path(home), seed, 1)
+                if seed % 1000 == 999:
+                    print(f"{seed + 1}: {dict(total)}", flush=True)
+            faulthandler.cancel_dump_traceback_later()
+            print(dict(total))
+        else:
+            print(dict(fuzz(Path(home), first, number, native=has_native)))

@@ -6,19 +6,24 @@ Further seeds than the suite's:
 """
 
 import dataclasses
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import mutations
 from ftwt.runtime import Predict, Program, check
 from ftwt.runtime.engine import build_native
 from ftwt.runtime.reference import Network
 from programs import MASKS, Builder, Shape, mask, random_program
 
 PROGRAMS, MANY = 150, 3000
+ALTERED, MANY_ALTERED = 60, 20_000
 MARGIN = 1e-3  # a logit nearer to its threshold than this may be decided either way
 WAYS = (("auto", 1), ("auto", 2), ("direct", 1), ("winograd", 1), ("dot", 1))
 
@@ -158,6 +163,25 @@ def test_close_calls_are_rare_and_noticed():
     still = dataclasses.replace(program, operations=tuple(operations), constants=constants)
     assert any(isinstance(op, Predict) for op in operations)
     assert close_calls(still, np.ones((2, *program.maps[0]), np.float32))
+
+
+def test_altered_programs_run_as_in_the_reference_or_are_refused(tmp_path):
+    pytest.importorskip("ftwt.runtime._native")
+    outcomes = mutations.fuzz_programs(tmp_path, 0, ALTERED)
+    assert outcomes["ran"] > 0.3 * ALTERED and outcomes["refused"] > 0.3 * ALTERED
+    assert outcomes["of eight bits"] > 0.05 * ALTERED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_altered_programs():
+    """In a process of its own, whose memory is bounded, and the time of each program."""
+    pytest.importorskip("ftwt.runtime._native")
+    command = [sys.executable, mutations.__file__, str(ALTERED), str(MANY_ALTERED), "programs"]
+    path = os.pathsep.join([str(Path(mutations.__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":
