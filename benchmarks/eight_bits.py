@@ -34,7 +34,7 @@ from ftwt.files.pictures import Preprocessing, read_picture
 from ftwt.files.provenance import provenance
 from ftwt.lowering.ranges import RULES
 from ftwt.models.vision import import_vision
-from ftwt.networks.sources import find_network
+from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 
@@ -65,7 +65,7 @@ def main() -> None:
         normal = {} if given.mean is None else {"mean": tuple(given.mean), "std": tuple(given.std)}
         splits = load_splits(DataConfig(data_root=given.data_root, **normal))
         held = torch.cat([images for images, _ in splits.plain])[: given.calibrate]
-        network = find_network(source).cpu().eval()
+        network = resolve(source).load().cpu().eval()
         compare(Path(source).name.replace(":", "-"), network, held, list(splits.test), given)
     if given.imagenet:
         network, how = imagenet(given.weights)

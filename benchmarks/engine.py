@@ -20,7 +20,7 @@ from rich.console import Console
 
 import ftwt
 from ftwt.config import DataConfig
-from ftwt.deployment.deploy import to_time
+from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.records.benchmark import Benchmark
 
@@ -60,7 +60,8 @@ def main() -> None:
 def measure(source: str, threads: int, arguments: argparse.Namespace) -> Benchmark:
     """Time one network with so many threads."""
     torch.manual_seed(0)
-    network, example = to_time(source)
+    named = resolve(source, None)
+    network, example = named.load().cpu(), torch.zeros(1, *named.shape())
     trained = isinstance(network, ftwt.DynamicModel)
     images = None
     if arguments.rank and not trained:

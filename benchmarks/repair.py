@@ -25,7 +25,7 @@ from ftwt.data import Batches
 from ftwt.files.json import write_json
 from ftwt.files.provenance import provenance
 from ftwt.fitting.masks import fixed_masks, mean_saliency
-from ftwt.networks.sources import find_network
+from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 from ftwt.runs.prune import gated, prunable
@@ -52,7 +52,7 @@ def main() -> None:
         std=None if given.std is None else tuple(given.std),
     )
     splits = load_splits(data)
-    dense = find_network(given.network).eval()
+    dense = resolve(given.network).load().eval()
     name = given.name or given.network.replace(":", "-")
     top1 = ftwt.evaluate(dense, splits.test).top1
     print(f"{name}: dense {top1:.2%}", flush=True)

@@ -43,7 +43,7 @@ from ftwt.evaluation.evaluate import Evaluation
 from ftwt.files.json import read_json, write_json
 from ftwt.files.provenance import provenance
 from ftwt.networks.pretrained import from_pretrained, save_pretrained
-from ftwt.networks.sources import find_network, load_network
+from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.records.folder import CHECKPOINT, MODEL, RESULT
 from ftwt.runs.run import RunResult
@@ -157,11 +157,11 @@ def compare(
         seed=config.train.seed,
         channels_last=config.train.channels_last,
     )
-    dense = load_network(config.model, config.weights).eval()
+    dense = resolve(config.model, config.weights).load_dense().eval()
     images, _ = next(iter(splits.validation))
     gradients = list(first(splits.plain, GRADIENT_IMAGES)) if importance == "taylor" else []
     task = Task(dense, images[:1].contiguous(), importance, gradients)
-    race = Race(find_network(str(dynamic.folder)), images, engine) if match == "latency" else None
+    race = Race(resolve(str(dynamic.folder)).load(), images, engine) if match == "latency" else None
     asked = dynamic.result["validation"]["reduction"]
     if begun is not None:
         history: History = begun["history"]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .evaluation.robustness import evaluate_corrupted as evaluate_corrupted
     from .exporting.export import Exported as Exported
     from .exporting.export import export as export
+    from .files.pictures import Preprocessing as Preprocessing
     from .fitting.predictors import FittedPredictors as FittedPredictors
     from .fitting.predictors import fit_predictors as fit_predictors
     from .fitting.repair import Repair as Repair
@@ -85,6 +86,7 @@ _HOMES = {  # name -> the module that it comes from, as above
     "evaluate_corrupted": "evaluation.robustness",
     "Exported": "exporting.export",
     "export": "exporting.export",
+    "Preprocessing": "files.pictures",
     "FittedPredictors": "fitting.predictors",
     "fit_predictors": "fitting.predictors",
     "Repair": "fitting.repair",

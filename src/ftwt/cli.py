@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
+from functools import partial
 from typing import Any
 
 from .files.text import printable
@@ -91,18 +92,27 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
         default = TrainCommand(output=f"runs/{recipe.replace(':', '-')}", run=config)
     elif verb == "train":
         program += " RECIPE"
-    return tyro.cli(
+    read = partial(
+        tyro.cli,
         VERBS[verb],
         prog=program,
         description=description,
         args=rest,
-        default=default,
         config=(
             tyro.conf.OmitArgPrefixes,
             tyro.conf.AvoidSubcommands,
             tyro.conf.FlagCreatePairsOff,
         ),
     )
+    command = read(default=default)
+    if hasattr(command, "data"):  # what no flag says of the images is as of the network's run
+        from .networks.sources import own_images
+
+        own = own_images(command.model, command.weights)
+        required = {f.name for f in fields(command) if f.default is f.default_factory is MISSING}
+        given = {name: getattr(command, name) for name in required}
+        command = command if own is None else read(default=VERBS[verb](**given, data=own))
+    return command
 
 
 def _value_of(wanted: str, flags: list[str]) -> str:

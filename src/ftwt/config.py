@@ -251,12 +251,16 @@ class DataConfig(_Config):
     """Mean that the weights expect, per channel, of pixels in [0, 1]; None: the dataset's own."""
     std: tuple[float, float, float] | None = None
     """Standard deviation that the weights expect, likewise."""
+    size: int | None = None
+    """Side of the images that the network takes, in pixels; None: as is known of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.validation is not None:
             self._check("validation", 1, fix="5000 is usual on CIFAR")
         self._check("workers", 0, fix="0 lets the training process decode")
+        if self.size is not None:
+            self._check("size", 1, 1024, fix="32 is CIFAR's, 224 is usual on ImageNet")
         self._check("split_seed", 0, 2**31, open_high=True, fix="any whole number from 0 on")
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean={self.mean} and std={self.std} belong together; give both")

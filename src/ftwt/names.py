@@ -1,4 +1,4 @@
-"""What to say of a name that does not exist."""
+"""What names are, and what to say of one that does not exist."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 FEW, MANY = 6, 40  # names that are listed beside near ones, and where none is near
+LIBRARIES = ("torchvision", "timm")  # whose names are LIBRARY:NAME
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -17,3 +18,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return told
     listed = ", ".join(names[:MANY]) + (f", ... ({len(names)} in all)" if names[MANY:] else "")
     return f"{told} Known: {listed}".lstrip()
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is `module:function`, which is code, and not of a known library.
+
+    Such a name may come from a person, never from a file.
+    """
+    module, colon, _ = name.partition(":")
+    return bool(colon) and module not in LIBRARIES

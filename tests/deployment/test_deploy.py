@@ -20,10 +20,11 @@ from ftwt import data, runtime
 from ftwt.contest import turns
 from ftwt.data import Batches
 from ftwt.deployment.classify import classify
-from ftwt.deployment.deploy import Economies, deploy, first, known
+from ftwt.deployment.deploy import Economies, deploy, first
 from ftwt.files.json import read_json
+from ftwt.networks.inputs import known
 from ftwt.networks.pretrained import save_pretrained
-from ftwt.networks.sources import name_of
+from ftwt.networks.sources import resolve
 from toys import run_python
 
 NUMPY = ("--engine", "reference")
@@ -56,7 +57,7 @@ def saved(tiny_home: Path, dynamic: library.DynamicModel) -> str:
 
 @pytest.fixture
 def file(saved: str) -> str:
-    deploy(saved, "net.ftwt", engine="reference")
+    deploy(resolve(saved), "net.ftwt", engine="reference")
     return "net.ftwt"
 
 
@@ -94,11 +95,11 @@ def test_networks_of_torchvision_and_timm_take_what_these_say() -> None:
 
 
 def test_the_name_of_what_is_found(saved: str, dynamic: library.DynamicModel) -> None:
-    assert name_of(saved) == name_of(tiny.NAME) == tiny.NAME
-    assert name_of("timm:mobilenetv1_100") == "timm:mobilenetv1_100"
+    assert resolve(saved).model == resolve(tiny.NAME).model == tiny.NAME
+    assert resolve("timm:mobilenetv1_100").model == "timm:mobilenetv1_100"
     save_pretrained(dynamic, "own")
-    with pytest.raises(ValueError, match="own holds an unnamed architecture"):
-        name_of("own")
+    with pytest.raises(ValueError, match="own was saved without the name of its architecture"):
+        resolve("own")
 
 
 def test_first_images_are_cut_to_size() -> None:
@@ -143,12 +144,12 @@ def test_economies_look_at_training_images_and_say_what_they_did(saved: str, ftw
 
 
 def test_a_dense_network_and_other_outputs_and_sizes(tiny_home: Path) -> None:
-    assert deploy(tiny.NAME, "dense.ftwt", engine="reference").gates == 0
+    assert deploy(resolve(tiny.NAME), "dense.ftwt", engine="reference").gates == 0
     save_pretrained(tiny.network(7), "seven", name=tiny.NAME, arguments={"num_classes": 7})
-    assert deploy("seven", "seven.ftwt", engine="reference").classes is False
+    assert deploy(resolve("seven"), "seven.ftwt", engine="reference").classes is False
     gated = library.convert(tiny.network(), torch.zeros(1, 3, 48, 48))
     save_pretrained(gated, "large", name=tiny.NAME)
-    deploy("large", "large.ftwt", engine="reference")
+    deploy(resolve("large"), "large.ftwt", engine="reference")
     program = runtime.load_program("large.ftwt")
     assert program.notes["preprocessing"]["crop"] == program.notes["preprocessing"]["resize"] == 48
     (picture,) = pictures(1)
@@ -344,4 +345,9 @@ def test_a_native_engine_that_is_missing_is_told(
 
 
 def test_economies_that_were_not_asked_for_load_no_images() -> None:
-    assert Economies().options(library.DataConfig(data_root="nowhere"), model=tiny.NAME) == {}
+    assert (
+        Economies().options(
+            library.DataConfig(data_root="nowhere"), source=resolve("cifar10-resnet20")
+        )
+        == {}
+    )

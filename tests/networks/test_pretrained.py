@@ -238,7 +238,7 @@ def test_a_save_that_ends_between_two_files_leaves_one_network_or_the_other(
         assert torch.equal(from_pretrained(tmp_path, model=tiny())[0].weight, old[0].weight)
     else:
         assert torch.equal(from_pretrained(tmp_path)(IMAGES), new(IMAGES))
-        assert checkpoint.saved_name(tmp_path) == NAME
+        assert checkpoint.find_saved(tmp_path)[1]["model"] == NAME
     save_pretrained(old, tmp_path)
     assert torch.equal(from_pretrained(tmp_path, model=tiny())[0].weight, old[0].weight)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]

@@ -22,7 +22,7 @@ from ftwt.config import changes
 from ftwt.data import image_folders
 from ftwt.files.json import read_json
 from ftwt.networks.inputs import known
-from ftwt.networks.sources import find_network
+from ftwt.networks.sources import resolve
 from ftwt.runs.run import run
 from toys import run_python, same, untimed
 
@@ -127,7 +127,7 @@ def test_a_run_on_files_that_was_killed_ends_as_if_it_was_not(small: Path) -> No
     for told in (one, two):
         del told["config"]["data"]["workers"]
     assert one == two and untimed(Path("parts")) == untimed(Path("whole"))
-    assert same(find_network("parts"), find_network("whole"))
+    assert same(resolve("parts").load(), resolve("whole").load())
 
 
 @pytest.mark.slow

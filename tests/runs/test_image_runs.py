@@ -19,8 +19,8 @@ from ftwt import data, models
 from ftwt.config import DataConfig, RunConfig
 from ftwt.data import FileBatches
 from ftwt.files.json import read_json
-from ftwt.networks.pretrained import save_pretrained, saved_classes
-from ftwt.networks.sources import load_network
+from ftwt.networks.pretrained import find_saved, save_pretrained
+from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.records.recording import Recording
 from ftwt.runs.run import run
@@ -86,7 +86,7 @@ def test_a_run_resumes_in_mid_epoch_whoever_decodes(
     assert two["config"]["data"].pop("workers") == 0 != one["config"]["data"].pop("workers")
     assert one == two and untimed(Path("parts")) == untimed(Path("whole"))
     assert whole.test.images == 15 and whole.validation.images == 6
-    assert saved_classes("whole/model") == list(CLASSES)
+    assert find_saved("whole/model")[1]["classes"] == list(CLASSES)
 
 
 def test_from_training_to_the_engines_guesses(home: Path, ftwt: Any) -> None:
@@ -108,15 +108,14 @@ def test_from_training_to_the_engines_guesses(home: Path, ftwt: Any) -> None:
     assert told.status == 0 and json.loads(told.out)["images"] == 20
 
     missing = {each.what: each.command for each in library.report.write_report("net").missing}
-    flags = "--dataset folder --data-root shapes --validation 6"
-    assert missing["the curve r -> reduction"].startswith(f"ftwt estimate {tiny.NAME} {flags} ")
+    assert missing["the curve r -> reduction"].startswith("ftwt estimate net --output ")
     assert "accuracy under corruption" not in missing
 
     economies = ("--remove-silent", "--layout", "--engine", "reference")
     told = ftwt("compile", "net", "-o", "net.ftwt", *economies, *DATA)
     assert told.status == 0, told.err
     assert "3x32x32 -> 3 outputs, named" in told.out
-    splits = load_splits(CONFIG.data, model=tiny.NAME)
+    splits = load_splits(CONFIG.data, source=resolve(tiny.NAME))
     paths = splits.test.images.paths
     told = ftwt("run", "net.ftwt", *paths, "--top", "3", "--engine", "reference", "--json")
     answers = json.loads(told.out)["answers"]
@@ -130,16 +129,16 @@ def test_weights_of_other_classes_are_refused_or_get_a_new_head(home: Path) -> N
     with pytest.raises(ValueError, match="are of 10 classes, the images of 3; .*--new-head"):
         run(config, output="refused")
     trained = models.create(tiny.NAME, pretrained=True)
-    network = load_network(tiny.NAME, "pretrained", classes=3, new_head=True)
+    network = resolve(tiny.NAME, "pretrained").load_dense(classes=3, new_head=True)
     before, after = trained.state_dict(), network.state_dict()
     different = {name for name in before if not before[name].equal(after[name])}
     assert different == {"11.weight", "11.bias"} and after["11.bias"].shape == (3,)
-    assert same(load_network(tiny.NAME, "pretrained", classes=10, new_head=True), trained)
+    assert same(resolve(tiny.NAME, "pretrained").load_dense(classes=10, new_head=True), trained)
 
     save_pretrained(network, "three", name=tiny.NAME, arguments={"num_classes": 3})
-    assert same(load_network(tiny.NAME, "three", classes=3), network)
+    assert same(resolve(tiny.NAME, "three").load_dense(classes=3), network)
     with pytest.raises(ValueError, match="'three' of cifar10-tiny are of 3 classes, .* of 5"):
-        load_network(tiny.NAME, "three", classes=5)
+        resolve(tiny.NAME, "three").load_dense(classes=5)
     still = replace(config.train, epochs=1, lr=0.0, freeze_batchnorm=True)
     one = run(replace(config, new_head=True, train=still), output="one")
     assert one.config.new_head and one.test.units == ()
@@ -197,7 +196,7 @@ def test_an_image_that_breaks_a_run_is_named(shapes: Path, tiny_home: Path, ftwt
 
 
 def test_images_in_memory_know_no_names() -> None:
-    with pytest.raises(ValueError, match="dataset='folder' needs the network's name"):
+    with pytest.raises(ValueError, match="dataset='folder' needs the network,"):
         load_splits(CONFIG.data)
     with pytest.raises(ValueError, match="unknown dataset 'folder', valid: cifar10"):
         data.load("folder", train=True)

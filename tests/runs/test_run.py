@@ -19,7 +19,7 @@ from ftwt.config import DataConfig, PruneConfig, RunConfig
 from ftwt.evaluation.evaluate import evaluate
 from ftwt.files.json import read_json
 from ftwt.networks.pretrained import from_pretrained, save_pretrained
-from ftwt.networks.sources import find_network, load_network
+from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 from ftwt.runs.run import RunResult, gated, run
@@ -73,7 +73,7 @@ def test_a_run_leaves_a_network_and_what_it_achieved(finished: tuple[Path, RunRe
     assert abs(told["validation"]["reduction"] - 0.25) < 0.005  # which the calibration looked at
     assert told["validation"]["top1"] == told["training"]["evaluation"]["top1"]
     assert told["provenance"]["seed"] == 3 and told["provenance"]["duration_s"] > 0
-    network = find_network(str(folder))
+    network = resolve(str(folder)).load()
     assert evaluate(network, load_splits(result.config.data).test) == result.test
 
 
@@ -89,7 +89,7 @@ def test_a_run_predicts_from_the_network_it_began_with(finished: tuple[Path, Run
 def test_the_gates_that_are_estimated_are_those_that_are_built(tiny_home: Path) -> None:
     splits = load_splits(tiny.CONFIG.data)
     config = replace(tiny.CONFIG, prune=PruneConfig(r=0.7, min_gain=0.2))
-    dynamic, predicted = gated(config, load_network(tiny.NAME, "pretrained"), splits.plain)
+    dynamic, predicted = gated(config, resolve(tiny.NAME, "pretrained").load_dense(), splits.plain)
     assert list(dynamic.r) == ["0", "3"]  # the third saves 14%
     assert predicted == estimate(dynamic, splits.plain).reduction_at(dynamic.r)
 
@@ -123,7 +123,7 @@ def test_a_static_twin_begins_with_the_same_weights_and_costs_as_much(
     assert twin.predicted_reduction is None
     assert twin.test.reduction_std == 0
     assert twin.test.reduction == pytest.approx(result.test.reduction, abs=0.08)  # 3 units: coarse
-    kept, dynamic = find_network(str(tmp_path / "twin")), find_network(str(folder))
+    kept, dynamic = resolve(str(tmp_path / "twin")).load(), resolve(str(folder)).load()
     assert isinstance(kept, DynamicModel) and isinstance(dynamic, DynamicModel)
     assert same(kept.restore(), models.create(tiny.NAME, pretrained=True))
     rates = dynamic.firing_rates(load_splits(config.data).plain)
@@ -144,7 +144,10 @@ def test_what_has_no_twin_is_named(finished: tuple[Path, RunResult], tmp_path: P
 
 def test_a_budget_is_allocated_to_the_units_on_request(tiny_home: Path) -> None:
     config = replace(tiny.CONFIG, train=replace(tiny.CONFIG.train, target_reduction=0.25))
-    dense, batches = load_network(config.model, config.weights), load_splits(config.data).plain
+    dense, batches = (
+        resolve(config.model, config.weights).load_dense(),
+        load_splits(config.data).plain,
+    )
     even, predicted = gated(config, dense, batches)
     allocated, also_predicted = gated(replace(config, allocate=True), dense, batches)
     assert predicted == pytest.approx(0.25, abs=0.01) == also_predicted
@@ -162,11 +165,11 @@ def test_a_run_that_was_stopped_resumes_to_the_same_result(
             run(config, output="parts")
     assert not Path("parts/run.json").exists()
     with pytest.raises(ValueError, match="parts holds a run that is not finished.*--resume"):
-        find_network("parts")
+        resolve("parts").load()
     moved = replace(config, data=replace(config.data, data_root="elsewhere"))  # files may move
     parts = run(moved, output="parts", resume=True)
     assert timeless(parts.to_json()) == timeless(whole.to_json())
-    assert same(find_network("parts"), find_network("whole"))
+    assert same(resolve("parts").load(), resolve("whole").load())
     assert untimed(Path("parts")) == untimed(Path("whole"))
 
 
@@ -200,7 +203,7 @@ def test_settings_of_a_run_that_never_began_are_forgotten(tiny_home: Path) -> No
 def test_the_seed_decides_random_weights(tiny_home: Path) -> None:
     still = replace(tiny.DENSE.train, epochs=1, lr=0.0, freeze_batchnorm=True, seed=5)
     run(replace(tiny.DENSE, weights=None, train=still), output="run")
-    trained = find_network("run")
+    trained = resolve("run").load()
     for seed in (5, 6):
         torch.manual_seed(seed)
         assert same(trained, models.create(tiny.NAME)) == (seed == 5)
@@ -209,24 +212,26 @@ def test_the_seed_decides_random_weights(tiny_home: Path) -> None:
 def test_a_run_starts_from_another(finished: tuple[Path, RunResult], tiny_home: Path) -> None:
     dense = models.create(tiny.NAME)
     save_pretrained(dense, "dense", name=tiny.NAME)
-    assert same(load_network(tiny.NAME, "dense"), dense)
+    assert same(resolve(tiny.NAME, "dense").load_dense(), dense)
     with pytest.raises(ValueError, match="pruned network; name the run of a dense one"):
-        load_network(tiny.NAME, str(finished[0]))
+        resolve(tiny.NAME, str(finished[0])).load_dense()
     with pytest.raises(ValueError, match="dense/?.* holds another architecture"):
-        load_network("cifar10-resnet20", "dense")
+        resolve("cifar10-resnet20", "dense").load_dense()
     with pytest.raises(ValueError, match=r"no weights for .*: cifar10-tiny\. Train it"):
-        load_network("cifar10-vgg16-bn", "pretrained")
-    with pytest.raises(ValueError, match="unknown ftwt model 'cifar10-tinny'.*cifar10-tiny"):
-        load_network("cifar10-tinny", None)
+        resolve("cifar10-vgg16-bn", "pretrained").load_dense()
+    with pytest.raises(
+        ValueError, match="no model or folder 'cifar10-tinny'; did you mean 'cifar10-tiny'"
+    ):
+        resolve("cifar10-tinny", None).load_dense()
 
 
 def test_a_network_that_is_nowhere_gets_the_nearest_name(tiny_home: Path) -> None:
     with pytest.raises(ValueError, match="no model or folder .*did you mean 'cifar10-tiny'"):
-        find_network("cifar10-tny")
+        resolve("cifar10-tny").load()
     Path("empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty holds no config.json"):
-        find_network("empty")
-    assert isinstance(find_network(tiny.NAME), nn.Sequential)
+        resolve("empty").load()
+    assert isinstance(resolve(tiny.NAME).load(), nn.Sequential)
 
 
 def test_a_teacher_is_the_network_that_training_starts_from(tiny_home: Path) -> None:
@@ -268,7 +273,7 @@ def test_two_processes_do_one_run(tiny_home: Path) -> None:
         assert told[name] == json.loads(json.dumps(alone))  # to the last bit
     assert told["training"]["evaluation"]["loss"] == told["validation"]["loss"]
     assert told["training"]["calibration"]["achieved"] == pytest.approx(0.2, abs=0.01)
-    curve = estimate(load_network(tiny.NAME, "pretrained"), splits.plain, head="softmax")
+    curve = estimate(resolve(tiny.NAME, "pretrained").load_dense(), splits.plain, head="softmax")
     r = dict.fromkeys(("0", "3", "6"), curve.r_for(reduction=0.2))
     assert told["predicted_reduction"] == curve.reduction_at(r)  # from all the images, too
 

@@ -23,8 +23,8 @@ from ftwt.evaluation.evaluate import evaluate
 from ftwt.files.json import read_json, write_json
 from ftwt.files.provenance import provenance
 from ftwt.files.tensors import load_tensors, rounded
-from ftwt.networks.pretrained import from_pretrained, save_pretrained, saved_name
-from ftwt.networks.sources import find_network, load_network, name_of
+from ftwt.networks.pretrained import find_saved, from_pretrained, save_pretrained
+from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 from ftwt.records.evaluation import Evaluation
@@ -97,7 +97,7 @@ def test_a_network_is_what_its_name_and_its_files_say(name: str) -> None:
     assert str(read) == told["name"] == name and read.kind == told["kind"]
     network = from_pretrained(name)
     ship.check_name(name, result, network)
-    assert saved_name(name) == read.model == result["config"]["model"]
+    assert find_saved(name)[1]["model"] == read.model == result["config"]["model"]
     tensors, _ = load_tensors(folder / "model" / "model.safetensors")
     for key, tensor in tensors.items():
         whole = not tensor.is_floating_point()
@@ -186,24 +186,24 @@ def test_a_name_means_the_network_in_the_package(tiny_home: Path, offline: None)
     expected = models.create(tiny.NAME, pretrained=True)
     loaded = from_pretrained(tiny.NAME)
     assert same(loaded, expected) and not loaded.training
-    assert same(find_network(tiny.NAME), expected)
-    assert same(load_network(tiny.NAME, tiny.NAME), expected)  # --weights NAME
-    assert name_of(tiny.NAME) == saved_name(tiny.NAME) == tiny.NAME
+    assert same(resolve(tiny.NAME).load(), expected)
+    assert same(resolve(tiny.NAME, tiny.NAME).load_dense(), expected)  # --weights NAME
+    assert resolve(tiny.NAME).model == find_saved(tiny.NAME)[1]["model"] == tiny.NAME
 
 
 def test_a_name_hides_no_folder_and_no_folder_hides_a_name(tiny_home: Path, offline: None) -> None:
     other = tiny.network()
     save_pretrained(other, tiny.NAME, name=tiny.NAME)
-    for load in (from_pretrained, find_network, name_of, saved_name):
+    for load in (from_pretrained, resolve):
         with pytest.raises(ValueError, match=f"name of a network and a folder.*'./{tiny.NAME}'"):
             load(tiny.NAME)
     for source in (f"./{tiny.NAME}", Path(tiny.NAME), str(Path(tiny.NAME).resolve())):
         assert same(from_pretrained(source), other)
-    assert same(find_network(f"./{tiny.NAME}"), other)
+    assert same(resolve(f"./{tiny.NAME}").load(), other)
     assert same(from_pretrained(shipped.folder(tiny.NAME) / "model"), models.create(tiny.NAME, pretrained=True))  # fmt: skip  # noqa: E501
     Path("cifar10-resnet20").mkdir()  # an architecture without weights here
     with pytest.raises(ValueError, match="name of a network and a folder"):
-        name_of("cifar10-resnet20")
+        resolve("cifar10-resnet20")
 
 
 def test_a_name_that_does_not_exist_gets_the_nearest(tiny_home: Path, offline: None) -> None:
@@ -300,7 +300,7 @@ def test_what_was_shipped_is_there_by_name(name: str, there: Path, offline: None
         assert result["shipped"]["trained"][split]["top1"] == before[split]["top1"]
     assert result["shipped"]["kind"] == kind and result["shipped"]["precision"] == "f16"
     assert sorted(os.listdir(there / name)) == ["MODEL_CARD.md", "model", "run.json"]
-    assert name_of(name) == tiny.NAME
+    assert resolve(name).model == tiny.NAME
 
 
 def test_a_card_tells_what_the_result_file_says(there: Path) -> None:
@@ -381,9 +381,9 @@ def test_a_pruned_network_is_no_architecture(there: Path) -> None:
     with pytest.raises(ValueError, match=rf"pruned network.*from_pretrained\('{DYNAMIC}'\)"):
         models.create(DYNAMIC)
     with pytest.raises(ValueError, match="pruned network; name the run of a dense one"):
-        load_network(tiny.NAME, DYNAMIC)
+        resolve(tiny.NAME, DYNAMIC).load_dense()
     with pytest.raises(ValueError, match=f"did you mean '{DYNAMIC}'"):
-        find_network(f"{tiny.NAME}-dynamic-3")
+        resolve(f"{tiny.NAME}-dynamic-3").load()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -264,7 +264,7 @@ def test_a_recipe_fits_the_epochs_that_are_asked_for() -> None:
         (["estimate", "cifar10-vgg16-bn"], "names with weights: cifar10-tiny. Train it"),
         (["train", "cifar10-resnet20-baseline", "--r", "0.5"], "without gates, so it has no --r; "),
         (["train", "cifar10-resnet20-baseline", "--min_gain=0"], "has no --min_gain=0"),
-        ([*TRAIN, "--model", "cifar10-resnet21"], "unknown ftwt model 'cifar10-resnet21'; the nea"),
+        ([*TRAIN, "--model", "cifar10-resnet21"], "no model or folder 'cifar10-resnet21'; did you"),
         ([*TRAIN, "--weights", "nowhere"], "nowhere holds no config.json"),
         ([*TRAIN, "--resume"], "so there is nothing to resume; leave out --resume"),
         ([*TRAIN, "--output", "file/run"], "cannot write file/run/.lock (Not a directory)"),
@@ -432,7 +432,7 @@ def test_an_interrupt_elsewhere_is_no_traceback(ftwt: Any, monkeypatch: pytest.M
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "find_network", interrupted)
+    monkeypatch.setattr(training, "named", interrupted)
     told = ftwt("evaluate", "anything")
     assert told.status == 130 and told.err == "ftwt evaluate: interrupted\n"
 

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.pictures import Preprocessing
+
 USUAL = 5000  # images that are held out of large training splits
 
 
@@ -28,6 +30,10 @@ class Labelled(Protocol):
     @property
     def std(self) -> tuple[float, ...]:
         """Per channel, of pixel values in [0, 1]."""
+
+    @property
+    def how(self) -> Preprocessing:
+        """How a picture of any size becomes one of them."""
 
     def __len__(self) -> int: ...
 
@@ -96,6 +102,12 @@ class Images:
             f"Images({self.name}: {len(self):,} of {size}, {len(self.classes)} classes, "
             f"{self.images.device})"
         )
+
+    @property
+    def how(self) -> Preprocessing:
+        """How a picture of any size becomes one of them."""
+        side = self.images.shape[-1]
+        return Preprocessing(side, side, self.mean, self.std)
 
     def to(self, device: torch.device | str) -> "Images":
         """Copy to `device`, where Batches then cuts and augments them; a no-op if there already."""

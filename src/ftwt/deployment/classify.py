@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -85,6 +85,7 @@ def classify(
     top: int = 5,
     engine: Kind = "native",
     threads: int = 1,
+    normal: tuple[Sequence[float], Sequence[float]] | None = None,
     name: str | None = None,
 ) -> Answers:
     """Show image files to a compiled network.
@@ -95,6 +96,8 @@ def classify(
         top: How many guesses to tell.
         engine: `native` or `reference`.
         threads: Of the native engine.
+        normal: Mean and standard deviation of red, green and blue, of pixels in [0, 1]; those
+            that the file says if not given.
         name: What to call the network; the path if not given.
 
     Raises:
@@ -111,11 +114,15 @@ def classify(
     if Path(path).suffix != SUFFIX:
         raise ValueError(f"{os.fspath(path)!r} is no {SUFFIX} file; `ftwt compile` makes them")
     network = runtime.load(path, engine=engine, threads=threads)
-    program, how = network.program, network.preprocessing
+    program, how, side = network.program, network.preprocessing, network.program.maps[0][-1]
+    if normal is not None:
+        sizes = how if isinstance(how, dict) else {"resize": side, "crop": side}
+        how = {**sizes, "mean": tuple(normal[0]), "std": tuple(normal[1])}
     if how is None:
         raise ValueError(
-            f"{path} does not say how images are prepared; make it with `ftwt compile`, or call "
-            "the engine of ftwt.runtime.load on arrays"
+            f"{path} does not say how images are prepared; give mean and std of its training, "
+            "such as ImageNet's, --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, or make the "
+            "file with `ftwt compile`"
         )
     prepare = Preprocessing.from_json(how)
     shapes = program.maps[0], program.maps[program.output][1:]

@@ -6,27 +6,22 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
-from torch import nn
 
 from .. import runtime
 from ..config import DataConfig
 from ..exporting.export import IMAGES, Exported, export
-from ..files.json import read_json
-from ..files.pictures import SUFFIX, Preprocessing
+from ..files.pictures import SUFFIX
 from ..lowering.compile import Precision, compile
 from ..lowering.quantize import CALIBRATE, QuantizedLayers
-from ..networks.inputs import known
-from ..networks.pretrained import saved_classes
-from ..networks.sources import find_network, folder_of, is_architecture, load_network, name_of
+from ..networks.sources import PLAIN, Source
 from ..networks.splits import load_splits
-from ..pruning.dynamic import Batches, DynamicModel
-from ..records.folder import MODEL, RESULT
+from ..pruning.dynamic import Batches
 from ..runtime.engine import Kind
 from ..runtime.program import PREPROCESSING
 
@@ -46,8 +41,8 @@ class Economies:
     images: int = 2048
     """Images to judge by."""
 
-    def options(self, data: DataConfig, *, model: str) -> dict[str, Any]:
-        """The options of `ftwt.compile` for a network of that name in `ftwt.models`.
+    def options(self, data: DataConfig, *, source: Source) -> dict[str, Any]:
+        """The options of `ftwt.compile` for a network.
 
         The dataset is loaded only if one of them needs it.
         """
@@ -56,14 +51,15 @@ class Economies:
             return {}
         if self.images < 1:
             raise ValueError(f"images={self.images}: judge by one image or more; 2048 is usual")
-        return dict.fromkeys(chosen, list(first(load_splits(data, model=model).plain, self.images)))
+        batches = load_splits(data, source=source).plain
+        return dict.fromkeys(chosen, list(first(batches, self.images)))
 
 
-def calibration(data: DataConfig, *, model: str, images: int = CALIBRATE) -> list[torch.Tensor]:
+def calibration(data: DataConfig, *, source: Source, images: int = CALIBRATE) -> list[torch.Tensor]:
     """Some training images of a dataset, for `ftwt.compile` to take ranges from."""
     if images < 1:
         raise ValueError(f"calibrate={images}: take ranges from one image or more; 256 is usual")
-    return [batch for batch, _ in first(load_splits(data, model=model).plain, images)]
+    return [batch for batch, _ in first(load_splits(data, source=source).plain, images)]
 
 
 def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -75,30 +71,18 @@ def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Te
             return
 
 
-def to_time(source: str) -> tuple[nn.Module, torch.Tensor]:
-    """A network and an input to time it with.
-
-    Args:
-        source: As of `find_network`; a name of `ftwt.models` means that architecture with random
-            weights, since these do not change how long it takes.
-    """
-    name = name_of(source)
-    network = load_network(source, None) if name == source else find_network(source)
-    crop = known(name)[0].crop
-    return network.cpu(), torch.zeros(1, 3, crop, crop)
-
-
 @contextmanager
-def compiled(source: str, *, engine: Kind = "native") -> Iterator[str]:
+def compiled(source: Source, *, data: DataConfig, engine: Kind = "native") -> Iterator[str]:
     """Compile a network for the moment, and yield the path of its file.
 
     Args:
-        source: As of `find_network`.
+        source: The network.
+        data: How images are prepared, where nothing else says it.
         engine: As of `deploy`.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"network{SUFFIX}")
-        deploy(source, path, engine=engine)
+        deploy(source, path, data=data, engine=engine)
         yield path
 
 
@@ -113,6 +97,7 @@ class Deployed:
         input_shape: Of an image, (C, H, W).
         outputs: How many.
         classes: Whether they have names.
+        prepared: Whether the file says how images are prepared, as `ftwt run` wants.
         gates: How many choose filters for each image.
         dense_macs: Of an image, without gates.
         economies: What was saved beyond skipping.
@@ -125,6 +110,7 @@ class Deployed:
     input_shape: tuple[int, ...]
     outputs: int
     classes: bool
+    prepared: bool
     gates: int
     dense_macs: int
     economies: dict[str, Any]
@@ -142,6 +128,11 @@ class Deployed:
             f"{self.gates} gates, {self.dense_macs / 1e6:,.2f} M MACs dense, "
             f"{self.size_bytes / 1e6:.2f} MB"
         )
+        if not self.prepared:
+            yield (
+                "nothing says how images are prepared: `ftwt run` will ask for --mean and --std, "
+                "or give them here"
+            )
         for name, value in self.economies.items():
             yield f"{name}: {_told(value)}"
         if self.quantization is not None:
@@ -149,25 +140,25 @@ class Deployed:
 
 
 def deploy(
-    source: str,
+    source: Source,
     path: str | os.PathLike[str],
     *,
     economies: Economies | None = None,
     precision: Precision = "f32",
     calibrate: int = CALIBRATE,
-    data: DataConfig | None = None,
+    data: DataConfig = PLAIN,
     engine: Kind = "native",
     threads: int = 1,
 ) -> Deployed:
     """Compile a trained network to a file that `ftwt.runtime.load` and `ftwt run` take.
 
     Args:
-        source: As of `find_network`.
+        source: The network.
         path: The file, `.ftwt`.
         economies: What to save beyond skipping; nothing if not given.
         precision: `int8`: eight-bit maps and weights; see `ftwt.compile`.
         calibrate: How many training images its ranges are taken from.
-        data: The images that these judge by; CIFAR-10 if not given.
+        data: The images that these judge by, and how they are prepared.
         engine: That looks at these images; the file is for both kinds.
         threads: With which `tune` times.
 
@@ -178,27 +169,22 @@ def deploy(
     """
     if Path(path).suffix != SUFFIX:
         raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
-    network, name, how, classes = _find(source)
-    options = (economies or Economies()).options(data or DataConfig(), model=name)
+    network, example = source.load().cpu().eval(), torch.zeros(1, *source.shape(data))
+    options = (economies or Economies()).options(data, source=source)
     if precision == "int8":
-        held = calibration(data or DataConfig(), model=name, images=calibrate)
+        held = calibration(data, source=source, images=calibrate)
         options |= {"precision": precision, "calibrate": held}
-    example = torch.zeros(1, 3, how.crop, how.crop)
     program = compile(network, example, engine=engine, threads=threads, **options).program
-    outputs = program.maps[program.output][0]
-    program = replace(
-        program,
-        classes=classes if len(classes) == outputs else (),
-        notes={**program.notes, "network": name, PREPROCESSING: how.to_json()},
-    )
+    program = program.described(source.classes, _notes(source, data))
     runtime.save(program, path)
     return Deployed(
         path=os.fspath(path),
-        network=source,
+        network=source.given,
         size_bytes=os.path.getsize(path),
         input_shape=program.maps[0],
-        outputs=outputs,
+        outputs=program.maps[program.output][0],
         classes=bool(program.classes),
+        prepared=PREPROCESSING in program.notes,
         gates=len(program.gates),
         dense_macs=program.dense_macs,
         economies=dict(program.notes.get("economies", {})),
@@ -207,9 +193,10 @@ def deploy(
 
 
 def export_trained(
-    source: str,
+    source: Source,
     path: str | os.PathLike[str],
     *,
+    data: DataConfig = PLAIN,
     masks: bool = False,
     batch_size: int | None = None,
     opset: int | None = None,
@@ -218,8 +205,9 @@ def export_trained(
     """Export a trained network: `ftwt.export`, with what is known of the network in the file.
 
     Args:
-        source: As of `find_network`.
-        path: As of `ftwt.export`, like what follows.
+        source: The network.
+        path: As of `ftwt.export`, like what follows `data`.
+        data: How images are prepared, where nothing else says it.
         masks: Give the masks, too.
         batch_size: For a file that takes this many images alone.
         opset: Of ONNX.
@@ -230,14 +218,16 @@ def export_trained(
         FileNotFoundError: There is no such network.
         ImportError: A package of ONNX is not installed.
     """
-    network, name, how, classes = _find(source)
+    network = source.load().cpu().eval()
     noise = torch.Generator().manual_seed(0)
-    example = torch.randn(IMAGES, 3, how.crop, how.crop, generator=noise)
+    example = torch.randn(IMAGES, *source.shape(data), generator=noise)
     with torch.no_grad():
         outputs = network(example[:1]).shape[1]
-    notes = {"network": name, PREPROCESSING: how.to_json(), **_achieved(source)}
-    if len(classes) == outputs:
-        notes["classes"] = list(classes)
+    test = source.result()
+    achieved = {key: test[key] for key in ("reduction", "top1") if test.get(key) is not None}
+    notes = {**_notes(source, data), **achieved}
+    if len(source.classes) == outputs:
+        notes["classes"] = list(source.classes)
     return export(
         network,
         path,
@@ -250,25 +240,10 @@ def export_trained(
     )
 
 
-def _find(source: str) -> tuple[nn.Module, str, Preprocessing, tuple[str, ...]]:
-    """A trained network, its name, how images are prepared for it, and what it may call them."""
-    network, name = find_network(source).cpu().eval(), name_of(source)
-    how, classes = known(name)
-    if not is_architecture(source):
-        classes = tuple(saved_classes(folder_of(source))) or classes
-    side = network.input_shape[-1] if isinstance(network, DynamicModel) else how.crop
-    if side != how.crop:  # converted for images of another size
-        how = replace(how, resize=round(how.resize * side / how.crop), crop=side)
-    return network, name, how, classes
-
-
-def _achieved(source: str) -> dict[str, float]:
-    """What a run measured on its test images."""
-    folder = Path(folder_of(source))
-    if folder.name != MODEL or not (folder.parent / RESULT).is_file():
-        return {}
-    test = read_json(folder.parent / RESULT)["test"]
-    return {key: test[key] for key in ("reduction", "top1") if test.get(key) is not None}
+def _notes(source: Source, data: DataConfig) -> dict[str, Any]:
+    """What a file says of a network: its architecture's name, and how images are prepared."""
+    how = source.prepare(data)
+    return {"network": source.model} | ({} if how is None else {PREPROCESSING: how.to_json()})
 
 
 def _told(value: Any) -> str:

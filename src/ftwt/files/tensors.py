@@ -78,6 +78,48 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _parse(path, file.metadata()["ftwt"])
 
 
+def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict, as `torch.save(network.state_dict(), path)` or safetensors writes it.
+
+    One that lies under `state_dict` or `model` among other things, as in a checkpoint, is found.
+    Nothing that a file may hold is run.
+
+    Args:
+        path: The file; of safetensors where its name ends so.
+
+    Returns:
+        The tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It holds a whole network, which is code, or no state dict; or it is truncated.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path} with weights")
+    try:
+        if Path(path).suffix == ".safetensors":
+            values: Any = safetensors.torch.load_file(path)
+        else:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickle, zip files and tensors
+        raise ValueError(
+            f"{path} is damaged, or holds more than weights, such as a whole network, which could "
+            f"run code ({type(error).__name__}); where it was made, write "
+            f"torch.save(network.state_dict(), {Path(path).name!r})"
+        ) from error
+    for inner in ("state_dict", "model"):
+        if isinstance(values, dict) and isinstance(values.get(inner), dict):
+            values = values[inner]
+    found = values.items() if isinstance(values, dict) else [("it", values)]
+    for name, value in found:
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} holds no state dict: {name} is {type(value).__name__}, no tensor; save "
+                "network.state_dict() alone"
+            )
+    return dict(values)
+
+
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     if Path(path).exists() and not Path(path).is_file():  # a pipe would make us wait

@@ -7,7 +7,9 @@ from torch import nn
 
 from .. import shipped
 from ..files.tensors import load_tensors, load_weights
+from ..names import is_own
 from .mobilenet import mobilenet_v1, mobilenet_v2
+from .own import create_own
 from .resnet import resnet
 from .vgg import vgg
 from .vision import check_name, create_timm, create_torchvision
@@ -41,7 +43,7 @@ def create(
 
     Args:
         name: one of `names()`, or `torchvision:<name>`, `timm:<name>` with the names of those
-            libraries (the `vision` extra).
+            libraries (the `vision` extra), or `module:function` of your own.
         num_classes: outputs of the classifier, by default those of the dataset.
         pretrained: load trained weights: our own come with the package, the others are downloaded.
         kwargs: passed to the builder, `width=0.5` for the MobileNets, say.
@@ -52,11 +54,13 @@ def create(
     Raises:
         ValueError: an unknown name, that of a pruned network, a name without weights, or weights
             that do not fit.
-        ImportError: torchvision or timm is needed and not installed.
+        ImportError: torchvision, timm or the module is needed and not installed.
 
     Example:
         >>> model = create("cifar10-mobilenet-v1", width=0.5)
     """
+    if is_own(name):
+        return create_own(name, num_classes=num_classes, pretrained=pretrained, **kwargs)
     source, _, foreign = name.rpartition(":")
     if source in _SOURCES:
         if num_classes is not None:

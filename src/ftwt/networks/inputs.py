@@ -9,6 +9,7 @@ from ..data.cifar import CIFAR10, CIFAR100
 from ..data.subset import SIDE, read_index
 from ..files.pictures import Preprocessing
 from ..models.vision import import_vision
+from ..names import is_own
 
 CIFAR100_CLASSES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -22,13 +23,15 @@ CIFAR100_CLASSES = """
 """
 
 
-def known(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+def known(name: str) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """What is known of a network from its name in `ftwt.models`.
 
     Returns:
         How images are prepared for it, and what its outputs are called; some of timm's have no
-        names.
+        names. Of `module:function` neither is known.
     """
+    if is_own(name):
+        return None, ()
     source, _, foreign = name.rpartition(":")
     if source == "torchvision":
         return _torchvision(foreign)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..graph.trace import evaluating
+from ..names import is_own
 
 MAX_MAPS = 2**28  # numbers in what all layers make of one image: 1 GiB
 LIKE_MAPS = 100  # as many images in numbers, where the layers cannot be asked
@@ -19,7 +20,9 @@ FEW = 32  # of anything that a file's arguments may ask for, however little its 
 
 
 def outline(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build a network by name, without memory for its weights."""
+    """Build a network by name, without memory for its weights; your own code builds all of it."""
+    if is_own(name):
+        return models.create(name, **arguments)
     with init_empty_weights(include_buffers=True):
         return models.create(name, **arguments)
 

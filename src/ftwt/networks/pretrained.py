@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import models, shipped
 from ..files.json import read_json, write_json
+from ..files.pictures import Preprocessing
 from ..files.tensors import (
     load_metadata,
     load_tensors,
@@ -30,7 +31,7 @@ from ..files.tensors import (
     rounded,
     save_tensors,
 )
-from ..names import nearest
+from ..names import is_own, nearest
 from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel, check_r
 from ..pruning.second_look import SecondLook
@@ -51,6 +52,7 @@ def save_pretrained(
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Save a network, plain, dynamic or static twin, for `from_pretrained`.
@@ -58,10 +60,11 @@ def save_pretrained(
     Args:
         model: The network; of a second look, both.
         directory: A folder, made if need be; an older network in it is replaced.
-        name: What `ftwt.models.create` knows its architecture by; None for an architecture of your
-            own, which `from_pretrained` must then be given.
+        name: What `ftwt.models.create` knows its architecture by; of your own, `module:function`,
+            without which `from_pretrained` must be given the network.
         arguments: Further arguments of `ftwt.models.create`, such as `num_classes`.
         classes: Names of its outputs, for `ftwt run`; None for those that its name implies.
+        preprocessing: How images are prepared for it; None for what its name implies.
         dtype: Store weights of two dimensions or more in it: `torch.float16` or `torch.bfloat16`
             halve the file. Vectors and scalars (statistics, biases, thresholds) stay as they are;
             so does the network. None stores everything as it is.
@@ -80,6 +83,7 @@ def save_pretrained(
                 name=name,
                 arguments=arguments,
                 classes=classes,
+                preprocessing=preprocessing,
                 dtype=dtype,
             )
         rule = {"format": FORMAT, "library": "ftwt", "threshold": float(model.threshold)}
@@ -106,6 +110,7 @@ def save_pretrained(
         "model": name,
         "arguments": dict(arguments or {}),
         "classes": None if classes is None else list(classes),
+        "preprocessing": None if preprocessing is None else preprocessing.to_json(),
         "input_shape": None if dynamic is None else list(dynamic.input_shape),
         "convert": None if dynamic is None else dynamic.config,
     }
@@ -122,7 +127,7 @@ def save_pretrained(
 def from_pretrained(
     source: str | os.PathLike[str],
     *,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     revision: str | None = None,
 ) -> nn.Module:
     """Rebuild what `save_pretrained` or `push_to_hub` saved.
@@ -130,7 +135,8 @@ def from_pretrained(
     Args:
         source: The name of a network that comes with ftwt (`ftwt.shipped.names()`), a folder, or
             the id of a repository on the Hugging Face Hub, `owner/name`.
-        model: The dense network, where the saved one is not one of `ftwt.models`; it is copied.
+        model: The dense network, which is copied, or what builds it, `module:function`, where the
+            saved one is not one of `ftwt.models`: no file may choose code that runs here.
         revision: Branch, tag or commit of the repository.
 
     Returns:
@@ -160,14 +166,23 @@ def from_pretrained(
             f"{CONFIG} and {WEIGHTS} in {directory} are not of the same save; save the network anew"
         )
     _check(config, tensors, directory)
-    if model is None and config["model"] is None:
+    name = config["model"] if model is None else model
+    if name is None:
         raise ValueError(f"{directory} holds an unnamed architecture; give the network as model=")
+    if model is None and is_own(str(name)):
+        raise ValueError(
+            f"{directory} is of {name}, and no file may choose code that runs here; if you trust "
+            f"that code, give model={name!r}"
+        )
     with refusing(directory, "asks for a network that cannot be built"):
-        if model is None:
-            _check_outline(config, tensors, directory)
-            built = models.create(config["model"], **config["arguments"])
+        if isinstance(name, str):
+            ours = config["model"] in (name, None)
+            arguments = config["arguments"] if ours else {}
+            if not is_own(name):
+                _check_outline(name, arguments, config, tensors, directory)
+            built = models.create(name, **arguments)
         else:
-            built = copy.deepcopy(model)
+            built = copy.deepcopy(name)
         if config["convert"] is not None:
             options = dict(config["convert"])
             static = options.pop("static", False)
@@ -177,15 +192,19 @@ def from_pretrained(
             built = convert(built, example, min_gain=-math.inf, **options)
             built = built.freeze([(example, torch.zeros(2))]) if static else built
     load_weights(built, tensors, source=directory)
-    _check_values(built, directory)
+    check_values(built, directory / WEIGHTS)
     return built.eval()
 
 
 def _check_outline(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path
+    name: str,
+    arguments: Mapping[str, Any],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    directory: Path,
 ) -> None:
     """Refuse a network that is not that of the weights, before it takes memory."""
-    like, gated = outline(config["model"], config["arguments"]), config["convert"] is not None
+    like, gated = outline(name, arguments), config["convert"] is not None
     cure = "build the network that was saved"
     refuse_unlike(like, tensors, source=str(directory), cure=cure, gated=gated)
     if gated:
@@ -193,17 +212,17 @@ def _check_outline(
         refuse_large_maps(like, shape, source=str(directory / CONFIG))
 
 
-def _check_values(network: nn.Module, directory: Path) -> None:
+def check_values(network: nn.Module, path: Path) -> None:
     """Refuse values that a network cannot have: they would give wrong answers in silence."""
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{directory / WEIGHTS}: {name} holds NaN or infinity; save it anew")
+            raise ValueError(f"{path}: {name} holds NaN or infinity; save it anew")
     if isinstance(network, DynamicModel):
-        with refusing(directory / WEIGHTS, "holds an r that no gate can have"):
+        with refusing(path, "holds an r that no gate can have"):
             check_r(network.r, network.predictors)
 
 
-def _second_look(folder: Path, model: nn.Module | None) -> SecondLook:
+def _second_look(folder: Path, model: nn.Module | str | None) -> SecondLook:
     rule = read_json(folder / RULE)
     threshold = rule.get("threshold") if isinstance(rule, dict) else None
     if not isinstance(threshold, int | float) or rule.get("format") != FORMAT:
@@ -256,6 +275,8 @@ def push_to_hub(
     *,
     name: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
     dtype: torch.dtype | None = None,
     private: bool = False,
     token: str | None = None,
@@ -267,6 +288,8 @@ def push_to_hub(
         repository: The repository's id, `owner/name`.
         name: Name of the architecture, as for `save_pretrained`.
         arguments: Further arguments of `ftwt.models.create`, as for `save_pretrained`.
+        classes: Names of its outputs, as for `save_pretrained`.
+        preprocessing: How images are prepared for it, as for `save_pretrained`.
         dtype: Store weights in it, as for `save_pretrained`.
         private: Make a new repository private.
         token: Access token; None for the one of `hf auth login`.
@@ -278,30 +301,37 @@ def push_to_hub(
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, name=name, arguments=arguments, dtype=dtype)
+        save_pretrained(
+            model,
+            folder,
+            name=name,
+            arguments=arguments,
+            classes=classes,
+            preprocessing=preprocessing,
+            dtype=dtype,
+        )
         api.create_repo(repository, private=private, exist_ok=True)
         message = "Save a network with ftwt"
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     return str(commit.commit_url)
 
 
-def saved_name(source: str | os.PathLike[str], *, revision: str | None = None) -> str | None:
-    """Return the name in `ftwt.models` of a saved network's architecture; None if it has none.
+def find_saved(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """Find a saved network, and read what is said of it; no weights are read.
+
+    Args:
+        source: As of `from_pretrained`.
+
+    Returns:
+        Its folder; name, arguments, classes, preprocessing and input_shape, each if it was saved.
 
     Raises:
         FileNotFoundError: There is no such network, folder or repository, or it holds no network.
     """
-    return load_metadata(_fetch(source, revision) / WEIGHTS).get("model")
-
-
-def saved_classes(source: str | os.PathLike[str], *, revision: str | None = None) -> list[str]:
-    """Return the names of a saved network's outputs; none if they were not saved.
-
-    Raises:
-        FileNotFoundError: There is no such network, folder or repository, or it holds no network.
-    """
-    found = load_metadata(_fetch(source, revision) / WEIGHTS).get("classes")
-    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    if (Path(source) / RULE).exists():
+        return Path(source), load_metadata(Path(source) / "first" / WEIGHTS)
+    folder = _fetch(source, None)
+    return folder, load_metadata(folder / WEIGHTS)
 
 
 def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:

@@ -1,7 +1,10 @@
-"""What a string means as a network: a name, a run's folder, a saved network, a Hub repository."""
+"""What a string means as a network, found out once: a `Source`, which every verb takes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,102 +12,263 @@ import torch
 from torch import nn
 
 from .. import models, shipped
+from ..config import DataConfig, RunConfig
+from ..files.json import read_json
+from ..files.pictures import SUFFIX, Preprocessing
+from ..files.tensors import load_state, load_weights, refusing
 from ..graph.trace import evaluating
-from ..names import nearest
+from ..names import is_own, nearest
 from ..processes import processes
 from ..pruning.dynamic import DynamicModel
-from ..records.folder import METRICS, MODEL
+from ..records.folder import METRICS, MODEL, PRUNED, RESULT
 from .inputs import known
-from .pretrained import from_pretrained, saved_name
-from .splits import Splits
+from .pretrained import check_values, find_saved, from_pretrained
+
+STATES = (".pt", ".pth", ".safetensors")  # files of a state dict alone
+PLAIN = DataConfig()
 
 
-def load_network(
-    model: str, weights: str | None, *, classes: int | None = None, new_head: bool = False
-) -> nn.Module:
-    """Create a dense network by name, on this process's device.
+@dataclass(frozen=True)
+class Source:
+    """A network as a string names it: architecture, weights, preparation of images, classes.
 
     Args:
-        model: A name of `ftwt.models`.
-        weights: `pretrained`, a folder of `save_pretrained` or of a run, or None for random ones.
-        classes: How many outputs it must have; if not given, as many as it has.
-        new_head: Where the weights are of another number of classes, begin with a new classifier.
+        given: The string; where it names an architecture alone, and weights were given, these.
+        model: Its architecture's name in `ftwt.models`.
+        weights: Without a folder: `pretrained`, a file of a state dict, or None for random ones.
+        folder: Of `save_pretrained`, if its weights are in one.
+        saved: What is said there.
+    """
+
+    given: str
+    model: str
+    weights: str | None = None
+    folder: Path | None = None
+    saved: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def load(self) -> nn.Module:
+        """Load or build it, onto this process's device; from a file in eval mode.
+
+        Raises:
+            ValueError: It has no weights, or they are of another network.
+        """
+        if self.folder is not None:
+            named = self.saved.get("model") == self.model and not is_own(self.model)
+            network = from_pretrained(self.folder, model=None if named else self.model)
+        elif self.weights in (None, "pretrained"):
+            network = models.create(self.model, pretrained=self.weights is not None)
+        else:
+            network = self._of_state(Path(str(self.weights)))
+        return network.to(processes().device)
+
+    def _of_state(self, path: Path) -> nn.Module:
+        tensors, network = load_state(path), models.create(self.model)
+        state = network.state_dict()
+        last = list(state)[-1]  # of the classifier
+        if last in tensors and tensors[last].dim() and tensors[last].shape != state[last].shape:
+            network = models.create(self.model, num_classes=len(tensors[last]))
+        load_weights(network, tensors, source=path)
+        check_values(network, path)
+        return network.eval()
+
+    def load_dense(
+        self, *, classes: int | None = None, new_head: bool = False, data: DataConfig = PLAIN
+    ) -> nn.Module:
+        """Load a dense network, for training to begin with.
+
+        Args:
+            classes: How many outputs it must have; if not given, as many as it has.
+            new_head: Where the weights are of another number, begin with a new classifier.
+            data: The images, of which its own may not tell the size.
+
+        Raises:
+            ValueError: As of `load`; it is pruned, or of another number of classes.
+        """
+        sized: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        random = self.folder is None and self.weights is None
+        network = models.create(self.model, **sized) if random else self.load()
+        if isinstance(network, DynamicModel):
+            raise ValueError(f"{self.given} holds a pruned network; name the run of a dense one")
+        if classes is not None and (found := count_outputs(network, self.shape(data))) != classes:
+            if not new_head:
+                weights = self.given if self.folder else self.weights
+                raise ValueError(
+                    f"the weights {weights!r} of {self.model} are of {found} classes, the images "
+                    f"of {classes}; give weights of these classes, or begin with a new classifier "
+                    "(--new-head, new_head=True)"
+                )
+            arguments = {**self.arguments, **sized}
+            network = _with_new_head(network, models.create(self.model, **arguments))
+        return network.to(processes().device)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `ftwt.models.create` that it was saved with."""
+        ours = self.saved.get("model") == self.model
+        return dict(self.saved["arguments"]) if ours else {}
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """What its outputs are called, as far as that is known."""
+        found = self.saved.get("classes")
+        found = [n for n in found if isinstance(n, str)] if isinstance(found, list) else []
+        return tuple(found) or known(self.model)[1]
+
+    @cached_property
+    def stated(self) -> Preprocessing | None:
+        """How images are prepared, as it was saved with it."""
+        if (found := self.saved.get("preprocessing")) is None:
+            return None
+        with refusing(str(self.folder), "was saved with a preparation that makes no sense"):
+            return Preprocessing.from_json(found)
+
+    def prepare(self, data: DataConfig = PLAIN) -> Preprocessing | None:
+        """How images are prepared for it: as the settings say, it was saved with, or is known.
+
+        Returns:
+            The preparation; None if nothing says it, or the network takes no such images.
+        """
+        how = self.stated or known(self.model)[0]
+        shape = self.saved.get("input_shape")
+        if shape and (len(shape) != 3 or shape[0] != 3):
+            return None
+        side = shape[-1] if shape else data.size
+        if how is None:
+            if side is None or data.mean is None or data.std is None:
+                return None
+            return Preprocessing(side, side, data.mean, data.std)
+        side = side or how.crop
+        if side != how.crop:
+            how = replace(how, resize=round(how.resize * side / how.crop), crop=side)
+        if data.mean is not None and data.std is not None:
+            how = replace(how, mean=data.mean, std=data.std)
+        return how
+
+    @property
+    def unprepared(self) -> str:
+        """What to say where nothing says how images are prepared for it."""
+        return (
+            f"nothing says how images are prepared for {self.model}; give size, mean and std, such "
+            "as --size 224 --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 (ImageNet's), or save "
+            "it with preprocessing= of ftwt.save_pretrained"
+        )
+
+    def shape(self, data: DataConfig = PLAIN) -> tuple[int, ...]:
+        """The shape of one input, (C, H, W).
+
+        Raises:
+            ValueError: Nothing says it, or the settings say another one.
+        """
+        if self.saved.get("input_shape"):
+            shape = tuple(self.saved["input_shape"])
+            if data.size not in (None, shape[-1]):
+                raise ValueError(f"size={data.size}: {self.given} is for inputs of {shape}")
+            return shape
+        how = self.prepare(data)
+        side = data.size if how is None else how.crop
+        if side is None:
+            raise ValueError(self.unprepared)
+        return 3, side, side
+
+    def result(self) -> dict[str, Any]:
+        """What its run found on test images; nothing if it is of no run."""
+        path = None if self.folder is None else self.folder.parent / RESULT
+        inside = path is not None and self.folder is not None and self.folder.name == MODEL
+        return read_json(path)["test"] if inside and path is not None and path.is_file() else {}
+
+
+def resolve(source: str, weights: str | None = "pretrained") -> Source:
+    """Find out what a string means as a network; no weights are read.
+
+    Args:
+        source: A name of `ftwt.models`, `module:function` of your own among them, or of a network
+            that comes with ftwt; the folder of a run or of `save_pretrained`; or a repository on
+            the Hugging Face Hub, `owner/name`.
+        weights: Of an architecture by name: `pretrained`, None for random ones, the file of a state
+            dict, or what else `source` may be.
 
     Raises:
-        ValueError: There is no such network, it has no weights, or they are of another one, or of
-            another number of classes.
+        ValueError: It is none of these (the message suggests the nearest name), a name and a
+            folder, or code of your own that nobody but you may name.
+        FileNotFoundError: There is no network in that folder or repository.
     """
-    sized: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    if weights is None:
-        network = models.create(model, **sized)
-    elif weights == "pretrained":
-        network = models.create(model, pretrained=True)
-    else:
-        folder = folder_of(weights)
-        own = saved_name(folder) == model  # and may be of other classes than those by default
-        network = from_pretrained(folder, model=None if own else models.create(model))
-        if isinstance(network, DynamicModel):
-            raise ValueError(f"{weights} holds a pruned network; name the run of a dense one")
-    if classes is not None and (found := count_outputs(network, model)) != classes:
-        if not new_head:
-            raise ValueError(
-                f"the weights {weights!r} of {model} are of {found} classes, the images of "
-                f"{classes}; give weights of these classes, or begin with a new classifier "
-                "(--new-head, new_head=True)"
-            )
-        network = _with_new_head(network, models.create(model, **sized))
-    return network.to(processes().device)
+    suffix = Path(source).suffix
+    if suffix == SUFFIX:
+        raise ValueError(
+            f"{source} is compiled: `ftwt run` and ftwt.runtime.load take it; give the network "
+            "that it was compiled from"
+        )
+    if suffix in STATES and ":" not in source:
+        raise ValueError(
+            f"{source} holds weights, but not what computes with them; write MODEL --weights "
+            f"{source}, with a name of `ftwt models` or MODULE:FUNCTION for MODEL"
+        )
+    if _is_architecture(source):
+        if weights in (None, "pretrained") or Path(str(weights)).suffix in STATES:
+            return Source(source, source, weights)
+        folder, saved = find_saved(_folder_of(str(weights)))
+        return Source(str(weights), source, folder=folder, saved=saved)
+    if weights not in (None, "pretrained"):
+        raise ValueError(
+            f"{source} has its own weights; --weights are for an architecture by name: "
+            f"MODEL --weights {weights}"
+        )
+    folder, saved = find_saved(_folder_of(source))
+    model = saved.get("model")
+    if not isinstance(model, str):
+        raise ValueError(
+            f"{source} was saved without the name of its architecture; write MODULE:FUNCTION "
+            f"--weights {source}, where FUNCTION() in MODULE.py builds it"
+        )
+    if is_own(model):
+        raise ValueError(
+            f"{source} is of {model}, and no file may choose code that runs here; if you trust "
+            f"that code, write `{model} --weights {source}`"
+        )
+    return Source(source, model, folder=folder, saved=saved)
 
 
-def count_outputs(network: nn.Module, model: str) -> int:
-    """Count the classes that a network of that name tells apart."""
-    side = known(model)[0].crop
-    shape = network.input_shape if isinstance(network, DynamicModel) else (3, side, side)
+def own_images(source: str, weights: str | None = None) -> DataConfig | None:
+    """The images of a run, which its network is shown where no others are named.
+
+    Args:
+        source: As of `resolve`; what is no folder of a run has no images of its own, but CIFAR-100
+            for networks that are named for it.
+        weights: Likewise.
+
+    Raises:
+        ValueError: The run's file says no such thing.
+    """
+    folder = Path(weights or source)
+    if folder.name == MODEL:
+        folder = folder.parent
+    if (path := folder / RESULT).is_file():
+        with refusing(path, "is no result of a run"):
+            return RunConfig.from_json(read_json(path)["config"]).data
+    if (path := folder / PRUNED).is_file():
+        with refusing(path, "is no result of a pruning"):
+            config = read_json(path)["provenance"]["config"]
+            return None if config is None else DataConfig.from_json(config["data"])
+    return DataConfig(dataset="cifar100") if source.startswith("cifar100-") else None
+
+
+def count_outputs(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Count the classes that a network tells apart, of images (C, H, W)."""
+    shape = network.input_shape if isinstance(network, DynamicModel) else shape
     like = next(network.parameters())
     with evaluating(network), torch.inference_mode():
         return network(torch.zeros(1, *shape, dtype=like.dtype, device=like.device)).shape[1]
 
 
-def check_classes(network: nn.Module, model: str, splits: Splits) -> None:
-    """Refuse to tell how well a network knows classes that are not its own.
-
-    Raises:
-        ValueError: The images are of another number of classes than the network of that name.
-    """
-    classes, outputs = len(splits.test.images.classes), count_outputs(network, model)
-    if classes != outputs:
-        raise ValueError(
-            f"the network tells {outputs} classes apart, the images are of {classes}; give images "
-            "of its own classes, or train it on these"
-        )
-
-
 def _with_new_head(trained: nn.Module, fresh: nn.Module) -> nn.Module:
     """Take all of a trained network's weights that fit: the classifier's do not."""
     values, state = trained.state_dict(), fresh.state_dict()
-    fits = {k: v for k, v in values.items() if k in state and state[k].shape == v.shape}
+    fits = {k: v.cpu() for k, v in values.items() if k in state and state[k].shape == v.shape}
     fresh.load_state_dict(state | fits)
     return fresh
 
 
-def find_network(source: str) -> nn.Module:
-    """Load a trained network, wherever it is, onto this process's device.
-
-    Args:
-        source: A name of `ftwt.models` or of a network that comes with ftwt, the folder of a run or
-            of `save_pretrained`, or a repository on the Hugging Face Hub, `owner/name`.
-
-    Raises:
-        ValueError: It is none of these (the message suggests the nearest name), or a name and a
-            folder.
-        FileNotFoundError: There is no network in that folder or repository.
-    """
-    if is_architecture(source):
-        return load_network(source, "pretrained")
-    return from_pretrained(folder_of(source)).to(processes().device)
-
-
-def is_architecture(source: str) -> bool:
+def _is_architecture(source: str) -> bool:
     """Whether a source is a name of `ftwt.models`, so that its weights are a matter of their own.
 
     Raises:
@@ -121,7 +285,7 @@ def is_architecture(source: str) -> bool:
     return source in models.names()
 
 
-def folder_of(source: str) -> str | Path:
+def _folder_of(source: str) -> str | Path:
     """Return the folder of a named network, or that in a run's folder, or the source itself.
 
     Raises:
@@ -135,18 +299,3 @@ def folder_of(source: str) -> str | Path:
     if (Path(source) / METRICS).exists():
         raise ValueError(f"{source} holds a run that is not finished; go on with it (--resume)")
     return source
-
-
-def name_of(source: str) -> str:
-    """The name in `ftwt.models` of what `find_network` finds, or would find.
-
-    Raises:
-        ValueError: It is a network of somebody's own, without a name.
-        FileNotFoundError: There is no network in that folder or repository.
-    """
-    if is_architecture(source):
-        return source
-    name = saved_name(folder_of(source))
-    if name is None:
-        raise ValueError(f"{source} holds an unnamed architecture; compile it with ftwt.compile")
-    return name

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from .. import data
 from ..config import DataConfig
 from ..data import Epochs
 from ..processes import processes
-from .inputs import known
+from .sources import Source, count_outputs
 
 EVALUATION_BATCH = 500  # of images of 32x32
 FOLDER_BATCH = 128  # of image files, which are larger
@@ -40,7 +42,7 @@ def load_splits(
     batch_size: int | None = None,
     seed: int = 0,
     channels_last: bool = False,
-    model: str | None = None,
+    source: Source | None = None,
 ) -> Splits:
     """Load a dataset onto this process's device, and split it; a folder's images stay in files.
 
@@ -51,7 +53,7 @@ def load_splits(
         batch_size: Images a training step, over all processes; if not given, 128 or all there are.
         seed: Decides order and augmentation.
         channels_last: Memory layout of the images.
-        model: Name of the network in `ftwt.models`, which says how image files are prepared.
+        source: The network they are for, as far as that says how they are prepared.
 
     Raises:
         ValueError: The images are not what they should be, or too few are left for training.
@@ -64,14 +66,11 @@ def load_splits(
     held: Any
     test: Any
     if config.dataset == "folder":
-        if model is None:
-            raise ValueError(
-                "dataset='folder' needs the network's name, which says the images' size"
-            )
-        how, names = known(model)
-        if config.mean is not None and config.std is not None:
-            how = replace(how, mean=config.mean, std=config.std)
-        both = data.image_folders(config.data_root, how, names=names)
+        if source is None:
+            raise ValueError("dataset='folder' needs the network, which says the images' size")
+        if (how := source.prepare(config)) is None:
+            raise ValueError(source.unprepared)
+        both = data.image_folders(config.data_root, how, names=source.classes)
         fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
         test = both[1]
         batches, size = partial(data.FileBatches, workers=config.workers), FOLDER_BATCH
@@ -83,6 +82,10 @@ def load_splits(
             ]
         if config.mean is not None and config.std is not None:
             whole = [replace(images, mean=config.mean, std=config.std) for images in whole]
+        elif source is not None and (how := source.stated) is not None:
+            whole = [replace(images, mean=how.mean, std=how.std) for images in whole]
+        if config.size not in (None, side := whole[0].how.crop):
+            raise ValueError(f"size={config.size}: images of {config.dataset} have {side} pixels")
         parts = data.hold_out(whole[0], count=config.validation, seed=config.split_seed)
         fit, held, test = (images.to(state.device) for images in (*parts, whole[1]))
         batches, size = data.Batches, EVALUATION_BATCH
@@ -101,3 +104,32 @@ def load_splits(
         validation=batches(held, batch_size=size, **part),
         test=batches(test, batch_size=size, **part),
     )
+
+
+def check_classes(network: nn.Module, splits: Splits) -> None:
+    """Refuse to tell how well a network knows classes that are not its own.
+
+    Raises:
+        ValueError: The images are of another number of classes than the network tells apart.
+    """
+    images = splits.test.images
+    side = images.how.crop
+    classes, outputs = len(images.classes), count_outputs(network, (3, side, side))
+    if classes != outputs:
+        raise ValueError(
+            f"the network tells {outputs} classes apart, the images are of {classes}; give images "
+            "of its own classes, or train it on these"
+        )
+
+
+def described(source: Source, network: nn.Module, splits: Splits) -> dict[str, Any]:
+    """What `save_pretrained` is told of a network that was made of a source, for these images."""
+    images = splits.test.images
+    side = images.how.crop
+    outputs = count_outputs(network, (3, side, side))
+    return {
+        "name": source.model,
+        "arguments": {**source.arguments, "num_classes": outputs},
+        "classes": images.classes if len(images.classes) == outputs else None,
+        "preprocessing": images.how,
+    }

@@ -37,7 +37,7 @@ def get(name: str) -> RunConfig:
 
     Args:
         name: A recipe; or a model's name for that model pruned with the published schedule, or,
-            if it is one of torchvision or timm, with ours for ImageNet.
+            if it is one of torchvision or timm or `module:function`, with ours for ImageNet.
 
     Raises:
         ValueError: If there is neither; the message suggests the nearest.
@@ -46,7 +46,7 @@ def get(name: str) -> RunConfig:
         return _RECIPES[name]()
     if name in model_names():
         return cifar.published(name)
-    if name.startswith(("torchvision:", "timm:")):
+    if ":" in name:
         return imagenet.published(name)
     near = difflib.get_close_matches(name, [*names(), *model_names()], n=5, cutoff=0.4)
     hint = f"; the nearest: {', '.join(near)}" if near else ""

@@ -21,8 +21,8 @@ from ..files.tables import Shown
 from ..lowering.compile import Precision, compile
 from ..lowering.quantize import CALIBRATE
 from ..networks.pretrained import save_pretrained
-from ..networks.sources import check_classes, find_network, name_of
-from ..networks.splits import load_splits
+from ..networks.sources import resolve
+from ..networks.splits import check_classes, described, load_splits
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..records.benchmark import Benchmark
@@ -31,7 +31,9 @@ from ..records.evaluation import Evaluation
 from ..records.folder import ENGINE, MODEL, PAGE, PRUNED
 from ..records.recording import RECORDING
 from ..report.write import write_report
+from ..runtime import save
 from ..runtime.engine import Engine, Kind
+from ..runtime.program import PREPROCESSING
 from ..training.lock import held
 from .prune import Gates, Pruned, prune
 
@@ -112,6 +114,7 @@ class PrunedRun(Shown):
 
 def prune_named(
     model: str,
+    weights: str | None = None,
     *,
     data: DataConfig,
     output: str | os.PathLike[str],
@@ -126,7 +129,8 @@ def prune_named(
     """Prune a trained network; evaluate, time, compile and save it; write a page.
 
     Args:
-        model: As of `find_network`: a name, a run's folder, a saved network, a Hub repository.
+        model: As of `resolve`: a name, a run's folder, a saved network, a Hub repository.
+        weights: As of `resolve`: of an architecture by name; its own if not given.
         data: Its images: those to fit to, and those to test on.
         output: Folder for `model/`, `net.ftwt`, `prune.json`, `recording.safetensors` and the page
             `index.html`.
@@ -151,11 +155,12 @@ def prune_named(
         folder = Path(output)
         if (folder / PRUNED).exists():
             raise ValueError(f"{folder} holds a pruned network already; choose another --output")
-        network, name = find_network(model), name_of(model)
+        source = resolve(model, weights or "pretrained")
+        network, name = source.load(), source.model
         if isinstance(network, DynamicModel):
             raise ValueError(f"{model} is pruned already; name a dense network")
-        splits = load_splits(data, model=name)
-        check_classes(network, name, splits)
+        splits = load_splits(data, source=source)
+        check_classes(network, splits)
         pruned = prune(
             network,
             splits.plain,
@@ -192,8 +197,10 @@ def prune_named(
             engine_top1=_accuracy(file, splits.test),
             provenance=made,
         )
-        save_pretrained(pruned.network, folder / MODEL, name=name)
-        file.save(folder / ENGINE)
+        told = described(source, pruned.network, splits)
+        save_pretrained(pruned.network, folder / MODEL, **told)
+        notes = {"network": name, PREPROCESSING: told["preprocessing"].to_json()}
+        save(file.program.described(told["classes"] or (), notes), folder / ENGINE)
         kept = record(pruned.network, splits.test, network=name, provenance=made)
         kept.save(folder / RECORDING)
         write_json(folder / PRUNED, result.to_json())

@@ -12,18 +12,17 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
-from .. import data
 from ..budget.estimate import estimate
 from ..config import DataConfig, RunConfig, changes
-from ..data import Epochs
+from ..data import Epochs, folder_classes
 from ..evaluation.evaluate import evaluate
 from ..files.json import read_json, write_json
 from ..files.provenance import provenance
 from ..files.tables import Shown
 from ..files.tensors import load_weights, refusing
-from ..networks.pretrained import from_pretrained, save_pretrained
-from ..networks.sources import folder_of, load_network
-from ..networks.splits import load_splits
+from ..networks.pretrained import save_pretrained
+from ..networks.sources import resolve
+from ..networks.splits import described, load_splits
 from ..processes import gathered, processes
 from ..pruning.convert import convert
 from ..pruning.dynamic import GATES, DynamicModel
@@ -98,11 +97,17 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
     torch.manual_seed(config.train.seed)  # of random weights
     classes = None
     if config.data.dataset == "folder":
-        classes = len(data.folder_classes(config.data.data_root))
-    dense = load_network(config.model, config.weights, classes=classes, new_head=config.new_head)
+        classes = len(folder_classes(config.data.data_root))
+    source = resolve(config.model, config.weights)
+    if source.model != config.model:
+        raise ValueError(
+            f"model={config.model!r} is a network with weights; name its architecture, and give it "
+            f"as weights: --model {source.model} --weights {config.model}"
+        )
+    dense = source.load_dense(classes=classes, new_head=config.new_head, data=config.data)
     splits = load_splits(
         config.data,
-        model=config.model,
+        source=source,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         channels_last=config.train.channels_last,
@@ -112,7 +117,7 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
     origin = provenance(config=config, seed=config.train.seed)
     network, predicted = dense, None
     if config.twin_of is not None:
-        network = twin_of(config.twin_of, dense, splits.plain)
+        network = twin_of(config, dense, splits.plain)
     elif config.prune is not None:
         network, predicted = gated(config, dense, splits.plain)
     trained = train(
@@ -133,11 +138,7 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         provenance=origin | {"duration_s": round(trained.seconds, 1)},
     )
     if processes().is_main_process:
-        own: dict[str, Any] = {}
-        if classes is not None:
-            named = splits.test.images.classes
-            own = {"arguments": {"num_classes": classes}, "classes": named}
-        save_pretrained(network, folder / MODEL, name=config.model, **own)
+        save_pretrained(network, folder / MODEL, **described(source, network, splits))
         write_json(folder / RESULT, result.to_json())
     return result
 
@@ -160,20 +161,22 @@ def gated(config: RunConfig, dense: nn.Module, batches: Epochs) -> tuple[Dynamic
     return dynamic, curve.reduction_at(dynamic.r)
 
 
-def twin_of(folder: str, dense: nn.Module, batches: Epochs) -> DynamicModel:
+def twin_of(config: RunConfig, dense: nn.Module, batches: Epochs) -> DynamicModel:
     """Build the static twin of a finished dynamic run, with the weights that the run began with.
 
     Args:
-        folder: The run.
+        config: Which names the run, and its architecture.
         dense: The network it began with.
         batches: Training images as they are, over which its masks are counted.
 
     Raises:
         ValueError: The run's network is not dynamic, or of another architecture.
     """
-    dynamic = from_pretrained(folder_of(folder))
+    dynamic = resolve(config.model, config.twin_of).load()
     if not isinstance(dynamic, DynamicModel) or not dynamic.predictors:
-        raise ValueError(f"{folder} holds a network without predictors, which has no static twin")
+        raise ValueError(
+            f"{config.twin_of} holds a network without predictors, which has no static twin"
+        )
     twin = dynamic.to(next(dense.parameters()).device).freeze(batches, accelerator=processes())
     masks = {k: v for k, v in twin.network.state_dict().items() if k.startswith(f"{GATES}.")}
     load_weights(twin.network, masks | dense.state_dict(), source="the network to begin with")

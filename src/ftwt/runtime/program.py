@@ -19,8 +19,8 @@ channels of the result are active; the reference engine (`reference.py`) is that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -376,3 +376,8 @@ class Program:
     def scale_of(self, index: int) -> np.float32:
         """Return the scale of a map; 1 if it is f32."""
         return np.float32(self.scales[index] if self.scales else 1.0)
+
+    def described(self, classes: Sequence[str], notes: Mapping[str, Any]) -> Program:
+        """The same with further notes, and with names for its outputs, if they are as many."""
+        named = tuple(classes) if len(classes) == self.maps[self.output][0] else ()
+        return replace(self, classes=named, notes={**self.notes, **notes})

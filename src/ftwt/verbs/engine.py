@@ -10,20 +10,14 @@ import tyro
 
 from ..config import DataConfig
 from ..contest.bench import BATCHES, RIVALS, SINGLES, bench
-from ..deployment.deploy import (
-    Economies,
-    calibration,
-    deploy,
-    first,
-    to_time,
-)
+from ..deployment.deploy import Economies, calibration, deploy, first
 from ..lowering.compile import Precision
 from ..lowering.quantize import CALIBRATE
-from ..networks.sources import name_of
+from ..networks.sources import resolve
 from ..networks.splits import load_splits
 from ..pruning.dynamic import DynamicModel
 from ..runtime.engine import Kind
-from .options import Json, Network
+from .options import Json, Network, Weights, named
 
 
 @dataclass(frozen=True)
@@ -35,10 +29,9 @@ class CompileCommand:
     """
 
     model: Network
-    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
-    Hugging Face Hub."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """File to write, NAME.ftwt."""
+    weights: Weights = None
     engine: Kind = "native"
     """Which engine shows images to the gates; reference is slow."""
     threads: int = 1
@@ -54,7 +47,7 @@ class CompileCommand:
     def __call__(self) -> Any:
         """Compile, and write the file."""
         result = deploy(
-            self.model,
+            named(self.model, self.weights),
             self.output,
             economies=self.economies,
             precision=self.precision,
@@ -70,12 +63,12 @@ class CompileCommand:
 class BenchCommand:
     """Time a network beside PyTorch, ONNX Runtime and OpenVINO, all in one run.
 
-    The gates of a run decide on test images; without trained gates, --keep forces some.
+    The gates of a run decide on test images; without trained gates, --keep forces some. Dense
+    models by name get random weights.
     """
 
     model: Network
-    """A model's name (`ftwt models`); the folder of a run; or a repository OWNER/NAME on the
-    Hugging Face Hub. Dense models by name get random weights."""
+    weights: Weights = None
     keep: float | None = None
     """Let each gate keep this share of its filters, drawn by lot for each image."""
     threads: int = 1
@@ -103,15 +96,15 @@ class BenchCommand:
     def __call__(self) -> Any:
         """Time them."""
         torch.manual_seed(self.seed)
-        network, example = to_time(self.model)
-        model, images = name_of(self.model), None
+        source, images = resolve(self.model, self.weights), None
+        network, example = source.load().cpu(), torch.zeros(1, *source.shape(self.data))
         if self.keep is None and isinstance(network, DynamicModel):
             wanted = max(self.singles, BATCHES * self.batch)
-            test = load_splits(self.data, model=model).test
+            test = load_splits(self.data, source=source).test
             images = torch.cat([x for x, _ in first(test, wanted)]).cpu()
-        options = self.economies.options(self.data, model=model)
+        options = self.economies.options(self.data, source=source)
         if self.precision == "int8" and self.keep is None:
-            options["calibrate"] = calibration(self.data, model=model)
+            options["calibrate"] = calibration(self.data, source=source)
         result = bench(
             network,
             example,

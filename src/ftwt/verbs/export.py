@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import tyro
 
 from ..deployment.deploy import export_trained
-from .options import Json, Network
+from .options import Json, Network, Prepared, Weights, named
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,9 @@ class ExportCommand:
     """
 
     model: Network
-    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
-    Hugging Face Hub."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """File to write, NAME.onnx or NAME.pt2."""
+    weights: Weights = None
     masks: bool = False
     """Give each unit's mask beside the output."""
     batch_size: int | None = None
@@ -33,12 +32,14 @@ class ExportCommand:
     check: bool = True
     """Run the file and hold it to PyTorch, before it gets its name."""
     as_json: Json = False
+    prepared: Prepared = field(default_factory=Prepared)
 
     def __call__(self) -> Any:
         """Export, and check."""
         result = export_trained(
-            self.model,
+            named(self.model, self.weights),
             self.output,
+            data=self.prepared.data(self.model, self.weights),
             masks=self.masks,
             batch_size=self.batch_size,
             opset=self.opset,

@@ -11,7 +11,7 @@ from ..records.folder import PAGE
 from ..runs.prune import Gates
 from ..runs.pruned import prune_named
 from ..runtime.engine import Kind
-from .options import Json, Network
+from .options import Json, Network, Weights
 
 DEMO = "cifar10-resnet20"
 
@@ -25,8 +25,7 @@ class PruneCommand:
     """
 
     model: Network
-    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
-    Hugging Face Hub."""
+    weights: Weights = None
     reduction: float | None = None
     """Share of the multiply-accumulates to save, in (0, 1)."""
     latency_ms: float | None = None
@@ -48,6 +47,7 @@ class PruneCommand:
         """Prune, evaluate, time, compile, save and show."""
         result = prune_named(
             self.model,
+            self.weights,
             data=self.data,
             output=self.output,
             reduction=self.reduction,

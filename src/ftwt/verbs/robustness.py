@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from .. import data, models
+from .. import data, shipped
 from ..data.corruptions import CORRUPTIONS, SEVERITIES
 from ..evaluation.robustness import Robustness, evaluate_corrupted
 from ..files.provenance import provenance
-from ..networks.pretrained import saved_name
-from ..networks.sources import find_network, folder_of
+from ..networks.sources import Source
 from ..processes import processes
-from .options import Json
+from .options import Json, Weights, named
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class RobustnessCommand:
     models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL ...")]
     """Names of models (`ftwt models`), folders of runs, or repositories OWNER/NAME on the
     Hugging Face Hub."""
+    weights: Weights = None
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
     """Which corruptions."""
     severities: tuple[int, ...] = SEVERITIES
@@ -51,12 +50,15 @@ class RobustnessCommand:
     def __call__(self) -> Any:
         """Evaluate."""
         began = time.perf_counter()
-        named = name_networks(self.models)
+        if self.weights is not None and len(self.models) != 1:
+            raise ValueError(f"--weights {self.weights} are of one model: name that one alone")
+        short = name_networks(self.models)
+        sources = {name: named(model, self.weights) for name, model in short.items()}
         state = processes()
         with state.local_main_process_first():  # which downloads, if need be
             test = data.load(self.dataset, self.data_root, train=False, download=True)
         found = evaluate_corrupted(
-            {name: find_network(source) for name, source in named.items()},
+            {name: source.load() for name, source in sources.items()},
             test.to(state.device),
             corruptions=self.corruptions,
             severities=self.severities,
@@ -78,7 +80,7 @@ class RobustnessCommand:
         result = Robustness(
             {
                 name: replace(found.networks[name], **_origin(source), provenance=origin)
-                for name, source in named.items()
+                for name, source in sources.items()
             }
         )
         if self.output and state.is_main_process:
@@ -105,11 +107,11 @@ def name_networks(sources: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(names, sources, strict=True))
 
 
-def _origin(source: str) -> dict[str, Any]:
+def _origin(source: Source) -> dict[str, Any]:
     """A network's architecture, and the run or repository it is from, if it is from one."""
-    if source in models.names() or ":" in source or not (Path(source).is_dir() or "/" in source):
-        return {"network": source, "run": None}
-    return {"network": saved_name(folder_of(source)) or source, "run": _relative(source)}
+    if source.folder is None or source.given in shipped.names():
+        return {"network": source.given, "run": None}
+    return {"network": source.model, "run": _relative(source.given)}
 
 
 def _relative(source: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import tyro
@@ -11,7 +11,7 @@ import tyro
 from ..deployment.classify import classify, is_compiled
 from ..files.json import write_json
 from ..runtime.engine import Kind
-from .options import Json
+from .options import Json, Prepared, Weights, named
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class RunCommand:
     """What `ftwt compile` wrote; or what it takes, which is then compiled for the moment."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
     """Image files; resized, cut and normalised as the network needs them."""
+    weights: Weights = None
     top: int = 5
     """How many guesses to tell."""
     engine: Kind = "native"
@@ -31,6 +32,7 @@ class RunCommand:
     output: str | None = None
     """File to write the answers to, as JSON."""
     as_json: Json = False
+    prepared: Prepared = field(default_factory=Prepared)
 
     def __call__(self) -> Any:
         """Classify."""
@@ -41,6 +43,7 @@ class RunCommand:
                 top=self.top,
                 engine=self.engine,
                 threads=self.threads,
+                normal=self.prepared.normal,
                 name=self.network,
             )
         if self.output:
@@ -52,4 +55,5 @@ class RunCommand:
             return nullcontext(self.network)  # which needs no torch
         from ..deployment.deploy import compiled
 
-        return compiled(self.network, engine=self.engine)
+        data = self.prepared.data(self.network, self.weights)
+        return compiled(named(self.network, self.weights), data=data, engine=self.engine)

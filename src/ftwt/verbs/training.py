@@ -17,14 +17,13 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.record import record
 from ..files.json import write_json
 from ..files.provenance import provenance
-from ..networks.sources import check_classes, find_network, name_of
-from ..networks.splits import load_splits
+from ..networks.splits import check_classes, load_splits
 from ..processes import processes
 from ..pruning.dynamic import DynamicModel
 from ..records.folder import RESULT
 from ..records.recording import RECORDING
 from ..runs.run import run
-from .options import Json, Network
+from .options import Json, Network, Weights, named
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class EstimateCommand:
     """Say what each r would save, from one pass over images, before any training."""
 
     model: Network
-    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
-    Hugging Face Hub."""
+    weights: Weights = None
     reduction: float | None = None
     """Also say which r saves this share of the multiply-accumulates, as one r and one a unit."""
     images: int = 2048
@@ -46,14 +44,15 @@ class EstimateCommand:
 
     def __call__(self) -> Any:
         """Estimate; predict for one r; choose r for a budget if one is given."""
-        network = find_network(self.model)
+        source = named(self.model, self.weights)
+        network = source.load()
         options = asdict(self.prune)
         r = options.pop("r")
         if isinstance(network, DynamicModel):
             if asked := changes(PruneConfig(), self.prune):
                 raise ValueError(f"{self.model} has its gates already: {'; '.join(asked)}")
             r, options = network.r, {}
-        batches = load_splits(self.data, model=name_of(self.model)).plain
+        batches = load_splits(self.data, source=source).plain
         curve = estimate(network, batches, images=self.images, accelerator=processes(), **options)
         predicted = curve.reduction_at(r)
         if self.output and processes().is_main_process:
@@ -94,8 +93,7 @@ class EvaluateCommand:
     """Evaluate a saved network: accuracy, executed MACs, how dynamic its masks are."""
 
     model: Network
-    """A model's name (`ftwt models`), the folder of a run, or a repository OWNER/NAME on the
-    Hugging Face Hub."""
+    weights: Weights = None
     split: Literal["test", "validation"] = "test"
     """Which images."""
     gates: Literal["predicted", "target", "open"] = "predicted"
@@ -111,9 +109,10 @@ class EvaluateCommand:
     def __call__(self) -> Any:
         """Evaluate; record."""
         recording = self._recording()
-        network = find_network(self.model)
-        splits = load_splits(self.data, model=name_of(self.model))
-        check_classes(network, name_of(self.model), splits)
+        source = named(self.model, self.weights)
+        network = source.load()
+        splits = load_splits(self.data, source=source)
+        check_classes(network, splits)
         result = evaluate(
             network,
             getattr(splits, self.split),
@@ -129,17 +128,11 @@ class EvaluateCommand:
                 network,
                 getattr(splits, self.split),
                 gates=self.gates,
-                network=self._architecture(),
+                network=source.model,
                 provenance=provenance(config=self),
             ).save(recording)
             shown.append(f"recorded: {recording}")
         return result.to_json() if self.as_json else shown
-
-    def _architecture(self) -> str:
-        try:
-            return name_of(self.model)
-        except ValueError:  # somebody's own, without a name
-            return Path(self.model).name
 
     def _recording(self) -> Path | None:
         """The file to record to, if any; what is wrong with it is told before the work."""
@@ -151,9 +144,10 @@ class EvaluateCommand:
             raise ValueError("--record needs all images in one process; start it without torchrun")
         if self.record:
             return Path(self.record[0])
-        if not (Path(self.model) / RESULT).exists():
-            raise ValueError(f"{self.model} is not the folder of a run: name a file, --record FILE")
-        return Path(self.model) / RECORDING
+        folder = Path(self.weights or self.model)
+        if not (folder / RESULT).exists():
+            raise ValueError(f"{folder} is not the folder of a run: name a file, --record FILE")
+        return folder / RECORDING
 
 
 @dataclass(frozen=True)

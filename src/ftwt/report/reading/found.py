@@ -11,6 +11,7 @@ from typing import Any
 
 from ... import shipped
 from ...files.json import read_json
+from ...names import is_own
 from ...records.benchmark import Benchmark
 from ...records.corruptions import NetworkRobustness
 from ...records.curve import Curve
@@ -19,6 +20,15 @@ from ...records.recording import Recording
 from . import parse
 from .groups import Group, Method, group, method_of, twin_of
 from .records import Filed, Log, Measured, Pruned, Run
+
+USUAL = {
+    "dataset": "cifar10",
+    "data_root": None,
+    "validation": None,
+    "size": None,
+    "mean": None,
+    "std": None,
+}  # of the settings of images, what no flag need say
 
 
 @dataclass(frozen=True)
@@ -151,10 +161,11 @@ def _missing(found: Found) -> Iterator[Missing]:
     dynamic = [run for run in found.runs if run.kind == "dynamic"]
     names = [run.network for run in dynamic]
     networks = list(dict.fromkeys(names))
-    images = {name: _images(run) for run in dynamic for name in (run.network, run.folder)}
+    of = {run.network: run for run in reversed(dynamic)}
     known = {curve.name for curve in found.curves}
     for run in dynamic:
-        known |= {run.network} if known & {*run.aliases, run.folder} else set()
+        curves = {*run.aliases, run.folder, run.config.get("weights")}
+        known |= {run.network} if known & curves else set()
     yield from lacks(
         "the result of a training that is not finished",
         [log for log in found.logs if not log.finished],
@@ -169,7 +180,7 @@ def _missing(found: Found) -> Iterator[Missing]:
         "images, their routes, heatmaps, and the work for each class",
         [run for run in found.runs if run.kind == "dynamic" and run.recording_path is None],
         lambda run: (
-            f"ftwt evaluate {run.folder}{_images(run)} --record"
+            f"ftwt evaluate {_itself(run)} --record"
             + (f" {run.name}.safetensors" if run.shipped else "")
         ),
     )
@@ -180,8 +191,13 @@ def _missing(found: Found) -> Iterator[Missing]:
     )
     yield from lacks(
         "what the dense network achieved on the same images",
-        [run for run in dynamic if (one := found.dense(run)) is None or not one.same_images],
-        lambda run: f"ftwt evaluate {_began_with(run)}{_images(run)} --output dense.json",
+        [
+            run
+            for run in dynamic
+            if run.config.get("weights")
+            and ((one := found.dense(run)) is None or not one.same_images)
+        ],
+        lambda run: f"ftwt evaluate {_dense(run)} --output dense.json",
     )
     yield from lacks(
         "a spread over seeds, of which there is one",
@@ -191,36 +207,55 @@ def _missing(found: Found) -> Iterator[Missing]:
     yield from lacks(
         "the curve r -> reduction",
         [name for name in networks if not known & {name, None}],
-        lambda name: f"ftwt estimate {name}{images.get(name, '')} --output estimate.json",
+        lambda name: f"ftwt estimate {_dense(of[name])} --output estimate.json",
     )
     if not found.corruptions:
         yield from lacks(
             "accuracy under corruption",
-            [run for run in dynamic if not _images(run)],  # of CIFAR
-            lambda run: f"ftwt robustness {run.folder} --output corrupted",
+            [run for run in dynamic if _data(run).get("dataset") != "folder"],  # of CIFAR
+            lambda run: (
+                f"ftwt robustness {_itself(run)}{_images(run, 'dataset', 'data_root')} "
+                "--output corrupted"
+            ),
         )
     if not found.benchmarks:
         yield from lacks(
             "latencies",
-            [run.folder for run in dynamic] or networks,
-            lambda name: f"ftwt bench {name}{images.get(name, '')} --output bench.json",
+            dynamic,
+            lambda run: f"ftwt bench {_itself(run)} --output bench.json",
         )
 
 
-def _images(run: Run) -> str:
-    """The flags that name a run's images, where these are no official CIFAR."""
-    data = run.config.get("data", {})
-    if data.get("dataset") not in ("folder", "cifar10-embedded"):
-        return ""
-    root = f" --data-root {data['data_root']}" if data.get("data_root") else ""
-    held = f" --validation {data['validation']}" if data.get("validation") else ""
-    return f" --dataset {data['dataset']}{root}{held}"
+def _data(run: Run) -> dict[str, Any]:
+    data = run.config.get("data")
+    return data if isinstance(data, dict) else {}
 
 
-def _began_with(run: Run) -> str:
-    """What commands call the dense network that a run began with."""
+def _itself(run: Run) -> str:
+    """What names a run's network, which knows its own images; code of your own is named, too."""
+    return f"{run.network} --weights {run.folder}" if is_own(run.network) else run.folder
+
+
+def _dense(run: Run) -> str:
+    """What names the network that a run began with, and shows it the run's images.
+
+    One that began with random weights is named itself.
+    """
     start = run.config.get("weights")
-    return run.network if start in (None, "pretrained") else str(start)
+    if start is None:
+        return _itself(run)
+    name = run.network if start == "pretrained" else f"{run.network} --weights {start}"
+    return name + _images(run, *USUAL)
+
+
+def _images(run: Run, *names: str) -> str:
+    """The flags that name a run's images, as far as they are not the usual ones."""
+    data, told = _data(run), ""
+    for name in names:
+        if (value := data.get(name, USUAL[name])) != USUAL[name]:
+            values = value if isinstance(value, list) else [value]
+            told += f" --{name.replace('_', '-')} {' '.join(map(str, values))}"
+    return told
 
 
 def _make_twin(run: Run) -> str:
@@ -228,13 +263,20 @@ def _make_twin(run: Run) -> str:
     twin = run.name.replace("-dynamic-", "-static-")
     if run.shipped and twin != run.name and twin in shipped.names():
         return f"ftwt report {run.name} {twin}"
-    return f"ftwt train RECIPE --twin-of {run.folder} --output {_beside(run)}-twin"
+    made = _command(run, "output", "target-reduction", "allocate")  # which it has from the run
+    return f"{made} --twin-of {run.folder} --output {_beside(run)}-twin"
 
 
 def _next_seed(run: Run) -> str:
     """The command that made a run, with another seed and in another folder."""
-    made = re.sub(r" --(seed|output)[= ]\S+", "", run.command or "ftwt train RECIPE")
+    made = _command(run, "output", "seed")
     return f"{made} --output {_beside(run)}-seed{run.seed + 1} --seed {run.seed + 1}"
+
+
+def _command(run: Run, *without: str) -> str:
+    """The command that made a run, without some flags."""
+    flags = "|".join(name.replace("-", "[-_]") for name in without)
+    return re.sub(rf" --({flags})\b([= ](?!--)\S+)?", "", run.command or "ftwt train RECIPE")
 
 
 def _beside(run: Run) -> str:

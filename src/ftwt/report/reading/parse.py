@@ -146,7 +146,7 @@ def evaluated(values: Fields, name: str) -> Filed[Measured]:
         ValueError: A field is missing or not what it must be.
     """
     config = provenance(values).get("config")
-    network = config.get("model") if isinstance(config, dict) else None
+    network = config.get("weights") or config.get("model") if isinstance(config, dict) else None
     return Filed(str(network or name), values.path, measured(values, dataset(config)))
 
 
@@ -169,6 +169,8 @@ def curve(values: Fields, name: str) -> Filed[Curve]:
     """
     words = str(provenance(values).get("command", "")).split()
     named = words[2] if words[1:2] == ["estimate"] and len(words) > 2 else None
+    if named and "--weights" in words[:-1]:
+        named = words[words.index("--weights") + 1]
     return Filed(named, values.path, read_curve(values))
 
 

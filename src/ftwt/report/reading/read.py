@@ -131,7 +131,7 @@ class _Search:
         name = name_of(path)
         config = recording.provenance.get("config")
         if path.name != RECORDING and isinstance(config, dict) and config.get("model"):
-            name = Path(str(config["model"])).name
+            name = Path(str(config.get("weights") or config["model"])).name
         self.recordings.append(LoneRecording(name, path))
         self.count += 1
 
