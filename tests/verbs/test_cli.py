@@ -155,6 +155,7 @@ JSON = {  # of each verb, a command that is quick; RUN is the folder of a run
     "prune": [tiny.NAME, *tiny.DATA, "--reduction", "0.2", "--images", "100", *SLOW_ENGINE],
     "estimate": [tiny.NAME, *tiny.DATA, "--images", "100"],
     "train": [*TRAIN[1:], "--output", "another"],
+    "sweep": ["rows.txt", "--status"],
     "evaluate": ["RUN", *tiny.DATA],
     "robustness": ["RUN", *tiny.DATA[:2], "--corruptions", "fog", "--severities", "1"],
     "compile": ["RUN", "-o", "net.ftwt", *SLOW_ENGINE],
@@ -177,6 +178,8 @@ def test_every_verb_prints_json_and_nothing_else(
     if verb == "run":
         assert ftwt("compile", str(folder), "-o", "net.ftwt", *SLOW_ENGINE).status == 0
         Image.new("RGB", (32, 32), "teal").save("picture.png")
+    if verb == "sweep":
+        Path("rows.txt").write_text("train cifar10-tiny --output runs/a\n")
     arguments = [str(folder) if word == "RUN" else word for word in JSON[verb]]
     told = ftwt(verb, *arguments, "--json")
     assert told.status == 0, told.err

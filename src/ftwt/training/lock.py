@@ -51,6 +51,21 @@ def held(folder: str | os.PathLike[str] | None) -> Iterator[None]:
             lock.release()
 
 
+def holder(folder: str | os.PathLike[str]) -> int | None:
+    """The number of the process that holds a folder; None if none does."""
+    path = Path(folder) / LOCK
+    if not path.exists() or path.is_symlink():
+        return None
+    lock = FileLock(path.resolve(), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        by = path.read_text(encoding="utf-8", errors="replace").strip()
+        return int(by) if by.isdecimal() else None
+    lock.release()
+    return None
+
+
 def _take(folder: Path) -> tuple[FileLock | None, str]:
     path = folder / LOCK
     with explaining(path):
