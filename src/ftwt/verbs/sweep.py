@@ -54,8 +54,8 @@ class SweepCommand:
             names = ", ".join(line.output for line in found.lines if line.state == "failed")
             raise ValueError(
                 f"{found.count('done')} of {len(found.lines)} are done, {failed} failed or wait "
-                f"for one that did: {names}; NAME.log in {folder} says why. Start the sweep again to "
-                "try them again"
+                f"for one that did: {names}; NAME.log in {folder} says why. Start the sweep "
+                "again to try them again"
             )
         if self.as_json:
             return found.to_json()
