@@ -54,6 +54,42 @@ def right(model: nn.Module) -> None:
         assert (engine(X) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("example", "passes"),
+    [(X, 0), (X.abs(), 1), (torch.zeros_like(X), 1), (1e-6 * X, 1), (X * torch.inf, 1)],
+)
+def test_a_network_is_run_no_more_than_it_has_to_be(example, passes, monkeypatch):
+    """Again on noise alone, and only where the example may hide something."""
+    model, seen = network(), []
+    forward, verify = Network.forward, compiling.verify
+
+    def counted(self: Network, x: Tensor) -> Tensor:
+        seen.append(1)
+        return forward(self, x)
+
+    def verified(*args: Any, **options: Any) -> None:
+        seen.clear()
+        verify(*args, **options)
+
+    monkeypatch.setattr(Network, "forward", counted)
+    monkeypatch.setattr(compiling, "verify", verified)
+    compiled(model, example)
+    assert seen == [1] * passes
+
+
+@pytest.mark.parametrize("example", [X, X.abs(), torch.zeros_like(X)])
+def test_what_differs_is_found_whatever_the_example(example, monkeypatch):
+    def wrong(*args: Any, **options: Any) -> Program:
+        program = lower(*args, **options)
+        (name, *_) = [op.weight for op in program.operations if type(op).__name__ == "Conv"]
+        weights = {**program.constants, name: 1.01 * program.constants[name]}
+        return dataclasses.replace(program, constants=weights)
+
+    monkeypatch.setattr(compiling, "lower", wrong)
+    with pytest.raises(ValueError, match="does not compute what the network does"):
+        compiled(network(), example)
+
+
 def statement(change: Callable[[Tensor], Any]) -> Callable[[Any, Tensor], Tensor]:
     """A body that changes something in place and goes on with the whole."""
 

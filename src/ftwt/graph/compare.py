@@ -67,8 +67,11 @@ def two_images(example: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def compare(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def compare(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
     """Refuse a graph that computes something else than the network in eval mode.
+
+    Returns:
+        The parts of the network's outputs.
 
     Raises:
         ValueError: What differs first.
@@ -79,6 +82,7 @@ def compare(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...]) 
             "its graph computes something else than the network"
             + _first_difference(network, model, inputs)
         )
+    return theirs
 
 
 def compare_training(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -22,6 +22,7 @@ from .settle import settle
 from .sized import SizedTracer
 from .wrappers import changed_calls, hooked, refuse_wrapped, without_hooks
 
+Ran = list[tuple[tuple[Any, ...], list[Any]]]  # inputs of two images, and parts of the outputs
 _DROPOUT: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
@@ -40,7 +41,11 @@ _BRANCH = (
 
 
 def trace(
-    model: nn.Module, example: tuple[Any, ...] | None = None, *, training: bool = False
+    model: nn.Module,
+    example: tuple[Any, ...] | None = None,
+    *,
+    training: bool = False,
+    ran: Ran | None = None,
 ) -> fx.GraphModule:
     """Trace a network; the graph's modules are the network's own.
 
@@ -57,6 +62,7 @@ def trace(
         model: Any network that `torch.fx` can trace, by itself or told the sizes of the example.
         example: Inputs of the network, (B, C, *spatial) each.
         training: Also hold outputs and gradients in training to the network's.
+        ran: Is given what the network was run on, in eval mode, and what it gave.
 
     Returns:
         A graph module in the training mode that `model` was in; `model` keeps its own.
@@ -77,7 +83,7 @@ def trace(
     for tracer in tracers:
         try:
             with evaluating(model):
-                network = _traced(model, tracer, example)
+                network = _traced(model, tracer, example, ran)
             break
         except torch.OutOfMemoryError:
             raise
@@ -97,7 +103,9 @@ def trace(
     return network
 
 
-def _traced(model: nn.Module, tracer: fx.Tracer, example: tuple[Any, ...] | None) -> fx.GraphModule:
+def _traced(
+    model: nn.Module, tracer: fx.Tracer, example: tuple[Any, ...] | None, ran: Ran | None
+) -> fx.GraphModule:
     network = record(model, tracer)
     network.eval()
     _dropout_as_modules(network)
@@ -108,7 +116,9 @@ def _traced(model: nn.Module, tracer: fx.Tracer, example: tuple[Any, ...] | None
     expect_values(network, example)
     inputs = two_images(example)
     settle(network, _copies(inputs))
-    compare(network, model, inputs)
+    outputs = compare(network, model, inputs)
+    if ran is not None:
+        ran.append((inputs, outputs))
     _refuse_hooks(network, model, inputs)
     return network
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor, nn
 
+from ..graph.trace import Ran
 from ..pruning.convert import convert
 from ..pruning.dynamic import Batches, DynamicModel, images_of
 from ..runtime import Engine, Program
@@ -77,7 +78,8 @@ def compile(
         rule: Of `int8`: how a range is chosen: `minmax`, the largest value; `percentile`, the
             99.99th; or `mse`, the least squared error.
         check: Run the network in PyTorch and in the engine on the same images, and refuse an engine
-            that differs beyond rounding. False for benchmarks alone: that takes two forward passes.
+            that differs beyond rounding. False for benchmarks alone: that takes a pass or two in
+            each.
 
     Returns:
         The engine.
@@ -106,13 +108,14 @@ def compile(
     if precision == "f32" and calibrate is not None:
         raise ValueError("calibrate is given with precision='f32': it belongs to 'int8'")
     given = _Given(engine, (remove_silent, drop_constant, layout, tune))
-    program = lower(model, example, classes=classes)
+    ran: Ran = []
+    program = lower(model, example, classes=classes, ran=ran)
     if remove_fixed:
         program = economies.remove_fixed(program)
     built = None
     if check:
         built = Engine(program, engine=engine, threads=threads)
-        verify(built, model, example)
+        verify(built, model, example, ran=ran)
     if _on(remove_silent):
         program = economies.remove_silent(program, given.masks(program, remove_silent))
     if _on(drop_constant):

@@ -18,7 +18,7 @@ from ..graph.inputs import inputs_of
 from ..graph.operations import MOVING_MODULES, MOVING_NAMES
 from ..graph.recognise import frozen_affine, is_known, operation, passes_through, recognised
 from ..graph.settle import changed
-from ..graph.trace import trace
+from ..graph.trace import Ran, trace
 from ..pruning.dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..pruning.method import Gate
 from ..runtime.program import Fixed, Predict, Program, Silence
@@ -37,6 +37,7 @@ def lower(
     example: Tensor | tuple[Any, ...] | None = None,
     *,
     classes: Sequence[str] = (),
+    ran: Ran | None = None,
 ) -> Program:
     """Turn a network into a program.
 
@@ -48,6 +49,7 @@ def lower(
             and never changed; the program shares no memory with it.
         example: Input (B, C, H, W) of a plain network. A dynamic one knows its size.
         classes: Names of the outputs.
+        ran: Is given what a plain network was run on, and what it gave.
 
     Returns:
         The program. Its executed MACs are those that `DynamicModel.macs` counts for the same masks.
@@ -56,18 +58,21 @@ def lower(
         ValueError: If an operation cannot be lowered, with its name and its node, or if the
             network does not map one image to one tensor.
     """
-    walked, program = walk(model, example)
+    walked, program = walk(model, example, ran)
     if classes and len(classes) != (found := program.maps[program.output][0]):
         raise ValueError(f"{len(classes)} classes for {found} outputs; name each, or none")
     return fuse(replace(program, classes=tuple(classes)))
 
 
-def walk(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -> tuple[Walk, Program]:
+def walk(
+    model: nn.Module, example: Tensor | tuple[Any, ...] | None = None, ran: Ran | None = None
+) -> tuple[Walk, Program]:
     """Write down what each node does, one operation after the other: what `lower` fuses.
 
     Args:
         model: As of `lower`, and so is the example.
         example: Input (B, C, H, W) of a plain network.
+        ran: As of `lower`.
 
     Returns:
         The walk, which knows what became of each node, and the program.
@@ -82,7 +87,7 @@ def walk(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -> t
         if example is None:
             raise ValueError("example=None: a plain network needs an input, (B, C, H, W)")
         inputs = inputs_of(example)
-        network, image = trace(model, inputs), tuple(inputs[0].shape[1:])
+        network, image = trace(model, inputs, ran=ran), tuple(inputs[0].shape[1:])
         channels = ChannelGraph(network, inputs)
     if len(image) != 3:
         raise ValueError(
