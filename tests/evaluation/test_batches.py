@@ -24,6 +24,11 @@ BAD = {
     "smoothed": (IMAGES, torch.full((8, 4), 0.25)),
     "float": (IMAGES, LABELS.float()),
     "bool": (IMAGES, LABELS.bool()),
+    "column": (IMAGES, LABELS[:, None]),
+    "one label": (IMAGES[:1], 1),
+    "complex images": (IMAGES + 0j, LABELS),
+    "bool images": (IMAGES > 0, LABELS),
+    "half": (IMAGES.half(), LABELS),
     "words": (IMAGES, ["cat"] * 8),
     "short": (IMAGES, LABELS[:7]),
     "dict": {"image": IMAGES, "label": LABELS},
@@ -37,6 +42,11 @@ SAID = {
     "smoothed": r"labels.argmax\(1\)",
     "float": r"not torch.float32 of shape \(8,\); labels.long\(\)",
     "bool": "not torch.bool",
+    "column": r"of shape \(8, 1\); labels.squeeze\(1\)",
+    "one label": r"of shape \(\); labels\[None\]",
+    "complex images": "not torch.complex64",
+    "bool images": "not torch.bool",
+    "half": r"the network cannot take images of \(8, 3, 8, 8\)",
     "words": "must be class numbers",
     "short": "8 images with 7 labels",
     "dict": "not dicts with the keys 'image', 'label'",
@@ -69,6 +79,22 @@ def test_training_refuses_it_too(kind):
     good = [(IMAGES, LABELS)]
     with pytest.raises(ValueError, match=SAID[kind]):
         train(toys.Toy(), [BAD[kind]], good, TrainConfig(epochs=1), progress=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_images_that_are_not_finite_are_refused(dynamic, value):
+    images = IMAGES.clone()
+    images[3, 0, 0, 0] = value
+    model = toys.dynamic() if dynamic else toys.Toy()
+    with pytest.raises(ValueError, match="image 3 of a batch holds a value that is not finite"):
+        evaluate(model, [(images, LABELS)])
+
+
+def test_a_training_batch_without_images_is_refused():
+    good = [(IMAGES, LABELS)]
+    with pytest.raises(ValueError, match="the training batch of step 0 has no images"):
+        train(toys.Toy(), [(IMAGES[:0], LABELS[:0])], good, TrainConfig(epochs=1), progress=False)
 
 
 def test_an_empty_batch_counts_for_nothing():

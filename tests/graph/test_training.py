@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import ftwt
 
@@ -94,6 +95,7 @@ KEPT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "feature_alpha_dropout": dropped(F.feature_alpha_dropout),
     "torch.dropout": dropped(torch.dropout),
     "dropout in place": lambda n, x: F.dropout(n.first(x), 0.5, n.training, True),
+    "checkpointed": lambda n, x: checkpoint(lambda y: feature(n, y), x, use_reentrant=False),
     "dropout that is always on": lambda n, x: F.dropout(feature(n, x), 0.5),
 }
 
@@ -113,6 +115,8 @@ def learned(model: nn.Module, *options: Any, **named: Any) -> dict[str, Tensor |
 def test_it_learns_as_the_original(name: str) -> None:
     model = Net(KEPT[name])
     dynamic = ftwt.convert(model, X)
+    for key, value in model.named_buffers():
+        assert torch.equal(dynamic.state_dict().get(f"network.{key}", value), value), key
     wanted = learned(copy.deepcopy(model))
     found = learned(dynamic, gates="open")
     for key, value in wanted.items():
@@ -149,6 +153,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         lambda n, x: feature(n, x) + (torch.randn(8, 1, 1) if n.training else 0),
         "other outputs",
     ),
+    "dropout that is always off": (
+        lambda n, x: F.dropout(feature(n, x), 0.5, False),
+        "other outputs than the network in training, from 'second' on",
+    ),
     "gradients by mode": (
         lambda n, x: feature(n, x) if n.training else feature(n, x).detach(),
         "gives norm.bias another gradient",
@@ -163,6 +171,13 @@ def test_what_only_training_does_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"cannot trace Net: .*{why}.*must be a module"):
         ftwt.convert(model, X)
     assert all(module.training for module in model.modules())
+
+
+def test_a_hook_on_a_gradient_is_refused_by_name() -> None:
+    model = Net(feature)
+    model.second.weight.register_hook(lambda gradient: gradient * 0)
+    with pytest.raises(ValueError, match="'second.weight' has a hook on its gradient"):
+        ftwt.convert(model, X)
 
 
 def test_comparing_changes_nothing() -> None:

@@ -147,6 +147,7 @@ def test_by_hand() -> None:
     assert count_work(*MODULES["Bilinear"][:1], MEMORY, MEMORY).macs == 10 * 5 * (32 * 32 + 32)
 
 
+@pytest.mark.filterwarnings("ignore:A window was not provided")
 @pytest.mark.parametrize(
     "function",
     [
@@ -154,11 +155,23 @@ def test_by_hand() -> None:
         lambda a, b: torch.linalg.multi_dot([a[0], b[0].T, a[0, :5]]),
         lambda a, b: torch.fft.rfft2(a),
         lambda a, b: torch.linalg.solve(a @ a.mT, a),
+        lambda a, b: torch.cov(a[0]),
+        lambda a, b: torch.matrix_power(a[0, :, :7], 5),
+        lambda a, b: torch.stft(a[0], 4, return_complex=True),
+        lambda a, b: a[0, :, :7].inverse(),
+        lambda a, b: torch.vmap(lambda x, y: x @ y.mT)(a, b),
+        lambda a, b: torch.vmap(lambda x: F.linear(x, b[0]))(a),
+        lambda a, b: torch.vmap(lambda x: F.scaled_dot_product_attention(x, x, x))(a),
     ],
-    ids=["cdist", "multi_dot", "fft", "solve"],
+    ids="cdist multi_dot fft solve cov matrix_power stft inverse vmap vmap2 vmap3".split(),
 )
 def test_what_multiplies_maps_and_has_no_formula_is_named(function: Any) -> None:
     assert len(count_work(Call(function), TOKENS, MEMORY).uncounted) == 1
+
+
+def test_a_product_of_whole_numbers_is_counted() -> None:
+    rows = torch.ones(32, 16, dtype=torch.int8)
+    assert count_work(Call(torch._int_mm), rows, rows.T).macs == 32 * 16 * 32
 
 
 def quantised(model: nn.Module, images: Tensor) -> nn.Module:

@@ -97,6 +97,7 @@ def test_what_is_wrapped_is_refused_with_the_way_out(name: str) -> None:
         assert "branch on the values" not in str(told.value)
 
 
+@pytest.mark.filterwarnings("ignore:not counted, .*matrix_exp")
 @pytest.mark.parametrize(
     "model",
     [

@@ -120,12 +120,25 @@ IN_PLACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "what a view shows": alias_is_read,
     "what a dropout returns": through_dropout,
     "a copy": statement(lambda y: y.clone().mul_(3)),
+    "narrow": statement(lambda y: y.narrow(1, 2, 3).add_(2)),
+    "split": statement(lambda y: y.split([3, 5], 1)[1].mul_(2)),
+    "what is detached": statement(lambda y: y.detach().add_(1)),
+    "what was cloned before": lambda n, y: y.clone() + y.mul_(2),
+    "a part of what is read again": lambda n, y: torch.cat(
+        [F.relu_((parts := y.chunk(2, 1))[0]), parts[1], y], 1
+    )[:, :8],
 }
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_operations_in_place_on_views_are_right(name: str) -> None:
     right(network(IN_PLACE[name]))
+    if name in ("what a dropout returns", "what is detached"):
+        return  # refused, for what they do in training
+    model = dynamic(network(IN_PLACE[name]))  # gates lie between what is changed and its readers
+    with torch.no_grad():
+        expected = model(X)
+    assert (compiled(model)(X) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_a_map_that_is_changed_as_a_vector_is_refused() -> None:
@@ -186,6 +199,72 @@ def test_names_of_classes_are_not_believed() -> None:
     right(network(lambda n, y: n.norm(y), norm=frozen(1e-5, factor=1.2)))
     with pytest.raises(ValueError, match=r"DropPath \(node drop\): there is no rule"):
         compiled(network(lambda n, y: n.drop(y), drop=DropPath()), X)
+
+
+class Clamping(nn.Module):
+    """In training it passes, and in eval mode small values do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x.clamp(max=20)
+
+
+class Dropping(nn.Module):
+    """Of most images it drops nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x * (torch.rand(len(x), 1, 1, 1) > 0.01)
+
+
+def test_what_looks_at_values_or_draws_lots_is_no_identity_and_no_norm() -> None:
+    for layer in (Clamping(), Dropping()):
+        with pytest.raises(ValueError, match=r"\(node layer\): there is no rule"):
+            compiled(network(lambda n, y: n.layer(y), layer=layer), X)
+    norm = frozen(1e-5)
+    whole = type(norm).forward
+    type(norm).forward = lambda self, x: torch.where(x > 50, 0 * x, whole(self, x))
+    with pytest.raises(ValueError, match="there is no rule"):
+        compiled(network(lambda n, y: n.norm(y), norm=norm), X)
+
+
+class Doubled(nn.Conv2d):
+    """Torch's forward, with another weight."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+def test_what_a_convolutions_forward_calls_may_be_replaced() -> None:
+    right(network(lambda n, y: n.layer(y), layer=Doubled(8, 8, 3, padding=1)))
+    model = network()
+    original = model.last._conv_forward
+    model.last._conv_forward = lambda *given: 2 * original(*given)  # type: ignore[method-assign]
+    right(model)
+
+
+ALWAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "dropout": lambda n, y: F.dropout(y, 0.5),
+    "dropout2d": lambda n, y: F.dropout2d(y, 0.5, True),
+    "torch.dropout": lambda n, y: torch.dropout(y, 0.5, train=True),
+}
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+@pytest.mark.parametrize("check", [True, False])
+def test_dropout_that_is_always_on_is_refused(name: str, check: bool) -> None:
+    with pytest.raises(ValueError, match="it drops values in eval mode, too"):
+        compiled(network(ALWAYS[name]), X, check=check)
+    right(network(lambda n, y: F.dropout(y, 0.0)))
+
+
+def test_a_network_that_says_something_else_each_time_is_refused() -> None:
+    class Shaken(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight + torch.randn_like(weight)
+
+    model = network()
+    nn.utils.parametrize.register_parametrization(model.first, "weight", Shaken())
+    with pytest.raises(ValueError, match=r"each time that it runs, first at .* \(node first\)"):
+        compiled(model, X)
 
 
 def test_the_first_operation_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

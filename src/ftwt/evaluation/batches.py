@@ -50,6 +50,10 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
         fix = (
             "labels.argmax(1) makes them of one-hot rows" if labels.dim() == 2 else "labels.long()"
         )
+        if labels.dim() == 2 and labels.shape[1] == 1:
+            fix = "labels.squeeze(1) makes them of a column"
+        if labels.dim() == 0:
+            fix = "labels[None] makes them of the label of one image"
         raise ValueError(
             f"labels must be class numbers, whole numbers of shape (B,), not {labels.dtype} of "
             f"shape {tuple(labels.shape)}; {fix}"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from ..graph.inputs import refuse_spoilt
 from ..graph.trace import evaluating
 from ..graph.work import count_work
 from ..pruning.dynamic import DynamicModel
@@ -46,8 +47,8 @@ def evaluate(
         Accuracy and cost over all images.
 
     Raises:
-        ValueError: If there is no batch, an image has another size than the network was converted
-            for, a label is out of range, or the network returns no logits.
+        ValueError: If there is no batch, an image is not finite or has another size than the
+            network was converted for, a label is out of range, or the network returns no logits.
     """
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
@@ -63,13 +64,14 @@ def evaluate(
                 tally.spend(model.dense_macs, looked.executed)
                 continue
             if dynamic is None:
-                tally.guess(plain_outputs(model, images), labels)
+                refuse_spoilt(images)
+                tally.guess(outputs_of(model, images), labels)
                 if tally.dense is None:
                     tally.dense = plain_macs(model, images)
                 continue
             dynamic.check_input(images)
             told: Any = True if targets else "masks"
-            outputs, decided = dynamic(images, gates=gates, return_gates=told)
+            outputs, decided = outputs_of(dynamic, images, gates=gates, return_gates=told)
             tally.guess(outputs, labels)
             tally.work(dynamic, decided)
     if accelerator is not None and accelerator.num_processes > 1:
@@ -82,14 +84,14 @@ def evaluate(
     return tally.result(provenance or {})
 
 
-def plain_outputs(model: nn.Module, images: Tensor) -> Tensor:
-    """Run a plain network.
+def outputs_of(model: nn.Module, images: Tensor, **options: Any) -> Any:
+    """Run a network.
 
     Raises:
-        ValueError: It cannot take images of this shape.
+        ValueError: It cannot take images of this shape or kind.
     """
     try:
-        return model(images)
+        return model(images, **options)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageFiles, Images
+from ..graph.inputs import refuse_spoilt
 from ..graph.trace import evaluating
 from ..names import nearest
 from ..pruning.dynamic import DynamicModel
@@ -18,7 +19,7 @@ from ..pruning.macs import predictor_macs
 from ..pruning.method import Apply
 from ..records.recording import RecordedUnit as RecordedUnit
 from ..records.recording import Recording as Recording
-from .evaluate import check_labels, classes_of, plain_macs, plain_outputs
+from .evaluate import check_labels, classes_of, outputs_of, plain_macs
 
 MAPPED = 6  # units that get heatmaps, spread over the depth, if none are named
 ENDS = 12  # pictures of the cheapest images, and as many of the dearest, of 64
@@ -141,7 +142,8 @@ class _Pass:
             self.dim = batch.dim()
             batch = batch.to(device)
             if dynamic is None:
-                outputs = plain_outputs(model, batch)
+                refuse_spoilt(batch)
+                outputs = outputs_of(model, batch)
                 if not self.dense:
                     self.dense = plain_macs(model, batch)
                 kept["executed"].add(np.full(len(batch), self.dense, np.float32))

@@ -54,6 +54,18 @@ def kept(model: nn.Module) -> Iterator[None]:
             value.extend(content) if isinstance(value, list) else value.update(content)
 
 
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give buffers their values back: checkpointing runs layers again where gradients are taken."""
+    held = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in held:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
 def two_images(example: tuple[Any, ...]) -> tuple[Any, ...]:
     """The first sample of an example and its mirror image, as a batch of two."""
 
@@ -97,7 +109,7 @@ def compare_training(network: fx.GraphModule, model: nn.Module, inputs: tuple[An
     with mode(model, training=False), torch.no_grad():
         forms = [getattr(part, "shape", None) for part in _run(model, inputs)]
     try:
-        with mode(model, training=True):
+        with mode(model, training=True), _buffers_kept(model):
             theirs, their_gradients = _learn(model, inputs)
     except torch.OutOfMemoryError:
         raise
@@ -110,7 +122,7 @@ def compare_training(network: fx.GraphModule, model: nn.Module, inputs: tuple[An
             stacklevel=4,
         )
         return
-    with mode(network, training=True):
+    with mode(network, training=True), _buffers_kept(network):
         ours, our_gradients = _learn(network, inputs)
     if not _equal(theirs, ours):
         with mode(network, training=True), mode(model, training=True):
@@ -213,7 +225,9 @@ def _first_difference(network: fx.GraphModule, model: nn.Module, inputs: tuple[A
     """Say which module of a network and its graph is the first to give something else."""
     if model._forward_hooks or model._forward_pre_hooks:
         return ": it has hooks, which a graph does not keep; do in forward what they do"
-    names = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    theirs = dict(model.named_modules(remove_duplicate=False))
+    calls = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    names = [name for name in calls if name in theirs]  # without functions that modules stand for
     runs = []
     for each in (model, network):
         seen: list[tuple[str, list[Any]]] = []

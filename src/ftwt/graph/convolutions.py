@@ -30,7 +30,17 @@ def is_convolution(module: nn.Module) -> bool:
     """Whether a module is one convolution with filters of its own, and does nothing else."""
     if not isinstance(module, Conv):
         return False
-    return type(module).forward in PLAIN or inside(module) is not None
+    plain = type(module).forward in PLAIN and not convolves_otherwise(module)
+    return plain or inside(module) is not None
+
+
+def convolves_otherwise(module: nn.Module) -> bool:
+    """Whether the part of a convolution that its forward leaves the work to was replaced."""
+    name = "_conv_forward"
+    if name in vars(module):
+        return True
+    owner = next((kind for kind in type(module).__mro__ if name in vars(kind)), None)
+    return owner is not None and not owner.__module__.startswith("torch.nn.")
 
 
 def is_linear(module: nn.Module) -> bool:

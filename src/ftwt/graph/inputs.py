@@ -44,6 +44,17 @@ def refuse_call(model: nn.Module, example: tuple[Any, ...]) -> None:
         ) from error
 
 
+def refuse_spoilt(images: Tensor) -> None:
+    """Refuse images that are not finite: no answer to them means anything.
+
+    Raises:
+        ValueError: Which image of the batch holds such a value.
+    """
+    if not images.isfinite().all():
+        odd = int(images.isfinite().flatten(1).all(1).int().argmin())
+        raise ValueError(f"image {odd} of a batch holds a value that is not finite; leave it out")
+
+
 def expect_values(network: fx.GraphModule, example: tuple[Any, ...]) -> None:
     """Let a graph refuse what the recording did not follow: other values, and further inputs."""
     inputs = [node for node in network.graph.nodes if node.op == "placeholder"]

@@ -36,6 +36,8 @@ class MarkingTracer(fx.Tracer):
         """Whether a module is called and not looked into."""
         if "forward" in vars(m):
             return False  # replaced on the object: its class does not say what it does
+        if "_conv_forward" in vars(m):
+            return m in self._whole  # what a convolution's forward calls
         return m in self._whole or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:

@@ -43,7 +43,8 @@ class WorkCounter(TorchFunctionMode):
         tensors = [part for part in _flat((args, kwargs)) if isinstance(part, Tensor)]
         macs: int | None = 0
         if (formula := FORMULAS.get(name)) is not None:
-            macs = formula(result, *args, **kwargs)
+            of_one = any(map(torch._C._functorch.is_batchedtensor, tensors))  # of vmap's many
+            macs = None if of_one else formula(result, *args, **kwargs)
         elif not _is_free(name, (args, kwargs)):
             macs = None
         if macs is None:
@@ -210,7 +211,7 @@ def _table() -> Iterator[tuple[str, Formula]]:
                 yield f"quantized::{name}{suffix}", _packed(formula)
     for suffix in ("", "_relu", "_dynamic", "_relu_dynamic"):
         yield f"quantized::linear{suffix}", _packed(_linear)
-    for name in "matmul mm bmm mv dot vdot inner linalg_matmul quantized::matmul".split():
+    for name in "matmul mm bmm mv dot vdot inner linalg_matmul _int_mm quantized::matmul".split():
         yield name, _product
     for name in "addmm addmv addbmm baddbmm sspaddmm".split():
         yield name, _added_product
@@ -256,7 +257,16 @@ FREE = frozenset(
 """What is given several maps and multiplies no matrices, beside what works value by value."""
 
 
+NAMED = frozenset(
+    "cov corrcoef matrix_power matrix_exp inverse pinverse cholesky cholesky_inverse svd qr geqrf "
+    "lu det logdet slogdet pdist stft istft".split()
+)
+"""What multiplies a matrix with itself, or takes it apart."""
+
+
 def _is_free(name: str, given: Any) -> bool:
+    if name in NAMED:
+        return False
     if name in FREE or name.strip("_") in FREE or _is_pointwise(name.strip("_")):
         return True
     if "::" in name:

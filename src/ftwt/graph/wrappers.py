@@ -55,6 +55,12 @@ def copied(model: nn.Module) -> nn.Module:
         ValueError: It cannot be copied, and why.
     """
     refuse_wrapped(model)
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks:
+            raise ValueError(
+                f"cannot copy {type(model).__name__}: {name!r} has a hook on its gradient, which "
+                "a copy does not keep; remove it, and register it on the parameter of what is made"
+            )
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:

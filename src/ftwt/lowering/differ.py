@@ -66,6 +66,7 @@ class Closer:
         program = tidy(program)
         ours = Network(program).maps(self.image.numpy(), self._held(program))
         rough, exact = self._in_torch(walked, torch.float32), self._in_torch(walked, torch.float64)
+        self._refuse_chance(walked, rough, self._in_torch(walked, torch.float32))
         for node, value in walked.made.items():
             if isinstance(value, Value) and node in rough:
                 found = ours[number[value.map]].value.reshape(rough[node].shape)
@@ -148,6 +149,19 @@ class Closer:
             f"{name} (node {node.name}), by {share:.2g} of its largest value.{why} Write that "
             "operation as torch's own modules and functions, or report it"
         )
+
+    def _refuse_chance(
+        self, walked: Walk, first: dict[fx.Node, Tensor], second: dict[fx.Node, Tensor]
+    ) -> None:
+        """Refuse a network that says something else each time: nothing could be told from it."""
+        for node, value in first.items():
+            if node in second and (share := _beyond(second[node], value, None)):
+                raise ValueError(
+                    f"the network gives something else each time that it runs, first at "
+                    f"{operation(node, walked.network)} (node {node.name}), by {share:.2g} of its "
+                    "largest value: an engine has no random numbers and keeps nothing from one "
+                    "image to the next"
+                )
 
     def _refuse_engine(self, share: float) -> NoReturn:
         """Each operation alone is right: find where this engine runs them otherwise."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph.activity import ChannelGraph
-from ..graph.convolutions import inside, is_linear
+from ..graph.convolutions import convolves_otherwise, inside, is_linear
 from ..graph.inputs import inputs_of
 from ..graph.operations import MOVING_MODULES, MOVING_NAMES
 from ..graph.recognise import frozen_affine, is_known, operation, passes_through, recognised
@@ -212,7 +212,7 @@ class Walk:
         ):
             return self._norm_with_activation(module, args[0])
         for base in kind.__mro__:
-            if base in MODULES and kind.forward is base.forward:
+            if base in MODULES and kind.forward is base.forward and not convolves_otherwise(module):
                 name, fields = MODULES[base]
                 given = {field: getattr(module, field) for field in fields}
                 result = HANDLERS[name](self.draft, args[0], **given)
@@ -264,10 +264,15 @@ class Walk:
         source = node.args[0]
         if isinstance(source, fx.Node) and isinstance(result, Data):
             for other in self.memory.sharing(source, after=node):
-                changed = with_part(self.values[other], self.values[source], result)
-                if changed is None:
+                was = self.values[other]
+                parts = was if isinstance(was, tuple) else (was,)
+                changed = [
+                    with_part(part, self.values[source], result) if isinstance(part, Data) else part
+                    for part in parts
+                ]
+                if any(part is None for part in changed):
                     self.draft.refuse(f"it changes in place what node {other.name} reads otherwise")
-                self.values[other] = changed
+                self.values[other] = tuple(changed) if isinstance(was, tuple) else changed[0]
             self.values[source] = result
 
     def _call(self, node: fx.Node, name: str, args: Any, kwargs: Any) -> Any:

@@ -295,6 +295,14 @@ def same(draft: Draft, input: Data, *args: Any, **kwargs: Any) -> Data:
     return input
 
 
+def dropout(draft: Draft, input: Data, p: float = 0.5, *flags: Any, **named: Any) -> Data:
+    """Dropout, or stochastic depth, that is off: the mode is told before anything in place."""
+    on = [flag for flag in flags if isinstance(flag, bool)][:1]
+    if p and named.get("training", named.get("train", on[0] if on else True)):
+        draft.refuse("it drops values in eval mode, too: an engine has no random numbers")
+    return input
+
+
 def size(draft: Draft, input: Data, dim: int | None = None) -> Any:
     """The shape, or one length of it, for the two samples on which movements are run."""
     shape = torch.Size((2, *input.shape))
@@ -338,11 +346,8 @@ HANDLERS: dict[str, Handler] = {
     **{name: sub for name in ("sub", "sub_", "isub")},
     **{name: mul for name in ("mul", "mul_", "imul")},
     **{name: div for name in ("div", "div_", "truediv", "itruediv")},
-    **{
-        name: same
-        for name in "contiguous clone detach float dropout dropout2d alpha_dropout "
-        "stochastic_depth".split()
-    },
+    **{name: same for name in "contiguous clone detach float".split()},
+    **{name: dropout for name in "dropout dropout2d alpha_dropout stochastic_depth".split()},
     "size": size,
     "getattr": attribute,
     "expect_size": lambda draft, input, size: None,  # a program has one size
@@ -375,9 +380,9 @@ MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.GELU: ("gelu", ("approximate",)),
     nn.Tanh: ("tanh", ()),
     nn.Identity: ("contiguous", ()),
-    nn.Dropout: ("dropout", ()),
-    nn.Dropout2d: ("dropout", ()),
-    nn.AlphaDropout: ("dropout", ()),
+    nn.Dropout: ("contiguous", ()),
+    nn.Dropout2d: ("contiguous", ()),
+    nn.AlphaDropout: ("contiguous", ()),
 }
 IDENTITIES = ("StochasticDepth", "DropPath", "DropBlock2d")  # of torchvision and timm
 CHANGE_THEIR_INPUT = frozenset("relu_ elu_ add_ iadd mul_ imul sub_ isub div_ itruediv".split())

@@ -29,7 +29,7 @@ class SharedMemory:
         self._sharers: dict[fx.Node, list[fx.Node]] = {}
         for node in network.graph.nodes:
             inputs = node.all_input_nodes
-            shares = inputs and _shares(node, network)
+            shares = inputs and "info" not in node.meta and _shares(node, network)
             owner = self._owner[node] = self._owner[inputs[0]] if shares else node
             self._sharers.setdefault(owner, []).append(node)
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import _register_namedtuple
 
 from ..graph.activity import ChannelGraph
+from ..graph.inputs import refuse_spoilt
 from ..graph.trace import evaluating
 from ..graph.units import Unit
 from ..names import nearest
@@ -128,11 +129,8 @@ class DynamicModel(nn.Module):
                 f"images of shape {tuple(images.shape[1:])} for a network converted for "
                 f"{self.input_shape}; resize them, or convert with an example of their size"
             )
-        if not self.training and not images.isfinite().all():
-            odd = int(images.isfinite().flatten(1).all(1).int().argmin())
-            raise ValueError(
-                f"image {odd} of a batch holds a value that is not finite; leave it out"
-            )
+        if not self.training:
+            refuse_spoilt(images)
 
     @property
     def gates(self) -> dict[str, Gate | FrozenGate]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..budget.controller import BudgetController
 from ..config import TrainConfig
-from ..evaluation.evaluate import check_labels, classes_of, plain_outputs
+from ..evaluation.evaluate import check_labels, classes_of, outputs_of
 from ..files.tensors import load_weights
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import Gate, GateOutput, Standardize, hard_mask, mask_loss
@@ -182,6 +182,8 @@ class Learner:
             self.begin(step)
         if self.dynamic and step % self.measure_every == 0 and self.schedule.steers(step):
             self.dynamic.set_r(self.controller.r(self.schedule.anneal(step)))
+        if not len(images):
+            raise ValueError(f"the training batch of step {step} has no images; leave it out")
         self.optimizer.zero_grad()
         parts = min(self.config.accumulation, len(images))
         pieces = list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
@@ -261,15 +263,15 @@ class Learner:
 
     def _forward(self, step: int, images: Tensor) -> tuple[Tensor, dict[str, GateOutput]]:
         if self.dynamic is None:
-            return plain_outputs(self.model, images), {}
+            return outputs_of(self.model, images), {}
         self.dynamic.check_input(images)
         if self.warms_up(step):
-            return self.model(images, gates="open", return_gates=True)
+            return outputs_of(self.model, images, gates="open", return_gates=True)
         if not self.schedule.cools_down(step):
-            return self.model(images, return_gates=True)
+            return outputs_of(self.model, images, return_gates=True)
         if step % self.measure_every == 0:
-            return self.model(images, return_gates="masks")
-        return self.model(images), {}
+            return outputs_of(self.model, images, return_gates="masks")
+        return outputs_of(self.model, images), {}
 
     def _average(self, step: int) -> None:
         if self.config.ema_decay is not None:
