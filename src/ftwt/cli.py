@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from typing import Any
 
@@ -109,6 +109,8 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
         from .networks.sources import own_images
 
         own = own_images(command.model, command.weights)
+        if own and (other := _value_of("--dataset", rest)) and other != own.dataset:
+            own = replace(own, data_root=None, validation=None)  # but prepared as the run's
         required = {f.name for f in fields(command) if f.default is f.default_factory is MISSING}
         given = {name: getattr(command, name) for name in required}
         command = command if own is None else read(default=VERBS[verb](**given, data=own))

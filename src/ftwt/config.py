@@ -277,7 +277,7 @@ class RunConfig(_Config):
     model: str = "cifar10-resnet20"
     """Name of the architecture; `ftwt models` lists them."""
     weights: str | None = None
-    """Where training starts: a saved folder, 'pretrained', or None for random weights."""
+    """Where training starts: a folder, a state dict, 'pretrained', or None for random weights."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
     prune: PruneConfig | None = None

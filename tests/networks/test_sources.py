@@ -34,6 +34,10 @@ def small(num_classes=4):
     )
 
 
+def fixed():
+    return small(4)
+
+
 def wide(width):
     return nn.Conv2d(3, width, 1)
 
@@ -41,6 +45,7 @@ def wide(width):
 def nothing():
     return None
 """
+SIZED = DataConfig(size=16)
 HOW = ftwt.Preprocessing(20, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
@@ -165,6 +170,17 @@ def test_what_is_no_state_dict_is_refused_with_the_cure(home: Path) -> None:
     torch.save(state | {"0.bias": torch.full((8,), torch.nan)}, "nan.pth")
     with pytest.raises(ValueError, match="nan.pth: 0.bias holds NaN"):
         resolve("ownnets:small", "nan.pth").load()
+
+
+def test_code_that_takes_no_number_of_classes_is_of_its_own(home: Path) -> None:
+    network = resolve("ownnets:fixed", None).load_dense(classes=4, data=SIZED)
+    assert network[-1].out_features == 4  # type: ignore[index]
+    torch.save(models.create("ownnets:fixed").state_dict(), "a.pth")
+    for weights in (None, "a.pth"):
+        with pytest.raises(ValueError, match="builds networks of 4 classes alone, .* of 5; let it"):
+            resolve("ownnets:fixed", weights).load_dense(classes=5, new_head=True, data=SIZED)
+    network = resolve("ownnets:small", "a.pth").load_dense(classes=5, new_head=True, data=SIZED)
+    assert network[-1].out_features == 5  # type: ignore[index]
 
 
 def test_what_cannot_be_meant_is_told_with_the_cure(home: Path) -> None:

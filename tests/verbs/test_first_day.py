@@ -184,6 +184,9 @@ def test_a_run_on_a_folder_of_images_to_a_process_with_numpy_alone(
     compiled = ftwt("compile", *shlex.split(network), *written)
     assert compiled.status == 0 and "3 outputs, named" in compiled.out, compiled.err
 
+    other = ftwt("evaluate", *shlex.split(network), "--dataset", "cifar10-embedded")
+    assert "tells 3 classes apart, the images are of 10" in other.err  # and not of another folder
+
     paths = sorted(Path("shapes/val").rglob("*.JPEG"))
     how = library.runtime.load_program("net.ftwt").notes["preprocessing"]
     assert (how["crop"], tuple(how["mean"]), tuple(how["std"])) == (32, HOW.mean, HOW.std)

@@ -90,6 +90,12 @@ class Source:
         if isinstance(network, DynamicModel):
             raise ValueError(f"{self.given} holds a pruned network; name the run of a dense one")
         if classes is not None and (found := count_outputs(network, self.shape(data))) != classes:
+            fresh = network if random else models.create(self.model, **{**self.arguments, **sized})
+            if (made := count_outputs(fresh, self.shape(data))) != classes:
+                raise ValueError(
+                    f"{self.model} builds networks of {made} classes alone, the images are of "
+                    f"{classes}; let it take num_classes"
+                )
             if not new_head:
                 weights = self.given if self.folder else self.weights
                 raise ValueError(
@@ -97,8 +103,7 @@ class Source:
                     f"of {classes}; give weights of these classes, or begin with a new classifier "
                     "(--new-head, new_head=True)"
                 )
-            arguments = {**self.arguments, **sized}
-            network = _with_new_head(network, models.create(self.model, **arguments))
+            network = _with_new_head(network, fresh)
         return network.to(processes().device)
 
     @property
