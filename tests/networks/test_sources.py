@@ -221,6 +221,18 @@ def test_settings_come_before_what_was_saved_and_that_before_the_name(home: Path
         resolve("gated").shape(DataConfig(size=32))
 
 
+def test_a_second_look_is_two_networks(home: Path) -> None:
+    first, second = (
+        ftwt.convert(models.create(tiny.NAME), torch.zeros(1, 3, 32, 32), r=r) for r in (0.5, 0.9)
+    )
+    save_pretrained(ftwt.SecondLook(first, second, 0.5), "both", name=tiny.NAME)
+    source = resolve("both")
+    assert source.shape() == (3, 32, 32) and isinstance(source.load(both=True), ftwt.SecondLook)
+    with pytest.raises(ValueError, match="both holds a second look.* both/first or both/second"):
+        source.load()
+    assert same(resolve("both/first").load(), first)
+
+
 def test_a_run_knows_its_own_images(home: Path) -> None:
     assert own_images(tiny.NAME) is None and own_images("nowhere") is None
     assert own_images("cifar100-resnet20") == DataConfig(dataset="cifar100")

@@ -20,6 +20,7 @@ from ..graph.trace import evaluating
 from ..names import is_own, nearest
 from ..processes import processes
 from ..pruning.dynamic import DynamicModel
+from ..pruning.second_look import SecondLook
 from ..records.folder import METRICS, MODEL, PRUNED, RESULT
 from .inputs import known
 from .pretrained import check_values, find_saved, from_pretrained
@@ -46,11 +47,14 @@ class Source:
     folder: Path | None = None
     saved: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def load(self) -> nn.Module:
+    def load(self, *, both: bool = False) -> nn.Module:
         """Load or build it, onto this process's device; from a file in eval mode.
 
+        Args:
+            both: It may be a second look, which is two networks.
+
         Raises:
-            ValueError: It has no weights, or they are of another network.
+            ValueError: It has no weights, they are of another network, or it is a second look.
         """
         if self.folder is not None:
             named = self.saved.get("model") == self.model and not is_own(self.model)
@@ -59,6 +63,12 @@ class Source:
             network = models.create(self.model, pretrained=self.weights is not None)
         else:
             network = self._of_state(Path(str(self.weights)))
+        if isinstance(network, SecondLook) and not both:
+            raise ValueError(
+                f"{self.given} holds a second look, which is two networks; name one of them, "
+                f"{self.given}/first or {self.given}/second, or compile both by "
+                "ftwt.compile_second_look"
+            )
         return network.to(processes().device)
 
     def _of_state(self, path: Path) -> nn.Module:
