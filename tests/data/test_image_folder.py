@@ -98,7 +98,7 @@ def test_held_out_images_are_of_all_classes(files: ImageFiles) -> None:
     assert held.labels.bincount().tolist() == [2, 2, 2] and len(fit) == 18
     assert sorted(fit.paths + held.paths) == sorted(files.paths)
     assert hold_out(files, count=6, seed=1)[1].paths == held.paths
-    with pytest.raises(ValueError, match="which has 8; one of each must remain.*--validation"):
+    with pytest.raises(ValueError, match="which has 8, and one of each must remain.*--validation"):
         hold_out(files, count=24, seed=0)
 
 

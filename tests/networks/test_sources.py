@@ -244,6 +244,6 @@ def test_a_run_knows_its_own_images(home: Path) -> None:
     del old["data"]["size"]  # of an older ftwt
     Path("run/run.json").write_text(json.dumps({"config": old}))
     assert own_images("run") == tiny.CONFIG.data
-    Path("run/run.json").write_text("{}")
-    with pytest.raises(ValueError, match="run/run.json is no result of a run"):
+    Path("run/run.json").write_text('{"config": {"data": 3}}')
+    with pytest.raises(ValueError, match="run/run.json does not say which images it is of"):
         own_images("run")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import models, shipped
-from ..config import DataConfig, RunConfig
+from ..config import DataConfig
 from ..files.json import read_json
 from ..files.pictures import SUFFIX, Preprocessing
 from ..files.tensors import load_state, load_weights, refusing
@@ -257,13 +257,12 @@ def own_images(source: str, weights: str | None = None) -> DataConfig | None:
     folder = Path(weights or source)
     if folder.name == MODEL:
         folder = folder.parent
-    if (path := folder / RESULT).is_file():
-        with refusing(path, "is no result of a run"):
-            return RunConfig.from_json(read_json(path)["config"]).data
-    if (path := folder / PRUNED).is_file():
-        with refusing(path, "is no result of a pruning"):
-            config = read_json(path)["provenance"]["config"]
-            return None if config is None else DataConfig.from_json(config["data"])
+    for path in (folder / RESULT, folder / PRUNED):
+        if path.is_file():
+            with refusing(path, "does not say which images it is of"):
+                found = read_json(path)
+                config = (found if path.name == RESULT else found["provenance"]).get("config")
+                return None if config is None else DataConfig.from_json(config["data"])
     return DataConfig(dataset="cifar100") if source.startswith("cifar100-") else None
 
 
