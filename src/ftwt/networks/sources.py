@@ -66,7 +66,7 @@ class Source:
         if isinstance(network, SecondLook) and not both:
             raise ValueError(
                 f"{self.given} holds a second look, which is two networks; name one of them, "
-                f"{self.given}/first or {self.given}/second, or compile both by "
+                f"{Path(self.given, 'first')} or {Path(self.given, 'second')}, or compile both by "
                 "ftwt.compile_second_look"
             )
         return network.to(processes().device)
