@@ -77,10 +77,12 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
                 "cifar10-resnet20-short (`ftwt recipes` lists them)"
             )
         from . import recipes
+        from .runs.run import begun_run
         from .verbs.training import TrainCommand
 
         recipe, *rest = rest
-        config = recipes.get(recipe)
+        begun = begun_run(recipe) if "--resume" in rest else None
+        config = recipes.get(recipe) if begun is None else begun
         if config.prune is None:
             _refuse_gates(recipe, config.model, rest)
         if any(flag.split("=")[0].replace("_", "-") == "--twin-of" for flag in rest):
@@ -88,8 +90,10 @@ def parse(verb: str, rest: list[str]) -> Callable[[], Any]:
         epochs = _value_of("--epochs", rest)
         if epochs.isdecimal() and int(epochs) > 0:
             config = config.of_epochs(int(epochs))
-        program, description = f"{program} {recipe}", recipes.describe(recipe)
-        default = TrainCommand(output=f"runs/{recipe.replace(':', '-')}", run=config)
+        program = f"{program} {recipe}"
+        output = recipe if begun is not None else f"runs/{recipe.replace(':', '-')}"
+        description = None if begun is not None else recipes.describe(recipe)
+        default = TrainCommand(output=output, run=config)
     elif verb == "train":
         program += " RECIPE"
     read = partial(

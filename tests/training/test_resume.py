@@ -36,7 +36,7 @@ def test_an_interrupted_run_ends_as_if_it_was_not(
     expected = fit(whole, config, output=tmp_path / "whole")
     stopping = Watched(step, lambda: os.kill(os.getpid(), number))
     validation = toys.batches(train=False)
-    with pytest.raises(Interrupted, match=f"after step {step} of 32.*--resume"):
+    with pytest.raises(Interrupted, match=f"after step {step} of 32: .*resume=True"):
         train(parts, stopping, validation, config, output=tmp_path / "parts", progress=False)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     parts = make()

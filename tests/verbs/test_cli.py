@@ -414,12 +414,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(ftwt: Any, tiny_home: Path) -> None:
     done = run_python("-c", STOPPED, *TRAIN, "--output", "run")
     assert done.returncode == 130 and not done.stdout
     told = done.stderr.splitlines()[-1]
-    assert told.startswith(
-        "ftwt train: stopped after step 3 of 4: saved in run; go on with --resume"
-    )
+    cure = "`ftwt train run --resume`"
+    assert told == f"ftwt train: stopped after step 3 of 4: saved in run; go on with {cure}"
     assert load_tensors("run/checkpoint.safetensors")[1]["step"] == 3
-    assert ftwt(*TRAIN, "--output", "run", "--resume").status == 0
+    told = ftwt("train", "run", "--resume", "--lr", "0.5")
+    assert told.status == 1 and "run holds another run: lr was" in told.err
+    assert ftwt("train", "run", "--resume").status == 0  # the folder knows its settings
     assert Path("run/run.json").exists()
+    assert ftwt(*TRAIN, "--output", "run", "--resume").status == 0
 
 
 def test_a_module_and_a_closed_pipe() -> None:

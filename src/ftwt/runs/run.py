@@ -183,16 +183,26 @@ def twin_of(config: RunConfig, dense: nn.Module, batches: Epochs) -> DynamicMode
     return twin
 
 
+def begun_run(folder: str | os.PathLike[str]) -> RunConfig | None:
+    """The settings that a run's folder began with; None if it is no folder of a run."""
+    path = Path(folder) / SETTINGS
+    if not path.exists():
+        return None
+    with refusing(path, "holds no settings of a run"):
+        return RunConfig.from_json(read_json(path))
+
+
 def _recall(config: RunConfig, folder: Path, *, resume: bool) -> None:
     """Note a new run's settings in its folder; hold a resumed one to those it began with."""
-    path = folder / SETTINGS
-    # Files may move meanwhile, and other processes decode them.
-    data = replace(config.data, data_root=None, workers=DataConfig.workers)
-    config = replace(config, data=data)
-    if resume and path.exists():
-        with refusing(path, "holds no settings of a run"):
-            before = RunConfig.from_json(read_json(path))
-        if found := changes(before, config):
+    before = begun_run(folder) if resume else None
+    if before is not None:
+        if found := changes(_comparable(before), _comparable(config)):
             raise ValueError(f"{folder} holds another run: {'; '.join(found)}; resume with its own")
     elif processes().is_main_process and not (folder / CHECKPOINT).exists():
-        write_json(path, config.to_json())
+        write_json(folder / SETTINGS, config.to_json())
+
+
+def _comparable(config: RunConfig) -> RunConfig:
+    """Without what a resumed run may change: files may move, and other processes decode them."""
+    data = replace(config.data, data_root=None, workers=DataConfig.workers)
+    return replace(config, data=data)

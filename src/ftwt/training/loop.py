@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shlex
 import statistics
 import threading
 import time
@@ -26,7 +27,7 @@ from ..files.provenance import provenance
 from ..files.tensors import load_tensors, refusing, save_tensors
 from ..processes import check_sharing, processes, without_gpu
 from ..records.evaluation import Evaluation
-from ..records.folder import CHECKPOINT, METRICS, TRAINING
+from ..records.folder import CHECKPOINT, METRICS, SETTINGS, TRAINING
 from .interrupts import Interrupted as Interrupted
 from .interrupts import requests
 from .journal import Epoch, Journal, TrainResult
@@ -226,7 +227,11 @@ class _Run:
     def _stop(self) -> NoReturn:
         kept = "nothing was saved, for there is no output folder"
         if self.folder is not None:
-            kept = f"saved in {self.folder}; go on with --resume (resume=True)"
+            whole = (
+                self.folder / SETTINGS
+            ).exists()  # a run's, which the command line can go on with
+            command = f"`ftwt train {shlex.quote(str(self.folder))} --resume`"
+            kept = f"saved in {self.folder}; go on with {command if whole else 'resume=True'}"
         raise Interrupted(f"stopped after step {self.step} of {self.schedule.steps}: {kept}")
 
     def _end_epoch(self, epoch: int) -> None:
