@@ -88,7 +88,7 @@ def mean_of(rows: list[dict[str, Any]], name: str) -> float:
 
 def _made(groups: list[tuple[str, list[dict[str, Any]]]], folder: str) -> str:
     made = [seed["provenance"] for _, seeds in groups for seed in seeds]
-    cpu = made[0]["hardware"]["cpu"]
+    cpu = " and ".join(dict.fromkeys(one["hardware"]["cpu"] for one in made))
     images = groups[0][1][0]["images"]
     path = f"results/{folder}"
     return (
