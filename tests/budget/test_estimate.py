@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,5 @@ def test_an_estimate_prints_as_a_table() -> None:
 def test_results_print_as_tables_not_as_their_curves():
     plan = ftwt.estimate(toys.dynamic(), toys.batches(train=False))
     assert len(str(plan)) < 2_000 and "filters kept" in str(plan)
+    rounded = [replace(unit, lost=(-1e-9,) * len(plan.r)) for unit in plan.units]
+    assert "-0.0%" not in str(replace(plan, units=tuple(rounded)))

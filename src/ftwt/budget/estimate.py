@@ -148,7 +148,7 @@ class Estimate(Curve, Shown):
             keep = np.mean([unit.keep[i] for unit in self.units])
             lost = np.mean([unit.lost[i] for unit in self.units])
             shares = (self.reduction[i], self.published_reduction[i], keep, lost)
-            table.add_row(f"{self.r[i]:.3f}", *(f"{share:.1%}" for share in shares))
+            table.add_row(f"{self.r[i]:.3f}", *(f"{share:z.1%}" for share in shares))
         yield table
 
 
