@@ -83,6 +83,10 @@ WRAPPED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Net(**{"class": nn.Conv2d(8, 8, 1)}), "'rest.class' is named by a word of Python's"
     ),
     "lazy": (lambda: Net(inner=nn.LazyConv2d(8, 1)), "'rest.inner' has weights whose sizes .*once"),
+    "meta": (lambda: Net().to("meta"), "module 'first' has weights on the meta device"),
+    "AveragedModel": (
+        lambda: torch.optim.swa_utils.AveragedModel(Net()), "unwrap it with model.module"
+    ),
     "None": (lambda: Net(**{"None": nn.Conv2d(8, 8, 1)}), "'rest.None' is named by a word"),
 }  # fmt: skip
 

@@ -339,6 +339,7 @@ def test_missing_masks_are_open_and_masks_may_be_empty() -> None:
 @pytest.mark.parametrize(
     ("masks", "why"),
     [
+        ({"a.0": torch.ones(0, 8).bool()}, "'a.0' is of no sample"),
         ({"a.1": torch.ones(2, 8).bool()}, "unknown unit 'a.1'; did you mean 'a.0'"),
         ({"b": torch.ones(2, 8).bool()}, "unknown unit 'b'; .*Known: a.0, b.0, c.0"),
         ({"a.0": torch.ones(2, 7).bool()}, r"'a.0' has shape \(2, 7\); give .* = \(2, 8\)"),

@@ -87,7 +87,14 @@ def _why_not(module: nn.Module, name: str) -> str | None:
         return f"was compiled: unwrap it with {inner}._orig_mod, and compile what is made of it"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "was compiled in place: convert it before .compile(), and compile what is made of it"
+    if not name and isinstance(module, torch.optim.swa_utils.AveragedModel):
+        return "is wrapped in AveragedModel: unwrap it with model.module"
     state = (*module._parameters.values(), *module._buffers.values())
+    if any(part is not None and part.is_meta for part in state):
+        return (
+            "has weights on the meta device, where they have no values: load them first, say by "
+            "load_state_dict(..., assign=True)"
+        )
     if any(part is not None and is_lazy(part) for part in state):
         return "has weights whose sizes it does not know yet: run it once on an image first"
     for hook in module._forward_pre_hooks.values():

@@ -193,6 +193,8 @@ def _check_masks(units: tuple[Unit, ...], masks: Mapping[str, Tensor]) -> None:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"the mask of unit {name!r} is {kind}; give a tensor of bool")
         samples = len(mask) if samples is None and mask.dim() else samples
+        if not mask.numel():
+            raise ValueError(f"the mask of unit {name!r} is of no sample; give (N, C), N >= 1")
         if mask.shape != (samples, known[name].out_channels):
             raise ValueError(
                 f"the mask of unit {name!r} has shape {tuple(mask.shape)}; give (N, C) = "
