@@ -276,6 +276,10 @@ def test_what_a_strangers_file_asks_for_is_bounded(
 def test_values_that_no_network_can_have_are_refused(tmp_path):
     for damage, message in (
         (lambda m: m.network.classifier.weight.data.fill_(math.nan), "classifier.weight holds NaN"),
+        (
+            lambda m: next(iter(m.predictors.values())).standardize.running_var.fill_(-1),
+            "running_var holds a negative variance",
+        ),
         (lambda m: next(iter(m.gates.values())).r.fill_(5.0), "r that no gate can have.*r=5.0"),
     ):
         dynamic = toys.dynamic()

@@ -217,6 +217,8 @@ def check_values(network: nn.Module, path: Path) -> None:
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{path}: {name} holds NaN or infinity; save it anew")
+        if name.endswith("running_var") and value.numel() and value.min() < 0:
+            raise ValueError(f"{path}: {name} holds a negative variance; save it anew")
     if isinstance(network, DynamicModel):
         with refusing(path, "holds an r that no gate can have"):
             check_r(network.r, network.predictors)
