@@ -32,7 +32,18 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 LARGE = tuple(  # of kinds that smaller ones stand for in a default run
     f"torchvision:{name}"
-    for name in ("vgg11_bn", "vgg16", "alexnet", "densenet121", "resnext50_32x4d")
+    for name in (
+        "alexnet",
+        "densenet121",
+        "googlenet",
+        "mnasnet1_0",
+        "mobilenet_v3_large",
+        "regnet_x_400mf",
+        "resnet50",
+        "resnext50_32x4d",
+        "vgg11_bn",
+        "vgg16",
+    )
 )
 SOME = [  # a form for each network, and each form for one
     *(

@@ -37,6 +37,8 @@ LARGE = {  # of kinds that smaller ones stand for in a default run
     f"torchvision:{name}"
     for name in (
         "alexnet",
+        "mnasnet1_0",
+        "resnet50",
         "vgg11",
         "inception_v3",
         "resnext50_32x4d",

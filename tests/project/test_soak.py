@@ -62,6 +62,7 @@ def test_a_run_that_is_too_short_is_not_judged(soak):
         soak.judge([])
 
 
+@pytest.mark.slow
 def test_a_leak_is_caught_in_a_short_run_and_none_without(soak, monkeypatch):
     kept: list[object] = []
 

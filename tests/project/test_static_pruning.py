@@ -44,6 +44,7 @@ NETWORKS = {
     "mobilenet-v1": partial(mobilenet_v1, width=0.25),
     "mobilenet-v2": partial(mobilenet_v2, width=0.25),
 }
+FEW = [*list(NETWORKS)[:3], pytest.param("mobilenet-v2", marks=pytest.mark.slow)]
 
 
 def task(network: nn.Module, **options: Any) -> Task:
@@ -92,7 +93,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("coarse")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", FEW)
 def test_a_network_of_any_kind_meets_a_reduction(name: str) -> None:
     network = NETWORKS[name]()
     given = task(network)
@@ -107,7 +108,7 @@ def test_a_network_of_any_kind_meets_a_reduction(name: str) -> None:
 
 
 @pytest.mark.usefixtures("coarse")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", FEW)
 def test_no_layer_loses_more_than_the_limit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside one loud filter, a layer's others are the least of the network: not all may go."""
     network = NETWORKS[name]()

@@ -126,10 +126,15 @@ def test_no_source_executes_what_it_reads_or_reaches_out(path: Path) -> None:
     here = path.relative_to(ROOT / "src" / "ftwt").as_posix()
     for name, node in calls(path):
         assert name not in EXECUTES, f"line {node.lineno}"
-        assert not re.match(r"torch\.load$|yaml\.|os\.(system|popen|exec)", name), name
+        assert not re.match(r"yaml\.|os\.(system|popen|exec)", name), name
+        if name == "torch.load":  # state dicts of other programs: tensors, nothing that is executed
+            given = {key.arg: ast.unparse(key.value) for key in node.keywords}
+            assert here == "files/tensors.py" and given.get("weights_only") == "True"
         assert not re.match(r"(ov|openvino)\.convert_model", name), "it reports its use to Intel"
         assert "shell" not in {key.arg for key in node.keywords}
-        assert name != "subprocess.run" or here == "files/provenance.py"  # asks git for the commit
+        # One asks git for the commit, one starts `ftwt train`.
+        starts = ("files/provenance.py", "runs/sweep.py")
+        assert not re.match(r"subprocess\.\w", name) or here in starts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:

@@ -45,28 +45,33 @@ def eight_bits_speed() -> str:
     if not results:
         return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
     rows = []
-    for result in results:
+    for result in sorted(results, key=lambda result: str(result["isa"])):
         ms = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
         ours, rival = ms["ftwt gated"], ms.get("openvino-int8")
         rivals = ("openvino", "openvino-bf16", "openvino-int8")
         rows.append(
             (
+                str(result["isa"]),
                 f"{result['network']}, {result['input_shape'][-1]}",
                 *(f"{ms[name]:.2f} ms" if name in ms else "left out" for name in rivals),
                 f"{ms['ftwt dense']:.2f} ms",
                 f"{ours:.2f} ms ({percent(result['reduction'], 0)})",
                 f"{ms['openvino'] / ours:.2f}x",
                 "" if rival is None else f"{rival / ours:.2f}x",
+                "" if result["correlation"] is None else f"{result['correlation']:.3f}",
             )
         )
     head = (
-        "network, image size", "OpenVINO f32", "bf16", "int8 (NNCF)", "ours int8, dense",
+        "our kernels", "network, image size",
+        "OpenVINO f32", "bf16", "int8 (NNCF)", "ours int8, dense",
         "half of the filters (fewer MACs)", "over OpenVINO f32", "over its dense int8",
+        "correlation of MACs and latency",
     )  # fmt: skip
     made = commits(result["provenance"] for result in results)
-    cpu, isa = results[0]["provenance"]["hardware"]["cpu"], results[0]["isa"]
+    cpus = {result["isa"]: result["provenance"]["hardware"]["cpu"] for result in results}
+    told = ", ".join(f"{isa}: {cpus[isa]}" for isa in sorted(cpus))
     where = "[results/int8-speed](results/int8-speed)"
-    return table(head, rows) + f"\n`ftwt bench` at {made}, {cpu}, {isa}, 1 thread: {where}.\n"
+    return table(head, rows) + f"\n`ftwt bench` at {made}, 1 thread, {told}: {where}.\n"
 
 
 def _read(folder: str) -> list[dict[str, Any]]:
