@@ -16,6 +16,9 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILDER := .venv/builder
 INSTALLED := .venv/installed
+# Tests of whole processes and of other kinds of network: not for the loop of a person at work.
+WHOLE := runtime/test_process.py runtime/test_hardening.py pruning/test_any_network.py \
+	graph/test_graph_breaks.py
 
 .PHONY: help demo test quick docs wheels sanitize clean
 
@@ -34,7 +37,8 @@ test: $(INSTALLED)
 quick: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests/graph tests/pruning tests/runtime
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 tests/graph tests/pruning tests/runtime \
+		$(addprefix --ignore tests/,$(WHOLE))
 
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --quiet --strict
