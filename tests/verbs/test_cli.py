@@ -168,7 +168,13 @@ JSON = {  # of each verb, a command that is quick; RUN is the folder of a run
 }
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+SLOW = {"demo", "prune"}  # whose JSON is read elsewhere, too
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [pytest.param(v, marks=pytest.mark.slow if v in SLOW else ()) for v in cli.VERBS],
+)
 def test_every_verb_prints_json_and_nothing_else(
     verb: str, folder: Path, tiny_home: Path, ftwt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
