@@ -28,7 +28,7 @@ from torch import nn
 
 import ftwt
 from ftwt.config import DataConfig
-from ftwt.contest.rivals import export_onnx, openvino_int8
+from ftwt.contest.rivals import export_onnx, in_batches, openvino_int8
 from ftwt.files.json import write_json
 from ftwt.files.pictures import Preprocessing, read_picture
 from ftwt.files.provenance import provenance
@@ -146,8 +146,7 @@ def rival(
     """OpenVINO's int8 (NNCF), calibrated on the same images; nothing where it is not installed."""
     images = torch.cat([batch for batch, _ in test]).float()
     batches = images.reshape(-1, TOGETHER, *images.shape[1:]).numpy()
-    seen = held.float().numpy()
-    seen = seen[: len(seen) // TOGETHER * TOGETHER].reshape(-1, TOGETHER, *seen.shape[1:])
+    seen = in_batches(held.float().numpy(), TOGETHER)
     try:
         contestant = openvino_int8(
             network, batches, 1, lambda: export_onnx(network, batches[0]), seen

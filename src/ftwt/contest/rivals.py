@@ -63,7 +63,7 @@ def invite(
     contestants: dict[str, Contestant] = {}
     left_out: dict[str, str] = {}
     export = functools.cache(lambda: export_onnx(network, batches[0]))
-    held = batches if calibrate is None else _in_batches(calibrate, batches.shape[1])
+    held = batches if calibrate is None else in_batches(calibrate, batches.shape[1])
     for name in names:
         if name not in BUILDERS:
             raise ValueError(f"unknown rival {name!r}; {nearest(name, BUILDERS)}")
@@ -256,7 +256,7 @@ FEWER_BITS: dict[str, Builder] = {
 BUILDERS = FLOAT32 | FEWER_BITS
 
 
-def _in_batches(images: np.ndarray, batch: int) -> np.ndarray:
+def in_batches(images: np.ndarray, batch: int) -> np.ndarray:
     """(N, C, H, W) as (N // batch, batch, C, H, W), for files that take batches of one size."""
     count = len(images) // batch
     if not count:

@@ -150,8 +150,13 @@ class Sweep:
 
     def status(self) -> SweepStatus:
         """How far each training is, whoever runs it."""
-        paces = {line.output: self._pace(line) for line in self.lines}
-        return SweepStatus(tuple(self._status(line, paces) for line in self.lines), self.at_once)
+        told: dict[str, list[dict[str, Any]]] = {line.output: [] for line in self.lines}
+        for event in _events(self.folder / JOURNAL):
+            if "event" in event and event.get("run") in told:
+                told[event["run"]].append(event)
+        paces = {line.output: _pace(line, told[line.output]) for line in self.lines}
+        found = (self._status(line, paces, told[line.output]) for line in self.lines)
+        return SweepStatus(tuple(found), self.at_once)
 
     def signal(self, *, stop: bool) -> list[str]:
         """Halt the sweep and its trainings where they are, or let them go on.
@@ -241,10 +246,11 @@ class Sweep:
             journal.flush()
             os.fsync(journal.fileno())
 
-    def _status(self, line: Line, paces: Mapping[str, float | None]) -> LineStatus:
+    def _status(
+        self, line: Line, paces: Mapping[str, float | None], told: list[dict[str, Any]]
+    ) -> LineStatus:
         state, epochs, epoch = self._state(line), _epochs(line.output), _epoch(line.output)
-        last = [event["event"] for event in self._events_of(line)][-1:]
-        if state == "ready" and last == ["failed"]:
+        if state == "ready" and told and told[-1]["event"] == "failed":
             state = "failed"
         alike = [one.output for one in self.lines if one.recipe == line.recipe]
         known = [pace for output in alike if (pace := paces[output]) is not None]
@@ -253,22 +259,19 @@ class Sweep:
         left = None if pace is None or total is None else pace * (total - epoch)
         return LineStatus(line.output, state, epoch, epochs, 0.0 if state == "done" else left)
 
-    def _pace(self, line: Line) -> float | None:
-        """Seconds an epoch, of a finished run or since it was last started."""
-        epochs = _epochs(line.output)
-        if line.done and epochs:
-            return float(read_json(Path(line.output) / RESULT)["training"]["seconds"]) / epochs
-        starts = [e for e in self._events_of(line) if e["event"] in ("start", "resume")]
-        metrics = Path(line.output) / METRICS
-        since = _epoch(line.output) - int(starts[-1].get("epoch", 0)) if starts else 0
-        if since <= 0 or not metrics.exists():
-            return None
-        began = datetime.datetime.fromisoformat(starts[-1]["time"]).timestamp()
-        return max(0.0, metrics.stat().st_mtime - began) / since
 
-    def _events_of(self, line: Line) -> list[dict[str, Any]]:
-        events = _events(self.folder / JOURNAL)
-        return [event for event in events if event.get("run") == line.output and "event" in event]
+def _pace(line: Line, told: list[dict[str, Any]]) -> float | None:
+    """Seconds an epoch, of a finished run or since it was last started."""
+    epochs = _epochs(line.output)
+    if line.done and epochs:
+        return float(read_json(Path(line.output) / RESULT)["training"]["seconds"]) / epochs
+    starts = [event for event in told if event["event"] in ("start", "resume")]
+    metrics = Path(line.output) / METRICS
+    since = _epoch(line.output) - int(starts[-1].get("epoch", 0)) if starts else 0
+    if since <= 0 or not metrics.exists():
+        return None
+    began = datetime.datetime.fromisoformat(starts[-1]["time"]).timestamp()
+    return max(0.0, metrics.stat().st_mtime - began) / since
 
 
 def sweep_folder(path: str | os.PathLike[str]) -> Path:

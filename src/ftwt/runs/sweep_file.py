@@ -185,14 +185,14 @@ def check_varied(vary: Mapping[str, Sequence[str]], flags: Iterable[str]) -> Non
             )
 
 
-def with_seeds(lines: Mapping[str, Sequence[str]], seeds: int | None) -> dict[str, Sequence[str]]:
+def with_seeds(vary: Mapping[str, Sequence[str]], seeds: int | None) -> dict[str, Sequence[str]]:
     """Vary the seed as well: 0, 1, ... of so many.
 
     Raises:
         ValueError: There are fewer than one, or seeds are varied already.
     """
     if seeds is None:
-        return dict(lines)
-    if seeds < 1 or "seed" in lines:
+        return dict(vary)
+    if seeds < 1 or "seed" in vary:
         raise ValueError(f"--seeds {seeds}: give 1 or more, and no --set seed=...")
-    return {**lines, "seed": [str(seed) for seed in range(seeds)]}
+    return {**vary, "seed": [str(seed) for seed in range(seeds)]}

@@ -60,10 +60,15 @@ def holder(folder: str | os.PathLike[str]) -> int | None:
     try:
         lock.acquire()
     except Timeout:
-        by = path.read_text(encoding="utf-8", errors="replace").strip()
-        return int(by) if by.isdecimal() else None
+        return _owner(path)
     lock.release()
     return None
+
+
+def _owner(path: Path) -> int | None:
+    """The process that a lock file names; None if it names none."""
+    by = path.read_text(encoding="utf-8", errors="replace").strip()
+    return int(by) if by.isdecimal() else None
 
 
 def _take(folder: Path) -> tuple[FileLock | None, str]:
@@ -77,8 +82,8 @@ def _take(folder: Path) -> tuple[FileLock | None, str]:
         try:
             lock.acquire()
         except Timeout:
-            by = path.read_text(encoding="utf-8", errors="replace").strip()
-            whom = f"process {by}" if by.isdecimal() else "another process"
+            by = _owner(path)
+            whom = "another process" if by is None else f"process {by}"
             return None, (
                 f"{folder} is in use by {whom}: wait until that run ends, stop it, or choose "
                 f"another folder (--output, output=)"
