@@ -74,8 +74,8 @@ def invite(
             extra = "int8" if missing.name == "nncf" else "bench"
             left_out[name] = f"{missing.name} is not installed: pip install 'ftwt[{extra}]'"
         except Exception as failure:  # other people's compilers: anything may come out of them
-            told = str(failure).strip().splitlines() or [""]
-            left_out[name] = f"failed: {type(failure).__name__}: {told[0]}"
+            lines = str(failure).strip().splitlines() or [""]
+            left_out[name] = f"failed: {type(failure).__name__}: {lines[0]}"
         else:
             if error <= (ROUGH if name in FEWER_BITS else TOLERANCE):
                 contestants[name] = contestant

@@ -134,7 +134,7 @@ class Deployed:
                 "or give them here"
             )
         for name, value in self.economies.items():
-            yield f"{name}: {_told(value)}"
+            yield f"{name}: {_as_text(value)}"
         if self.quantization is not None:
             yield QuantizedLayers.from_notes(self.quantization)
 
@@ -246,7 +246,7 @@ def _notes(source: Source, data: DataConfig) -> dict[str, Any]:
     return {"network": source.model} | ({} if how is None else {PREPROCESSING: how.to_json()})
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """What an economy notes of itself, in short."""
     if isinstance(value, dict):
         return f"{sum(value.values())} filters of {len(value)} units"

@@ -70,8 +70,8 @@ def evaluate(
                     tally.dense = plain_macs(model, images)
                 continue
             dynamic.check_input(images)
-            told: Any = True if targets else "masks"
-            outputs, decided = outputs_of(dynamic, images, gates=gates, return_gates=told)
+            wanted: Any = True if targets else "masks"
+            outputs, decided = outputs_of(dynamic, images, gates=gates, return_gates=wanted)
             tally.guess(outputs, labels)
             tally.work(dynamic, decided)
     if accelerator is not None and accelerator.num_processes > 1:

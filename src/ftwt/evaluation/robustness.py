@@ -71,12 +71,16 @@ class Robustness(Shown):
         severities = sorted({c.severity for c in first.corrupted})
         for kind in kinds:
             row(kind, [n.of(kind) for n in networks], "top1", end=kind == kinds[-1])
-        for figure, told in (("top1", "top-1"), ("reduction", "reduction"), ("keep", "keep ratio")):
+        for figure, title in (
+            ("top1", "top-1"),
+            ("reduction", "reduction"),
+            ("keep", "keep ratio"),
+        ):
             if figure != "top1":
-                row(f"{told}, clean", [n.clean for n in networks], figure)
+                row(f"{title}, clean", [n.clean for n in networks], figure)
             for severity in severities:
                 row(
-                    f"{told}, severity {severity}",
+                    f"{title}, severity {severity}",
                     [n.at(severity) for n in networks],
                     figure,
                     end=severity == severities[-1],
@@ -159,7 +163,7 @@ def evaluate_corrupted(
 
     clean = figures(chosen)
     found: dict[str, list[Corrupted]] = {name: [] for name in networks}
-    for kind, level in _told(kinds, levels, found, progress=progress):
+    for kind, level in _announced(kinds, levels, found, progress=progress):
         if files is None:
             shown = corrupt(chosen, kind, severity=level, seed=seed)
         else:
@@ -211,7 +215,7 @@ def _figures(evaluation: Evaluation) -> Figures:
     )
 
 
-def _told(
+def _announced(
     kinds: Sequence[str],
     levels: Sequence[int],
     found: Mapping[str, list[Corrupted]],
@@ -237,5 +241,5 @@ def _told(
                 yield kind, level
                 bar.advance(task)
             recent = [mean_of(list_[-len(levels) :]).top1 for list_ in found.values()]
-            told = "  ".join(f"{share:.1%}" for share in recent)
-            console.print(f"{kind:<18} top-1 {told}", highlight=False, soft_wrap=True)
+            shares = "  ".join(f"{share:.1%}" for share in recent)
+            console.print(f"{kind:<18} top-1 {shares}", highlight=False, soft_wrap=True)

@@ -133,7 +133,7 @@ def compare_training(network: fx.GraphModule, model: nn.Module, inputs: tuple[An
     for name, wanted in reversed(their_gradients.items()):
         if not _as_steep(wanted, our_gradients.get(name)):
             raise ValueError(
-                f"its graph gives {name} another gradient than the network{_told_mode(network)}; "
+                f"its graph gives {name} another gradient than the network{_fixed_mode(network)}; "
                 f"{CURES}"
             )
 
@@ -241,8 +241,8 @@ def _first_difference(network: fx.GraphModule, model: nn.Module, inputs: tuple[A
         runs.append(seen)
     for (name, theirs), (other, ours) in zip(*runs, strict=False):
         if name != other or not _equal(theirs, ours):
-            return f", from {name!r} on{_told_mode(network)}"
-    return f", after its last module{_told_mode(network)}"
+            return f", from {name!r} on{_fixed_mode(network)}"
+    return f", after its last module{_fixed_mode(network)}"
 
 
 def _noting(seen: list[tuple[str, list[Any]]], name: str) -> Callable[..., None]:
@@ -253,14 +253,14 @@ def _noting(seen: list[tuple[str, list[Any]]], name: str) -> Callable[..., None]
     return note
 
 
-def _told_mode(network: fx.GraphModule) -> str:
+def _fixed_mode(network: fx.GraphModule) -> str:
     """Name the functions of a graph that were told the mode when it was traced."""
-    told = {
+    functions = {
         getattr(node.target, "__name__", str(node.target)): None
         for node in network.graph.nodes
         if node.op == "call_function" and any(node.kwargs.get(flag) is False for flag in FLAGS)
     }
-    return f" ({', '.join(told)} was told that this is no training)" if told else ""
+    return f" ({', '.join(functions)} was told that this is no training)" if functions else ""
 
 
 def _is_float(value: Any) -> bool:

@@ -80,9 +80,9 @@ def frozen_affine(module: nn.Module) -> tuple[Tensor, Tensor] | None:
         return None
     scale = both - shift
     scale, shift = scale[0, :, 0, 0], shift[0, :, 0, 0]
-    told = x * scale[:, None, None] + shift[:, None, None]
+    applied = x * scale[:, None, None] + shift[:, None, None]
     least = 1e-5 * found.abs().amax((1, 2, 3), keepdim=True)
-    if not all(((found - other).abs() <= least).all() for other in (told, trained)):
+    if not all(((found - other).abs() <= least).all() for other in (applied, trained)):
         return None
     dtype = next(iter(buffers.values())).dtype
     return scale.to(dtype), shift.to(dtype)

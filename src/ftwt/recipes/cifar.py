@@ -206,7 +206,7 @@ class _Goal:
 
     model: str
     reduction: float
-    told: str
+    limit: str
     lr: float = 0.05
     prune: dict[str, Any] = field(default_factory=dict)
 
@@ -222,7 +222,7 @@ class _Goal:
     def describe(self) -> str:
         return (
             f"Prune {self.model} to {self.reduction:.0%} fewer MACs in 30 epochs; the goal: "
-            f"{self.told}.\n\n"
+            f"{self.limit}.\n\n"
             f"    ftwt train {self.name} --weights runs/{self.model}-baseline\n\n"
             "r by unit, taught by the dense network, as cifar10-resnet20-dynamic-40 is.\n"
             "docs/results.md says whether it was run, and for how long."
@@ -241,11 +241,11 @@ for _goal in _GOALS:
 
 for _model, _lr in {goal.model: goal.lr for goal in _GOALS}.items():
     _name = f"{_model}-dense-30"
-    _told = (
+    _docstring = (
         f"Train the dense {_model} for the same 30 epochs more: what a pruned one is held to.\n\n"
         f"    ftwt train {_name} --weights runs/{_model}-baseline"
     )
-    RECIPES.add_row(_name, _told, dense(_model, lr=_lr))
+    RECIPES.add_row(_name, _docstring, dense(_model, lr=_lr))
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class _Row:
     model: str
     r: float
     mode: Mode
-    told: str
+    outcome: str
     prune: dict[str, Any] = field(default_factory=dict)
     suffix: str = ""
     note: str = ""
@@ -280,7 +280,7 @@ class _Row:
 
     def describe(self) -> str:
         return (
-            f"Published: {self.model}, r = {self.r:g}, {self.mode}: {self.told}.\n\n"
+            f"Published: {self.model}, r = {self.r:g}, {self.mode}: {self.outcome}.\n\n"
             f"    ftwt train {self.name} --weights runs/{self.model}-baseline\n\n{self.note}"
         ).strip()
 

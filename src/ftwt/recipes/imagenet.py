@@ -52,7 +52,7 @@ class _Row:
     model: str
     r: float
     mode: Mode
-    told: str
+    outcome: str
     hours: float
 
     @property
@@ -74,7 +74,7 @@ class _Row:
             "here on ImageNet."
         )
         return (
-            f"Published: ImageNet {self.network}, r = {self.r:g}, {self.mode}: {self.told}.\n\n"
+            f"Published: ImageNet {self.network}, r = {self.r:g}, {self.mode}: {self.outcome}.\n\n"
             f"    ftwt train {self.name} --data-root imagenet\n\n{textwrap.fill(more, 96)}"
         )
 

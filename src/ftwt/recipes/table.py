@@ -17,11 +17,11 @@ class Recipes(dict[str, Recipe]):
         self[function.__name__.replace("_", "-")] = function
         return function
 
-    def add_row(self, name: str, told: str, config: RunConfig) -> None:
-        """Declare a recipe that is a row of a table, with what is told of it."""
+    def add_row(self, name: str, docstring: str, config: RunConfig) -> None:
+        """Declare a recipe that is a row of a table, with its docstring."""
 
         def recipe() -> RunConfig:
             return config
 
-        recipe.__doc__ = told
+        recipe.__doc__ = docstring
         self[name] = recipe

@@ -90,9 +90,9 @@ class _BatchNorm(torch.autograd.Function):
         var, mean = torch.var_mean(values, _dims(input), correction=0)
         number = mean.new_full((1,), input.numel() / input.shape[1])
         mine = torch.cat([mean, var, number])
-        told = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(told, mine)
-        parts = torch.stack(told)
+        gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, mine)
+        parts = torch.stack(gathered)
         (means, variances), counts = parts[:, :-1].chunk(2, dim=1), parts[:, -1:]
         count = counts.sum()
         mean = (counts * means).sum(0) / count

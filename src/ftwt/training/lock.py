@@ -39,11 +39,11 @@ def held(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     state, lock, refused = processes(), None, ""
     if state.is_main_process:
         lock, refused = _take(Path(folder))
-    told = [refused]
+    verdict = [refused]
     if state.num_processes > 1:
-        broadcast_object_list(told)
-    if told[0]:
-        raise ValueError(told[0])
+        broadcast_object_list(verdict)
+    if verdict[0]:
+        raise ValueError(verdict[0])
     try:
         yield
     finally:

@@ -30,24 +30,24 @@ ROOM = 2_500_000  # bytes of explorers in the page, before they are packed
 EXPLORER_TEXT = (
     "Each row is a layer, each cell one of its filters. Choose an image and see which filters its "
     "own predictors let compute; choose a second one to compare the two routes. Only the images "
-    "shown here are in the page; how often a filter fires is told over all recorded images. With "
-    "the keyboard, arrow keys move, a and b choose."
+    "shown here are in the page; how often a filter fires is counted over all recorded images. "
+    "With the keyboard, arrow keys move, a and b choose."
 )
 
 
 def compose(found: Found) -> Page:
     """Everything that the page shows, from what was found."""
-    told = answers(found)
-    networks = tuple(dict.fromkeys(answer.network for answer in told)) or found.networks
+    settings = answers(found)
+    networks = tuple(dict.fromkeys(answer.network for answer in settings)) or found.networks
     recorded, left = _explorers(found)
     one = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
     heading = f"{one}: only the filters that an image needs" if networks else "Results of ftwt"
     return Page(
         title=f"{', '.join(networks[:3]) or 'results'} - ftwt report",
         heading=heading,
-        subheading=_subheading(told, found),
-        answer=in_words(told[0]) if told else None,
-        settings=settings_table(told) if len(told) > 1 else None,
+        subheading=_subheading(settings, found),
+        answer=in_words(settings[0]) if settings else None,
+        settings=settings_table(settings) if len(settings) > 1 else None,
         figures=_figures(found),
         explorers=tuple(values for values, _ in recorded),
         explorer_text=EXPLORER_TEXT,

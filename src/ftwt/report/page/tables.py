@@ -14,9 +14,9 @@ from .words import MINUS, NBSP, accuracy, macs, percent, percent_spread
 NONE = MINUS  # where a file has no such figure
 
 
-def settings_table(told: Sequence[Answer]) -> Table:
+def settings_table(answers: Sequence[Answer]) -> Table:
     """The answer for each setting, beside its static twin."""
-    one = len({answer.network for answer in told}) == 1
+    one = len({answer.network for answer in answers}) == 1
     rows = [
         (
             _whole(answer.name if one else f"{answer.network}, {answer.name}"),
@@ -31,7 +31,7 @@ def settings_table(told: Sequence[Answer]) -> Table:
             NONE if answer.twin_top1 is None else accuracy(answer.twin_top1),
             NONE if answer.gain is None else _points(answer.gain.mean),
         )
-        for answer in told
+        for answer in answers
     ]
     columns = (
         "setting",

@@ -114,7 +114,7 @@ def _facts(answer: Answer) -> tuple[Fact, ...]:
     over = f"±{NBSP}{percent(answer.over_images)} over images"
     if answer.achieved.std is not None:
         over += f", ±{NBSP}{percent(answer.achieved.std)} over {answer.seeds} runs"
-    told = [
+    facts = [
         Fact(
             "Multiply-accumulates for an image",
             macs(answer.executed_macs.mean),
@@ -148,7 +148,7 @@ def _facts(answer: Answer) -> tuple[Fact, ...]:
         ),
     ]
     if answer.dynamic_ms and answer.dense_ms:
-        told.append(
+        facts.append(
             Fact(
                 "Time of an image",
                 f"{answer.dynamic_ms:.2f} ms",
@@ -156,7 +156,7 @@ def _facts(answer: Answer) -> tuple[Fact, ...]:
                 f"{answer.dense_ms / answer.dynamic_ms:.2f} times as fast; {answer.timed}",
             )
         )
-    return tuple(told)
+    return tuple(facts)
 
 
 def _twin(answer: Answer) -> str:
@@ -178,8 +178,11 @@ def _twin(answer: Answer) -> str:
     gain, pairs = answer.gain.mean, answer.gain.count
     text += f" ({pairs} pairs)" if pairs > 1 else ""
     if abs(gain) <= answer.noise:
-        told = f"{points(gain)} {'less' if gain > 0 else 'more'} than the gates"
-        return f"{text}: {told}, no clear difference. Deciding for each image gained nothing here."
+        difference = f"{points(gain)} {'less' if gain > 0 else 'more'} than the gates"
+        return (
+            f"{text}: {difference}, no clear difference. "
+            "Deciding for each image gained nothing here."
+        )
     if gain < 0:
         return (
             f"{text}: {points(gain)} more than the gates. Deciding for each image did not pay here."
@@ -194,8 +197,8 @@ def _other(answer: Answer, kind: str, top1: float, reduction: float) -> str:
         "dynamic": "Gates, which choose filters for each image",
     }
     change = answer.top1.mean - top1
-    told = f"{points(change)} {'less' if change >= 0 else 'more'}"
+    difference = f"{points(change)} {'less' if change >= 0 else 'more'}"
     return (
         f"{names.get(kind, kind)}, repaired alike, reach{'es' if kind == 'static' else ''} "
-        f"{percent(top1)} at {fewer(reduction)} multiply-accumulates: {told}."
+        f"{percent(top1)} at {fewer(reduction)} multiply-accumulates: {difference}."
     )
