@@ -1,11 +1,15 @@
-"""What repair is worth: fixed masks and gates, as they are, with batch norm re-estimated, repaired.
+"""What repair is worth: fixed masks, gates and Torch-Pruning at equal cuts, repaired or not.
 
     python benchmarks/repair.py cifar10-resnet20 --seeds 3
     python benchmarks/repair.py RUN --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
+    python benchmarks/repair.py --imagenet IMAGES --weights mobilenet_v1_folded.safetensors
 
 No labels are used and nothing is trained. Each candidate is asked for the same executed reduction,
-fitted to the same training images (a seed draws them) and evaluated on all test images. Writes
-`results/repair/NETWORK-seedS.json`, after each reduction.
+fitted to the same images (a seed draws them) and evaluated on all test images: as it is, with batch
+norm re-estimated, repaired. What Torch-Pruning leaves is repaired as fixed masks (`masked.py`): the
+same repair, the same images. Its Taylor ranking needs labels: it is given the dense network's
+guesses. IMAGES is as in `eight_bits.py`: every second image is fitted to, the others test.
+Writes `results/repair/NAME-seedS.json`, after each reduction.
 """
 
 from __future__ import annotations
@@ -13,123 +17,216 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from eight_bits import imagenet
+from torch import Tensor, nn
 
 import ftwt
 from ftwt.config import DataConfig
 from ftwt.data import Batches
 from ftwt.files.json import write_json
+from ftwt.files.pictures import read_picture
 from ftwt.files.provenance import provenance
 from ftwt.fitting.masks import fixed_masks, mean_saliency
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
-from ftwt.pruning.dynamic import DynamicModel
+from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.runs.prune import gated, prunable
 
 OUTPUT = Path("results/repair")
+KINDS = ("static", "dynamic", "magnitude", "taylor")
+RIVALS = {"magnitude": "torch-pruning, magnitude", "taylor": "torch-pruning, Taylor"}
+GRADIENT_IMAGES = 1000  # that Taylor's importance sees
+AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dense network, images to fit to, and batches of (images, labels, the network's guesses)."""
+
+    name: str
+    dense: nn.Module
+    fitted: Any
+    images: int
+    test: list[tuple[Tensor, Tensor, Tensor]]
+    top1: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("network", help="a name with weights, or the folder of a network")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", nargs="?", help="a name with weights, or a network's folder")
     parser.add_argument("--name", help="what to call it in the result; by default, the network")
+    parser.add_argument("--file", help="the result's name before -seedS; by default, that name")
     parser.add_argument("--reductions", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5])
-    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--images", type=int, default=2048, help="to fit to, at most")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--gates", choices=["static", "both"], default="both")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--data-root")
     parser.add_argument("--mean", type=float, nargs=3)
     parser.add_argument("--std", type=float, nargs=3)
+    parser.add_argument("--imagenet", type=Path, help="folder of images")
+    parser.add_argument("--weights", type=Path, help="of an ImageNet network")
     given = parser.parse_args()
+    if (given.network is None) == (given.imagenet is None):
+        parser.error("give a network, or --imagenet with --weights")
     torch.set_num_threads(1)
+    for seed in range(given.seeds):
+        subject = of_imagenet(given) if given.imagenet else of_cifar(given, seed)
+        print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
+        began, rows = time.perf_counter(), []
+        for reduction in given.reductions:
+            for row in compare(subject, reduction, given.kinds):
+                rows.append({"asked": reduction, **row})
+                print(rows[-1], flush=True)
+                told = vars(given) | {"data_root": None, "imagenet": bool(given.imagenet)}
+                write_json(
+                    OUTPUT / f"{given.file or subject.name}-seed{seed}.json",
+                    {
+                        "network": subject.name,
+                        "images": subject.images,
+                        "test_images": sum(len(labels) for _, labels, _ in subject.test),
+                        "dense_top1": subject.top1,
+                        "rows": rows,
+                        "provenance": provenance(
+                            config=told | {"weights": given.weights and given.weights.name},
+                            seed=seed,
+                            duration_s=time.perf_counter() - began,
+                        ),
+                    },
+                )
+
+
+def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
+    """A network of CIFAR-10's images."""
     data = DataConfig(
         data_root=given.data_root,
         mean=None if given.mean is None else tuple(given.mean),
         std=None if given.std is None else tuple(given.std),
     )
     splits = load_splits(data)
-    dense = resolve(given.network).load().eval()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(splits.plain.images), generator=generator)
+    fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
     name = given.name or given.network.replace(":", "-")
-    top1 = ftwt.evaluate(dense, splits.test).top1
-    print(f"{name}: dense {top1:.2%}", flush=True)
-    for seed in range(given.seeds):
-        began, rows = time.perf_counter(), []
-        order = torch.randperm(
-            len(splits.plain.images), generator=torch.Generator().manual_seed(seed)
-        )
-        fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
-        for reduction in given.reductions:
-            for row in compare(dense, fitted, splits.test, reduction, given):
-                rows.append({"asked": reduction, **row})
-                print(rows[-1], flush=True)
-            write_json(
-                OUTPUT / f"{name}-seed{seed}.json",
-                {
-                    "network": name,
-                    "images": given.images,
-                    "dense_top1": top1,
-                    "rows": rows,
-                    "provenance": provenance(
-                        config=vars(given) | {"data_root": None},
-                        seed=seed,
-                        duration_s=time.perf_counter() - began,
-                    ),
-                },
-            )
+    dense = resolve(given.network).load().eval()
+    return subject_of(name, dense, fitted, given.images, splits.test)
 
 
-def compare(
-    dense: nn.Module, fitted: Batches, test: Any, reduction: float, given: argparse.Namespace
-) -> list[dict[str, Any]]:
+def of_imagenet(given: argparse.Namespace) -> Subject:
+    """An ImageNet network."""
+    dense, how = imagenet(given.weights)
+    paths = sorted(given.imagenet.glob("[0-9][0-9][0-9]_*.jpg"))
+    images = torch.stack([torch.from_numpy(read_picture(path, how)) for path in paths])
+    labels = torch.tensor([int(path.name[:3]) for path in paths])
+    fitted = images[::2][: given.images]
+    test = [(images[1::2], labels[1::2])]
+    name = given.name or f"imagenet-{given.weights.stem}"
+    return subject_of(name, dense, fitted.split(AT_ONCE), len(fitted), test)
+
+
+@torch.inference_mode()
+def subject_of(
+    name: str, dense: nn.Module, fitted: Any, images: int, test: Iterable[tuple[Tensor, Tensor]]
+) -> Subject:
+    """Note what the dense network says of the test images."""
+    parts = [
+        (part, right, dense(part).argmax(1))
+        for batch, labels in test
+        for part, right in zip(batch.split(AT_ONCE), labels.split(AT_ONCE), strict=True)
+    ]
+    hits = sum(int((guesses == right).sum()) for _, right, guesses in parts)
+    count = sum(len(right) for _, right, _ in parts)
+    return Subject(name, dense, fitted, images, parts, hits / count)
+
+
+def compare(subject: Subject, reduction: float, kinds: Iterable[str]) -> Iterable[dict[str, Any]]:
     """Evaluate the candidates at one reduction."""
-    inner = prunable(dense, next(iter(fitted))[0])
-    saliency = mean_saliency(inner, fitted, images=given.images)
-    candidates = {"static": inner.fix(fixed_masks(inner, saliency, reduction=reduction))}
-    if given.gates == "both":
-        candidates["dynamic"] = gated(inner, fitted, reduction=reduction, images=given.images)
-    rows = []
-    for kind, network in candidates.items():
-        rows.append(score(kind, "as it is", network.eval(), test, 0.0))
-        if kind == "static":
-            began = time.perf_counter()
-            averaged = reestimate(copy.deepcopy(network), fitted)
-            seconds = time.perf_counter() - began
-            rows.append(score(kind, "batch norm re-estimated", averaged, test, seconds))
-        began = time.perf_counter()
-        ftwt.repair(network, fitted, dense=dense, images=given.images)
-        if kind == "dynamic":
-            ftwt.calibrate(network, fitted, reduction=reduction, images=given.images)
-        rows.append(score(kind, "repaired", network.eval(), test, time.perf_counter() - began))
-    return rows
+    inner = prunable(subject.dense, images_of(next(iter(subject.fitted))))
+    for kind in kinds:
+        if kind in RIVALS:
+            network = rival(kind, subject, reduction)
+        elif kind == "static":
+            saliency = mean_saliency(inner, subject.fitted, images=subject.images)
+            network = inner.fix(fixed_masks(inner, saliency, reduction=reduction))
+        else:
+            network = gated(inner, subject.fitted, reduction=reduction, images=subject.images)
+        yield from with_and_without(kind, network.eval(), subject, reduction)
+
+
+def rival(kind: Any, subject: Subject, reduction: float) -> DynamicModel:
+    """What Torch-Pruning leaves, as fixed masks."""
+    from masked import pruned_as_masks
+    from structured import Task
+
+    example = images_of(next(iter(subject.fitted)))[:1]
+    task = Task(subject.dense, example, kind)
+    if kind == "taylor":
+        seen = torch.cat([images_of(batch) for batch in subject.fitted])[:GRADIENT_IMAGES]
+        with torch.no_grad():
+            parts = [(part, subject.dense(part).argmax(1)) for part in seen.split(AT_ONCE)]
+        task = Task(subject.dense, example, kind, parts)
+    return pruned_as_masks(task, reduction)[0]
+
+
+def with_and_without(
+    kind: str, network: DynamicModel, subject: Subject, reduction: float
+) -> Iterable[dict[str, Any]]:
+    """Score a network as it is, with batch norm re-estimated, and repaired."""
+
+    def made(how: str, change: Callable[[DynamicModel], Any] | None) -> dict[str, Any]:
+        began, changed = time.perf_counter(), network
+        if change is not None:
+            changed = copy.deepcopy(network)
+            change(changed)
+            if kind == "dynamic":  # what was changed decides what its gates see
+                ftwt.calibrate(changed, subject.fitted, reduction=reduction, images=subject.images)
+        seconds = round(time.perf_counter() - began, 1)
+        name = RIVALS.get(kind, kind)
+        return {"kind": name, "weights": how, **score(changed, subject.test), "seconds": seconds}
+
+    yield made("as it is", None)
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        yield made("batch norm re-estimated", lambda net: reestimate(net, subject.fitted))
+    yield made(
+        "repaired",
+        lambda net: ftwt.repair(net, subject.fitted, dense=subject.dense, images=subject.images),
+    )
 
 
 @torch.no_grad()
-def reestimate(network: DynamicModel, fitted: Batches) -> DynamicModel:
+def reestimate(network: DynamicModel, fitted: Iterable[Any]) -> None:
     """Average batch-norm statistics anew under the masks."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
+    network.hold_predictors()
     network.train()
-    for images, _ in fitted:
-        network(images)
-    return network.eval()
+    for batch in fitted:
+        network(images_of(batch))
+    network.eval()
 
 
-def score(kind: str, how: str, network: DynamicModel, test: Any, seconds: float) -> dict[str, Any]:
-    """Accuracy and executed reduction on all test images."""
-    found = ftwt.evaluate(network, test, targets=False)
-    return {
-        "kind": kind,
-        "weights": how,
-        "top1": found.top1,
-        "reduction": found.reduction,
-        "seconds": round(seconds, 1),
-    }
+@torch.inference_mode()
+def score(network: DynamicModel, test: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """Accuracy, agreement with the dense network and executed reduction on all test images."""
+    right, same, saved, count = 0, 0, 0.0, 0
+    for images, labels, dense in test:
+        outputs, gates = network.eval()(images, return_gates="masks")
+        guesses = outputs.argmax(1)
+        right += int((guesses == labels).sum())
+        same += int((guesses == dense).sum())
+        work = network.macs({name: gate.mask for name, gate in gates.items()})
+        saved += float(work.reduction.expand(len(images)).sum())
+        count += len(images)
+    return {"top1": right / count, "agreement": same / count, "reduction": saved / count}
 
 
 if __name__ == "__main__":

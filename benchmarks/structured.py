@@ -150,7 +150,13 @@ class Task:
             raise ValueError(f"importance={self.importance!r}: choose one of {options}")
 
 
-def prune_to(task: Task, reduction: float, *, tolerance: float = 0.003) -> History:
+def prune_to(
+    task: Task,
+    reduction: float,
+    *,
+    tolerance: float = 0.003,
+    fixed: frozenset[str] = frozenset(),
+) -> History:
     """Take channels out until a share of the MACs is gone.
 
     The last steps are of single channels; groups one channel of which is too much are left alone.
@@ -159,6 +165,7 @@ def prune_to(task: Task, reduction: float, *, tolerance: float = 0.003) -> Histo
         task: What to prune.
         reduction: Share of the MACs, in (0, 1).
         tolerance: How far beside it will do, as a share of the MACs.
+        fixed: Layers that keep all their channels.
 
     Returns:
         What to take out. Where no choice is within the tolerance, the nearest that was found.
@@ -170,7 +177,7 @@ def prune_to(task: Task, reduction: float, *, tolerance: float = 0.003) -> Histo
         raise ValueError(f"reduction={reduction} is outside (0, 1): there is nothing to match")
     reached: History = []
     nearest: tuple[float, History] = (reduction, [])
-    most, fixed, single = 0.0, frozenset[str](), False
+    most, single = 0.0, False
     while True:
         over: History = []
         for history, got in walk(task, begin=reached, fixed=fixed, single=single):

@@ -1,0 +1,89 @@
+"""What Torch-Pruning leaves, as fixed masks: the same network, so that it can be repaired alike."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("torch_pruning", reason='torch-pruning is not installed: ".[static]"')
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import masked  # noqa: E402
+import repair as benchmark  # noqa: E402
+import structured  # noqa: E402
+from structured import Task, prune_to, replay  # noqa: E402
+
+import ftwt  # noqa: E402
+from ftwt.models.mobilenet import mobilenet_v1  # noqa: E402
+from ftwt.models.resnet import resnet  # noqa: E402
+from ftwt.runs.prune import prunable  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def histories(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Few steps, near enough; what was taken out is noted."""
+    found: list[Any] = []
+
+    def coarse(*given: Any, **options: Any) -> Any:
+        found.append(prune_to(*given, **options, tolerance=0.04))
+        return found[-1]
+
+    monkeypatch.setattr(structured, "STEPS", 12)
+    monkeypatch.setattr(masked, "prune_to", coarse)
+    return found
+
+
+@pytest.mark.parametrize("build", [lambda: resnet(8), lambda: mobilenet_v1(width=0.25)])
+def test_masks_compute_what_the_smaller_network_computes(build, histories):
+    network = build().eval()
+    task = Task(network, torch.zeros(1, 3, 32, 32))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found, saved = masked.pruned_as_masks(task, 0.4)
+    small = replay(task, histories[0])
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(found(images), small(images), rtol=1e-3, atol=1e-4)
+    counted = found.macs({n: gate.mask[None] for n, gate in found.gates.items()})
+    assert float(counted.reduction[0]) == pytest.approx(saved, abs=0.005)
+    assert saved == pytest.approx(0.4, abs=0.04)
+    assert all(torch.equal(before[n], value) for n, value in network.state_dict().items())
+
+
+def test_the_rival_may_be_held_to_our_units():
+    network = resnet(8).eval()
+    inner = prunable(network, torch.zeros(2, 3, 32, 32))
+    found, _ = masked.pruned_as_masks(Task(network, torch.zeros(1, 3, 32, 32)), 0.3, inner=inner)
+    assert found.gates.keys() == inner.gates.keys()
+
+
+def test_masks_that_compute_something_else_are_refused(monkeypatch):
+    network = resnet(8).eval()
+    monkeypatch.setattr(
+        masked,
+        "left",
+        lambda task, _: {
+            name: torch.arange(len(module.weight)) > 0
+            for name, module in task.dense.named_modules()
+            if hasattr(module, "weight")
+        },
+    )
+    with pytest.raises(ValueError, match="something else than the network that Torch-Pruning"):
+        masked.pruned_as_masks(Task(network, torch.zeros(1, 3, 32, 32)), 0.3)
+
+
+def test_all_candidates_are_scored_with_repair_and_without():
+    network, images = resnet(8).eval(), torch.randn(40, 3, 32, 32)
+    test = [(images[20:], torch.zeros(20, dtype=torch.long))]
+    subject = benchmark.subject_of("toy", network, images[:20].split(10), 20, test)
+    with pytest.warns(UserWarning, match="unknowns"):
+        rows = list(benchmark.compare(subject, 0.2, benchmark.KINDS))
+    assert [row["weights"] for row in rows] == 4 * [
+        "as it is", "batch norm re-estimated", "repaired",
+    ]  # fmt: skip
+    assert len({row["kind"] for row in rows}) == 4
+    for row in rows:
+        assert row["reduction"] == pytest.approx(0.2, abs=0.06)
+        assert 0 <= row["agreement"] <= 1
+    assert ftwt.evaluate(network, test).top1 == subject.top1
