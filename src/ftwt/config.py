@@ -271,6 +271,33 @@ class DataConfig(_Config):
 
 
 @dataclass(frozen=True)
+class FixedConfig(_Config):
+    """A repaired fixed mask to train under, and whether unsure images are looked at again."""
+
+    mask_reduction: float = 0.4
+    """Share of the dense MACs that the fixed mask saves."""
+    second_look: Literal["none", "dense", "shared"] = "none"
+    """Who looks again at the images that the masked network is unsure of: the dense network as it
+    is, or the open pass of the same weights, trained with it."""
+    average_reduction: float | None = None
+    """Share of the dense MACs to save on average, both looks counted; validation images set the
+    margin. Needs a second look."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fix = "0.4 is usual"
+        self._check("mask_reduction", 0, 1, open_low=True, open_high=True, fix=fix)
+        if (self.second_look == "none") != (self.average_reduction is None):
+            raise ValueError(
+                f"second_look={self.second_look!r} with average_reduction="
+                f"{self.average_reduction}; give both or neither"
+            )
+        if self.average_reduction is not None:
+            most, fix = self.mask_reduction, "a second look costs: save more by the mask"
+            self._check("average_reduction", 0, most, open_low=True, open_high=True, fix=fix)
+
+
+@dataclass(frozen=True)
 class RunConfig(_Config):
     """A whole run: a network, its data, its gates and its training."""
 
@@ -282,6 +309,8 @@ class RunConfig(_Config):
     """The images."""
     prune: PruneConfig | None = None
     """The gates; None trains the dense network."""
+    fixed: FixedConfig | None = None
+    """A fixed mask instead of gates."""
     allocate: bool = False
     """With a target_reduction: let the estimate choose an r for each unit, not one for all."""
     twin_of: str | None = None
@@ -299,6 +328,10 @@ class RunConfig(_Config):
                 f"target_reduction={self.train.target_reduction} needs gates to steer; a dense "
                 "network has none, and a static twin computes as much as the run it is of"
             )
+        if self.fixed is not None and (self.prune is not None or self.twin_of is not None):
+            raise ValueError("fixed masks beside gates or a twin's masks; give one of them")
+        if self.fixed is not None and self.weights is None:
+            raise ValueError("fixed masks of random weights; give those of a trained network")
         if self.allocate and (self.train.target_reduction is None or not gates):
             raise ValueError("allocate=True needs gates and a target_reduction to allocate")
         if self.new_head and (self.weights is None or self.data.dataset != "folder"):
@@ -311,6 +344,14 @@ class RunConfig(_Config):
                 f"distillation={self.train.distillation} from random weights; give the weights of "
                 "a trained network"
             )
+
+    @property
+    def asked_reduction(self) -> float | None:
+        """Share of the dense MACs that the whole run is to save, if it is asked for any."""
+        if self.fixed is None:
+            return self.train.target_reduction
+        average = self.fixed.average_reduction
+        return self.fixed.mask_reduction if average is None else average
 
     def of_epochs(self, epochs: int) -> Self:
         """The same run in another number of epochs; phases that would not fit take half of them."""

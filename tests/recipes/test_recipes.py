@@ -44,6 +44,13 @@ OURS = (
     "cifar10-resnet20-short",
     "cifar10-resnet20-dynamic-40",
     "cifar10-resnet20-dense-30",
+    *(
+        FIXED := (
+            "cifar10-resnet20-fixed-40",
+            "cifar10-resnet20-look-40",
+            "cifar10-resnet20-sandwich-40",
+        )
+    ),
     "cifar10-resnet20-gates-only",
 )
 
@@ -102,6 +109,14 @@ def test_a_dense_network_is_trained_as_long_as_the_pruned_one(name: str) -> None
     assert dense.train == replace(pruned.train, **gates)  # type: ignore[arg-type]
 
 
+def test_both_second_looks_are_held_to_the_fixed_mask_of_their_average() -> None:
+    alone, look, sandwich = (recipes.get(name) for name in FIXED)
+    assert alone.fixed and look.fixed and sandwich.fixed
+    assert alone.train == look.train == sandwich.train and alone.train.distillation == 1
+    assert replace(look.fixed, second_look="shared") == sandwich.fixed
+    assert alone.fixed.mask_reduction == look.fixed.average_reduction == 0.4
+
+
 @pytest.mark.parametrize("name", CIFAR)
 def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     config, told = recipes.get(name), recipes.describe(name)
@@ -111,7 +126,8 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert name.startswith(config.model.replace("-x0.5", "-half"))
     assert config.data.dataset == "cifar10" and config.data.validation is None
     assert (config.weights is None) == (name in BASELINES)
-    assert (config.prune is None) == (name in BASELINES or "-dense-" in name)
+    assert (config.prune is None) == (name in BASELINES or "-dense-" in name or name in FIXED)
+    assert (config.fixed is not None) == (name in FIXED)
     assert BASELINES.get(name, "") in told
     if name in [*GOALS, *HELD_TO, *ROWS]:
         assert f"--weights runs/{config.model}-baseline" in told

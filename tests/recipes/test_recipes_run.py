@@ -12,7 +12,8 @@ from ftwt.files.json import read_json
 from ftwt.pruning.dynamic import DynamicModel
 
 CIFAR = [name for name in recipes.names() if name.startswith("cifar10-")]
-PLAIN = [name for name in CIFAR if recipes.get(name).prune is None]
+FIXED = [name for name in CIFAR if recipes.get(name).fixed is not None]
+PLAIN = [name for name in CIFAR if recipes.get(name).prune is None and name not in FIXED]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,9 @@ def test_a_recipe_runs(name: str, home: Path) -> None:
     assert told["test"]["images"] == 1000
     assert math.isfinite(told["training"]["history"][0]["loss"])
     network = from_pretrained(folder / "model")
+    if name in FIXED:
+        assert told["test"]["reduction"] == pytest.approx(0.4, abs=0.03)
+        return
     assert isinstance(network, DynamicModel) == (name not in PLAIN)
     if name in PLAIN:
         assert told["test"]["reduction"] == 0 and told["predicted_reduction"] is None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..graph.operations import BatchNorm
 from .dynamic import DynamicModel
 
 
@@ -63,8 +64,16 @@ class SecondLook(nn.Module):
         """MACs of the second network with all its filters, for one image."""
         return sum(layer.macs for layer in self.second.channels.layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (B, classes): each image's logits, of the pass that answered for it."""
+    def forward(self, images: Tensor, *, both: bool = False) -> Any:
+        """Return (B, classes): each image's logits, of the pass that answered for it.
+
+        Args:
+            images: (B, C, H, W).
+            both: Return the logits of both passes instead, for all images, as training wants them.
+        """
+        if both:
+            self.first.check_input(images)
+            return self.first(images), self.second(images)
         outputs, again = self.look_once(images)[:2]
         if again.any():
             outputs = outputs.clone()
@@ -120,3 +129,18 @@ def opened(dynamic: DynamicModel) -> DynamicModel:
     widths = {unit.name: unit.out_channels for unit in dynamic.units}
     masks = {name: torch.ones(widths[name], dtype=torch.bool) for name in dynamic.gates}
     return copy.deepcopy(dynamic).fix(masks)
+
+
+def share_weights(network: SecondLook) -> None:
+    """Let both passes compute with the second's weights, in place; each keeps its own batch norm.
+
+    Args:
+        network: Of one architecture, as `fix` and `opened` make of one network.
+
+    Source: Yu et al., "Slimmable Neural Networks", section 3.3 (switchable batch normalisation).
+    """
+    cheap = dict(network.first.network.named_modules())
+    for name, module in network.second.network.named_modules():
+        if not isinstance(module, BatchNorm):
+            for key, parameter in module.named_parameters(recurse=False):
+                setattr(cheap[name], key, parameter)

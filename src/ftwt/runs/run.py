@@ -26,10 +26,12 @@ from ..networks.splits import described, load_splits
 from ..processes import gathered, processes
 from ..pruning.convert import convert
 from ..pruning.dynamic import GATES, DynamicModel
+from ..pruning.second_look import SecondLook
 from ..records.evaluation import Evaluation
 from ..records.folder import CHECKPOINT, MODEL, RESULT, SETTINGS
 from ..training.lock import held
 from ..training.loop import TrainResult, train
+from .fixed import looking, masked, told
 
 ESTIMATE_IMAGES = 2048
 
@@ -48,18 +50,19 @@ class RunResult(Shown):
     validation: Evaluation
     test: Evaluation
     provenance: dict[str, Any]
+    second_look: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "config": self.config.to_json(),
-            "asked_reduction": self.config.train.target_reduction,
+            "asked_reduction": self.config.asked_reduction,
             "predicted_reduction": self.predicted_reduction,
             "test": self.test.to_json(),
             "validation": self.validation.to_json(),
             "training": asdict(self.training),
             "provenance": self.provenance,
-        }
+        } | ({} if self.second_look is None else {"second_look": self.second_look})
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.test
@@ -120,6 +123,9 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         network = twin_of(config, dense, splits.plain)
     elif config.prune is not None:
         network, predicted = gated(config, dense, splits.plain)
+    elif config.fixed is not None:
+        network = masked(config.fixed, dense, splits.plain)
+    taught = config.train.distillation > 0 and not isinstance(network, SecondLook)
     trained = train(
         network,
         splits.train,
@@ -127,8 +133,12 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         config.train,
         output=folder,
         resume=resume,
-        teacher=copy.deepcopy(dense) if config.train.distillation else None,
+        teacher=copy.deepcopy(dense) if taught else None,
     )
+    look = None
+    if config.fixed is not None:
+        look = looking(config.fixed, network, dense, splits.validation)
+        network = network if look is None else look.network
     result = RunResult(
         config=config,
         predicted_reduction=predicted,
@@ -136,6 +146,7 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         validation=evaluate(network, splits.validation, accelerator=processes()),
         test=evaluate(network, splits.test, accelerator=processes()),
         provenance=origin | {"duration_s": round(trained.seconds, 1)},
+        second_look=None if look is None else told(look, splits.test),
     )
     if processes().is_main_process:
         save_pretrained(network, folder / MODEL, **described(source, network, splits))

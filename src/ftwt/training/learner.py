@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -20,7 +19,9 @@ from ..evaluation.evaluate import check_labels, classes_of, outputs_of
 from ..files.tensors import load_weights
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import Gate, GateOutput, Standardize, hard_mask, mask_loss
+from ..pruning.second_look import SecondLook
 from .batchnorm import SynchronizedBatchNorm
+from .losses import divergence, first_of, task_loss
 from .schedules import Schedule
 
 MEASURE = 10  # steps between measurements of the masks
@@ -224,8 +225,9 @@ class Learner:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 outputs, gates = self._forward(step, images)
                 if step == 0 or readable.is_cpu:  # to look at others would mean to wait for the GPU
-                    check_labels(readable, classes=classes_of(outputs))
-                task = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
+                    check_labels(readable, classes=classes_of(first_of(outputs)))
+                task = task_loss(outputs, labels, config)
+                outputs = first_of(outputs)
                 if self.teacher is not None:
                     with torch.no_grad():
                         dense = self.teacher(images)
@@ -261,9 +263,10 @@ class Learner:
         """Whether only the predictors learn at this step."""
         return self.schedule.warms_up(step) and len(self.sgd.param_groups) > 1
 
-    def _forward(self, step: int, images: Tensor) -> tuple[Tensor, dict[str, GateOutput]]:
+    def _forward(self, step: int, images: Tensor) -> tuple[Any, dict[str, GateOutput]]:
         if self.dynamic is None:
-            return outputs_of(self.model, images), {}
+            both = {"both": True} if isinstance(self.network, SecondLook) else {}
+            return outputs_of(self.model, images, **both), {}
         self.dynamic.check_input(images)
         if self.warms_up(step):
             return outputs_of(self.model, images, gates="open", return_gates=True)
@@ -374,20 +377,6 @@ def joined(parts: Sequence[GateOutput]) -> GateOutput:
         return parts[0]
     fields = zip(*parts, strict=True)
     return GateOutput(*(None if each[0] is None else torch.cat(each) for each in fields))  # type: ignore[arg-type]
-
-
-def divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Say how far outputs are from a teacher's: KL at a temperature, times its square.
-
-    Args:
-        outputs: (B, classes) logits.
-        teacher: (B, classes) logits to imitate.
-        temperature: Divides both; > 0.
-
-    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", section 2.
-    """
-    ours, theirs = (F.log_softmax(logits / temperature, 1) for logits in (outputs, teacher))
-    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * temperature**2
 
 
 def _copy(values: Mapping[str, Tensor], *, into: Mapping[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ from ..files.json import write_json
 from ..files.provenance import provenance
 from ..files.tensors import load_tensors, refusing, save_tensors
 from ..processes import check_sharing, processes, without_gpu
+from ..pruning.second_look import SecondLook
 from ..records.evaluation import Evaluation
 from ..records.folder import CHECKPOINT, METRICS, SETTINGS, TRAINING
 from .interrupts import Interrupted as Interrupted
@@ -61,7 +62,8 @@ def train(
     The same call serves one process and many (`torchrun`); what they share: docs/scaling.md.
 
     Args:
-        model: A plain network or a `DynamicModel`; images (B, C, H, W) to logits (B, classes).
+        model: A plain network, a `DynamicModel`, or a `SecondLook` of fixed masks, whose passes
+            both learn; images (B, C, H, W) to logits (B, classes).
         train_batches: A `Batches`, a `DataLoader`, or a list of (images, labels); of known length.
         val_batches: Likewise; only looked at, never learned from.
         config: Settings; its `batch_size` is corrected to that of `train_batches`.
@@ -80,7 +82,9 @@ def train(
     size = getattr(train_batches, "batch_size", None)
     if isinstance(size, int):
         config = replace(config, batch_size=size)
-    if (teacher is None) == (config.distillation > 0):
+    if isinstance(model, SecondLook):
+        _check_passes(model, teacher)
+    elif (teacher is None) == (config.distillation > 0):
         given = "without a teacher" if teacher is None else "with a teacher"
         raise ValueError(f"distillation={config.distillation} {given}; give both or neither")
     folder = None if output is None else Path(output)
@@ -108,6 +112,17 @@ def train(
                 return run.fit(journal)
             finally:
                 run.learner.release()
+
+
+def _check_passes(model: SecondLook, teacher: nn.Module | None) -> None:
+    """Refuse a second look that cannot be trained."""
+    if teacher is not None:
+        raise ValueError("a second look's passes teach one another; leave out the teacher")
+    if {**model.first.predictors, **model.second.predictors}:
+        raise ValueError(
+            "a second look is trained with fixed masks, and one of its networks has predictors; "
+            "freeze it (DynamicModel.freeze) or train it by itself"
+        )
 
 
 class _Run:
