@@ -55,6 +55,8 @@ struct IntegerPack {
   int taps, inputs;            // of a group, filled up to whole dwords
   const int32_t* chosen;       // inputs, ascending, of whole dwords
   const uint64_t* bits;        // the same as bits of a row
+  const uint8_t* orders;       // and as shuffles of sixteen bytes each of a row, if the instruction set
+  const uint8_t* kept;         // wants these: the bytes that are kept first, and how many they are
   int count;
   const int32_t* filters;
   int filter_count;
@@ -101,8 +103,12 @@ struct Quad {
   uint64_t read, placed;       // only those of these bytes: the others are zeros
 };
 
-// Whether these reach all that sixteen outputs read of a row.
-constexpr bool reaches_depthwise(int stride, int dilation) { return 15 * stride + 3 * dilation < 64; }
+// Sixty-four bytes from sixty-four: by one shuffle, or first of dwords, then within sixteen bytes.
+struct ByteOrder {
+  uint8_t bytes[64];
+  int32_t dwords[16];
+  uint8_t within[64];
+};
 
 // A convolution of each channel with its own filter, planes read in place; only where there is such
 // a kernel.
@@ -115,7 +121,7 @@ struct IntegerDepthwise {
   int vector_count;
   const Quad* quads;           // (vectors, taps)
   int taps;                    // fours of them
-  const uint8_t* orders;       // of 64 bytes each
+  const ByteOrder* orders;
   const int32_t* weights;      // (K, taps) dwords
   const int32_t* less;         // of each filter: to be taken off its sums
   const int32_t* filters;
@@ -153,6 +159,7 @@ struct IntegerKernels {
   const char* name;
   int dword;                   // inputs in one: four bytes, or two halves
   bool tiles;                  // whether it has a matrix unit, which takes bytes with a sign too
+  bool orders;                 // whether it packs by `orders`
   void (*blend)(const Blend&);
   void (*stage)(const IntegerStage&);
   void (*pack)(const IntegerPack&);

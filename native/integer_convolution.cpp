@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "convolution_step.h"
+#include "quads.h"
 #include "staging.h"
 
 namespace ftwt {
@@ -56,7 +57,7 @@ class IntegerConvolution : public Convolution {
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
-    if (quad_taps_) return depthwise(net, jobs);
+    if (quads_.taps) return depthwise(net, jobs);
     static thread_local std::vector<Columns> columns;
     if (columns.size() < jobs.size()) columns.resize(jobs.size());
     for (size_t k = 0; k < jobs.size(); ++k) choose(jobs[k], columns[k]);
@@ -87,45 +88,12 @@ class IntegerConvolution : public Convolution {
   }
 
   void plan_depthwise(Network& net, const int8_t* weights) {
-    const auto [sh, sw] = spec_.stride;
     const auto [kh, kw] = spec_.kernel;
-    const auto [dh, dw] = spec_.dilation;
-    if (!net.integers.depthwise || group_in_ > 1 || group_out_ > 1 || !reaches_depthwise(sw, dw) ||
-        static_cast<int64_t>(kh) * kw * out_.positions() > 1 << 20)
-      return;
-    // a plane of one register gives any sixteen outputs, a larger one those of a row
-    const bool small = in_.positions() <= 64;
-    std::vector<Vector>& vectors = staging_.vectors;
-    vectors.clear();
-    const int length = small ? out_.positions() : out_.width, rows = small ? 1 : out_.height;
-    for (int y = 0; y < rows; ++y)
-      for (int x = 0; x < length; x += 16) {
-        const int count = std::min(16, length - x), lanes = (1 << count) - 1;
-        vectors.push_back({0, y * length + x, static_cast<uint16_t>(lanes), static_cast<uint16_t>(count)});
-      }
     const int fours = (kw + 3) / 4;
-    quad_taps_ = kh * fours;
-    if (!small)
-      for (int i = 0; i < 64; ++i) orders_.push_back(static_cast<uint8_t>(i / 4 * sw + i % 4 * dw));
-    for (const Vector& v : vectors)
-      for (int t = 0; t < quad_taps_; ++t) {
-        const int ky = t / fours, kx = t % fours * 4, top = v.target / out_.width, left = v.target % out_.width;
-        Quad q{0, 0, 0, 0};
-        if (small) q.order = static_cast<int>(orders_.size() / 64), orders_.resize(orders_.size() + 64);
-        const int row = top * sh + ky * dh - spec_.padding[0], start = left * sw + kx * dw - spec_.padding[1];
-        if (!small) q.offset = row * in_.width + start;
-        for (int i = 0; i < 4 * v.count; ++i) {
-          const int at = v.target + i / 4, k = kx + i % 4;
-          const int y = at / out_.width * sh + ky * dh - spec_.padding[0], x = at % out_.width * sw + k * dw - spec_.padding[1];
-          if (k >= kw || y < 0 || y >= in_.height || x < 0 || x >= in_.width) continue;
-          q.placed |= uint64_t{1} << i;
-          const int byte = small ? y * in_.width + x : x - start;
-          q.read |= uint64_t{1} << byte;
-          if (small) orders_[q.order * 64 + i] = static_cast<uint8_t>(byte);
-        }
-        quads_.push_back(q);
-      }
-    const size_t row = quad_taps_;
+    if (!net.integers.depthwise || group_in_ > 1 || group_out_ > 1) return;
+    quads_ = plan_quads(spec_, in_, out_);
+    if (!quads_.taps) return;
+    const size_t row = quads_.taps;
     quad_weights_ = keep(net, "quads", out_.channels * row, [&](float* to) {
       int8_t* w = reinterpret_cast<int8_t*>(to);
       std::memset(w, 0, out_.channels * row * 4);
@@ -143,8 +111,8 @@ class IntegerConvolution : public Convolution {
       for (const int c : job.inputs) active[c] = 1;
       const IntegerEpilogue e = epilogue(net, job);
       IntegerDepthwise d{reinterpret_cast<const uint8_t*>(job.x), net.types[spec_.x], active.data(), in_.positions(),
-                         staging_.vectors.data(), static_cast<int>(staging_.vectors.size()), quads_.data(), quad_taps_,
-                         orders_.data(), reinterpret_cast<const int32_t*>(quad_weights_), less_.data(), job.filters.data(), 0, 0, &e};
+                         quads_.vectors.data(), static_cast<int>(quads_.vectors.size()), quads_.quads.data(), quads_.taps,
+                         quads_.orders.data(), reinterpret_cast<const int32_t*>(quad_weights_), less_.data(), job.filters.data(), 0, 0, &e};
       const int64_t each = static_cast<int64_t>(out_.positions()) * taps_ + in_.positions();
       const int from = share_of(n, part, parts), to = share_of(n, part + 1, parts), some = per_piece(to - from, each);
       for (int f = from; f < to; f += some) {
@@ -212,17 +180,37 @@ class IntegerConvolution : public Convolution {
     });
   }
 
-  // A row of all weights of a filter, a bit for each of those that are chosen.
-  void mark(const int32_t* inputs, int count, std::vector<uint64_t>& bits) const {
-    bits.assign((row_ + 63) / 64 + 1, 0);
+  // A row of all weights of a filter: a bit for each of those that are chosen, and the shuffles that
+  // put them side by side.
+  struct Marks {
+    std::vector<uint64_t> bits;
+    std::vector<uint8_t> orders, kept;
+  };
+
+  void mark(const Network& net, const int32_t* inputs, int count, Marks& m) const {
+    m.bits.assign((row_ + 63) / 64 + 1, 0);
     std::vector<uint64_t> tap((inputs_ + 63) / 64, 0);
     for (int i = 0; i < count; ++i) tap[inputs[i] / 64] |= uint64_t{1} << inputs[i] % 64;
     for (int t = 0; t < taps_; ++t)
       for (size_t word = 0; word < tap.size(); ++word) {
         const size_t at = static_cast<size_t>(t) * inputs_ + 64 * word;
-        bits[at / 64] |= tap[word] << at % 64;
-        if (at % 64) bits[at / 64 + 1] |= tap[word] >> (64 - at % 64);
+        m.bits[at / 64] |= tap[word] << at % 64;
+        if (at % 64) m.bits[at / 64 + 1] |= tap[word] >> (64 - at % 64);
       }
+    if (!net.integers.orders) return;
+    const int each = 4 / dword_, some = 16 / each;  // bytes of a weight, weights of a shuffle
+    const int64_t shuffles = (row_ + 63) / 64 * 4 * each;
+    m.orders.resize(16 * shuffles + 16), m.kept.resize(shuffles);
+    for (int64_t i = 0; i < shuffles; ++i) {
+      uint8_t* const order = &m.orders[16 * i];
+      int n = 0;
+      for (int k = 0; k < some; ++k) {
+        const int64_t at = i * some + k;
+        for (int byte = 0; byte < each; ++byte) order[n + byte] = static_cast<uint8_t>(k * each + byte);
+        n += m.bits[at / 64] >> at % 64 & 1 ? each : 0;
+      }
+      m.kept[i] = static_cast<uint8_t>(n);
+    }
   }
 
   void multiply(Network& net, const Job* jobs, int count, const Columns* columns, const float* scratch) const {
@@ -250,7 +238,7 @@ class IntegerConvolution : public Convolution {
       const IntegerEpilogue e = epilogue(net, job);
       IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, {}, {}, nullptr, 0, &e, 0,
                       net.types[spec_.x] == Type::s8};
-      static thread_local std::vector<uint64_t> bits;
+      static thread_local Marks marks;
       int marked = -1;
       for (int f = from; f < to;) {
         const int group = job.filters[f] / group_out_;
@@ -266,8 +254,8 @@ class IntegerConvolution : public Convolution {
           d.taps = spec_.kernel[0], d.tap_offsets = rows_.data();
         }
         d.filters = job.filters.data() + f, d.filter_count = end - f;
-        if ((!g.all || tiles_) && marked != group) mark(c.inputs.data() + g.first, g.count, bits), marked = group;
-        lay(net, worker, g, c, bits.data(), d);
+        if ((!g.all || tiles_) && marked != group) mark(net, c.inputs.data() + g.first, g.count, marks), marked = group;
+        lay(net, worker, g, c, marks, d);
         for (int v = first; v < last; v += some) {
           net.pulse(worker, block * std::min(some, last - v));
           d.first_vector = v, d.last_vector = std::min(last, v + some);
@@ -279,7 +267,7 @@ class IntegerConvolution : public Convolution {
   }
 
   // The weights of some filters: where they lie, or those of the active inputs side by side.
-  void lay(Network& net, int worker, const Chosen& g, const Columns& c, const uint64_t* bits, IntegerDirect& d) const {
+  void lay(Network& net, int worker, const Chosen& g, const Columns& c, const Marks& m, IntegerDirect& d) const {
     const int each = 4 / dword_;
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(weights_);
     const bool side_by_side = d.filters[d.filter_count - 1] - d.filters[0] == d.filter_count - 1;
@@ -290,7 +278,8 @@ class IntegerConvolution : public Convolution {
     }
     const int64_t row = (static_cast<int64_t>(taps_) * g.count + 63) / 64 * 64;
     uint8_t* packed = reinterpret_cast<uint8_t*>(net.scratch(worker).need((d.filter_count * row * each + 64) / 4 + 16));
-    net.integers.pack({weights, row_, taps_, inputs_, c.inputs.data() + g.first, bits, g.count, d.filters, d.filter_count,
+    net.integers.pack({weights, row_, taps_, inputs_, c.inputs.data() + g.first, m.bits.data(), m.orders.data(), m.kept.data(),
+                       g.count, d.filters, d.filter_count,
                        packed, row, d.less, shifted_});
     for (int f = 0; f < d.filter_count; ++f) d.weights[f] = packed + f * row * each;
   }
@@ -308,9 +297,7 @@ class IntegerConvolution : public Convolution {
   const float* weights_;
   std::vector<int32_t> rows_;   // if folded: where the rows of the kernel read
   std::vector<int32_t> less_;   // of each filter: what its sums have too much
-  int quad_taps_ = 0;           // of the kernel for depthwise convolutions, if it can
-  std::vector<Quad> quads_;
-  std::vector<uint8_t> orders_;
+  Quads quads_;                 // of depthwise convolutions
   const float* quad_weights_ = nullptr;
   bool shifted_ = false;
 };

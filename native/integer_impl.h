@@ -20,6 +20,7 @@ namespace ftwt::FTWT_ISA {
 #include "vector.h"
 #include "integer_vector.h"
 #include "integer_simple.h"
+#include "integer_layout.h"
 #include "integer_direct.h"
 #include "integer_depthwise.h"
 #if defined(__AMX_INT8__)
@@ -36,7 +37,7 @@ constexpr auto direct = integers::direct;
 
 extern const IntegerKernels kernels;
 const IntegerKernels kernels = {
-    FTWT_STRING(FTWT_ISA), kDword, kTiles, integers::blend, integers::stage,
+    FTWT_STRING(FTWT_ISA), kDword, kTiles, integers::kOrders, integers::blend, integers::stage,
     integers::pack,        direct, integers::depthwise, integers::planes, integers::pool,
 };
 

@@ -1,0 +1,2 @@
+#define FTWT_ISA integer_vbmi
+#include "integer_impl.h"
