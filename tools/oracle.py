@@ -27,6 +27,11 @@ OPAQUE = (
     "einsum",
     "fft",
     "_linear",
+    "linalg",
+    "cdist",
+    "cholesky",
+    "svd",
+    "matrix_exp",
 )
 """Words in names of kernels that multiply, and that should have been taken apart."""
 
@@ -66,31 +71,33 @@ class _Kernels(TorchDispatchMode):
 
 
 def _macs(func: Any, args: tuple[Any, ...], result: Any) -> int:
-    kernel = func.overloadpacket
-    if kernel in (aten.mm, aten.bmm):
+    name = func.overloadpacket.__name__
+    kernel = name.removesuffix("_") if func.namespace == "aten" else ""  # in place, as much
+    if kernel in ("mm", "bmm", "_int_mm"):
         (*batch, rows, shared), columns = args[0].shape, args[1].shape[-1]
         return math.prod(batch) * rows * shared * columns
-    if kernel in (aten.addmm, aten.baddbmm):
+    if kernel in ("addmm", "baddbmm", "_addmm_activation"):
         (*batch, rows, shared), columns = args[1].shape, args[2].shape[-1]
         return math.prod(batch) * rows * shared * columns
-    if kernel is aten.addbmm:
+    if kernel == "addbmm":
         return math.prod(args[1].shape) * args[2].shape[2]
-    if kernel in (aten.mv, aten.dot, aten.vdot):
+    if kernel in ("mv", "dot", "vdot"):
         return math.prod(args[0].shape)
-    if kernel is aten.addmv:
+    if kernel == "addmv":
         return math.prod(args[1].shape)
-    if kernel is aten.conv_tbc:  # (time, rows, in) with (time, in, out)
+    if kernel == "conv_tbc":  # (time, rows, in) with (time, in, out)
         return math.prod(result.shape[:2]) * math.prod(args[1].shape)
-    if kernel is aten._trilinear:  # (rows, 1, in1, 1), (1, out, in1, in2), (rows, 1, 1, in2)
+    if kernel == "_trilinear":  # (rows, 1, in1, 1), (1, out, in1, in2), (rows, 1, 1, in2)
         rows, (out, first, second) = len(args[0]), args[1].shape[-3:]
         return rows * out * (first * second + second)
-    if kernel in (aten.convolution, aten._convolution, aten.convolution_overrideable):
+    if kernel in ("convolution", "_convolution", "convolution_overrideable"):
         weight, transposed = args[1], args[6]
         window = math.prod(weight.shape[2:]) * weight.shape[1]  # of one filter, or one input
         return math.prod((args[0] if transposed else result).shape) * window
-    name = kernel.__name__
-    moves = any(part.alias_info for part in func._schema.arguments) or not _maps(args)
-    if not moves and (func.namespace != "aten" or any(word in name for word in OPAQUE)):
+    infos = [part.alias_info for part in func._schema.arguments]
+    moves = any(info and not info.is_write for info in infos) or not _maps(args)
+    product = any(part.endswith("mm") for part in kernel.split("_"))
+    if product or (not moves and (not kernel or any(word in name for word in OPAQUE))):
         raise ValueError(f"{func} multiplies, and cannot be looked into")
     return 0
 

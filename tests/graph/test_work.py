@@ -16,6 +16,8 @@ from kernels import oracle
 
 TOKENS, MEMORY = torch.randn(2, 7, 32), torch.randn(2, 5, 32)
 IMAGES = torch.randn(2, 4, 7, 8)
+ADDED = (torch.randn(7, 4), TOKENS[0], torch.randn(32, 4))
+WHOLE = torch.ones(32, 16, dtype=torch.int8)
 
 
 class Call(nn.Module):
@@ -92,6 +94,15 @@ MODULES: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "inner": (Call(torch.inner), (TOKENS, MEMORY[0])),
     "addmm": (Call(torch.addmm), (torch.randn(7, 4), TOKENS[0], torch.randn(32, 4))),
     "addmv": (Call(torch.addmv), (torch.randn(7), TOKENS[0], TOKENS[0, 0])),
+    "addmm_": (Call(lambda x, a, b: x.clone().addmm_(a, b)), ADDED),
+    "addmm, out": (Call(lambda x, a, b: torch.addmm(x, a, b, out=torch.empty(7, 4))), ADDED),
+    "addmv_": (
+        Call(lambda a, b: a[:, 0].clone().addmv_(a, b)), (TOKENS[0], TOKENS[0, 0])
+    ),
+    "baddbmm_": (
+        Call(lambda a, b: torch.zeros(2, 7, 5).baddbmm_(a, b)), (TOKENS, MEMORY.mT)
+    ),
+    "_int_mm": (Call(torch._int_mm), (WHOLE, WHOLE.T)),
     "baddbmm": (Call(torch.baddbmm), (torch.randn(2, 7, 5), TOKENS, MEMORY.mT)),
     "addbmm": (Call(torch.addbmm), (torch.randn(7, 5), TOKENS, MEMORY.mT)),
     "tensordot": (
@@ -169,9 +180,19 @@ def test_what_multiplies_maps_and_has_no_formula_is_named(function: Any) -> None
     assert len(count_work(Call(function), TOKENS, MEMORY).uncounted) == 1
 
 
-def test_a_product_of_whole_numbers_is_counted() -> None:
-    rows = torch.ones(32, 16, dtype=torch.int8)
-    assert count_work(Call(torch._int_mm), rows, rows.T).macs == 32 * 16 * 32
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.cdist,
+        lambda a, b: torch.linalg.svd(a),
+        lambda a, b: torch.sparse.mm(a[0].to_sparse(), b[0].T),
+        lambda a, b: torch._weight_int8pack_mm(a[0], WHOLE.new_ones(5, 32), torch.ones(5)),
+    ],
+    ids="cdist svd sparse int8".split(),
+)
+def test_the_second_count_refuses_what_it_cannot_look_into(function: Any) -> None:
+    with pytest.raises(ValueError, match="multiplies, and cannot be looked into"):
+        oracle.count(Call(function), TOKENS, MEMORY)
 
 
 def quantised(model: nn.Module, images: Tensor) -> nn.Module:

@@ -10,9 +10,12 @@ import faulthandler
 import importlib.util
 import json
 import resource
+import signal
 import sys
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,9 @@ from ftwt.runtime.limits import most_alive
 from programs import ACTS, Builder, random_integer_program, random_program
 from quantised import random_quantised
 
-SECONDS, BYTES = 120, 6 * 2**30  # that one program, and the process, may take
+SECONDS = 5.0  # of the processor that one program may take: made, read, built and run on each set
+WAITS = 120  # seconds by the clock, for a program that waits for ever
+BYTES = 2 * 2**30  # that the process may take
 SMALL = 2**22  # elements of maps that are alive: more is built, and not run
 
 
@@ -230,6 +235,38 @@ def fuzz_programs(folder: Path, start: int, count: int) -> collections.Counter[s
     return outcomes
 
 
+@contextmanager
+def bounded(seconds: float = SECONDS) -> Iterator[None]:
+    """End this process, with a traceback, if what is inside takes longer of the processor.
+
+    The clock of the wall would blame a program for a machine that has others to serve; it is for
+    what waits and computes nothing.
+    """
+    faulthandler.register(signal.SIGPROF, chain=True)
+    faulthandler.dump_traceback_later(WAITS, exit=True)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def fuzz_within_limits(folder: Path, start: int, count: int) -> collections.Counter[str]:
+    """As `fuzz_programs`, each within `SECONDS` and all within `BYTES`, for a process of its own.
+
+    What takes more time ends the process; what takes more memory is an error of the program's.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    outcomes = collections.Counter[str]()
+    for seed in range(start, start + count):
+        with bounded():
+            outcomes += fuzz_programs(folder, seed, 1)
+        if seed % 1000 == 999:
+            print(f"{seed + 1}: {dict(outcomes)}", flush=True)
+    return outcomes
+
+
 def _run_all(program: Program, isas: list[str], rng: np.random.Generator, *, exact: bool) -> str:
     ways = ("auto", "auto", "direct", "winograd", "dot")
     natives = {
@@ -261,14 +298,6 @@ if __name__ == "__main__":
     has_native = importlib.util.find_spec("ftwt.runtime._native") is not None
     with tempfile.TemporaryDirectory() as home:
         if sys.argv[3:] == ["programs"]:
-            resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-            total: collections.Counter[str] = collections.Counter()
-            for seed in range(first, first + number):
-                faulthandler.dump_traceback_later(SECONDS, exit=True)
-                total += fuzz_programs(Path(home), seed, 1)
-                if seed % 1000 == 999:
-                    print(f"{seed + 1}: {dict(total)}", flush=True)
-            faulthandler.cancel_dump_traceback_later()
-            print(dict(total))
+            print(dict(fuzz_within_limits(Path(home), first, number)))
         else:
             print(dict(fuzz(Path(home), first, number, native=has_native)))

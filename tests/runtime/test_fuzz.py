@@ -7,6 +7,7 @@ Further seeds than the suite's:
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,16 +173,34 @@ def test_altered_programs_run_as_in_the_reference_or_are_refused(tmp_path):
     assert outcomes["of eight bits"] > 0.05 * ALTERED
 
 
+def run_apart(*arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(mutations.__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_altered_programs():
     """In a process of its own, whose memory is bounded, and the time of each program."""
     pytest.importorskip("ftwt.runtime._native")
-    command = [sys.executable, mutations.__file__, str(ALTERED), str(MANY_ALTERED), "programs"]
-    path = os.pathsep.join([str(Path(mutations.__file__).parent), *sys.path])
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_apart(mutations.__file__, str(ALTERED), str(MANY_ALTERED), "programs")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "ended"),
+    [
+        ("while True: pass", -signal.SIGPROF),
+        ("sum(range(10**11))", -signal.SIGPROF),  # one call, that no handler of Python's interrupts
+        ("pass", 0),
+    ],
+)
+def test_a_program_that_takes_too_long_ends_the_process(what, ended):
+    code = f"import mutations\nwith mutations.bounded(0.2):\n  {what}"
+    done = run_apart("-c", code)
+    assert done.returncode == ended and ("<string>" in done.stderr) is (ended != 0)
 
 
 if __name__ == "__main__":
