@@ -77,6 +77,35 @@ def test_a_network_is_run_no_more_than_it_has_to_be(example, passes, monkeypatch
     assert seen == [1] * passes
 
 
+def test_a_dynamic_network_is_run_once_with_filters_on_and_off(monkeypatch):
+    """Also where its predictors keep everything, as `convert` leaves them."""
+    seen: list[tuple[str, bool]] = []
+    forward = DynamicModel.forward
+
+    def counted(self: DynamicModel, *inputs: Any, **options: Any) -> Any:
+        output, decided = forward(self, *inputs, **options)
+        masks = torch.cat([gate.mask for gate in decided.values()], 1)
+        seen.append((options["gates"], bool(masks.any() and not masks.all())))
+        return output, decided
+
+    untrained = ftwt.convert(network(), X, min_gain=-1e9, r=0.7)
+    deciding = dynamic()
+    monkeypatch.setattr(DynamicModel, "forward", counted)
+    compiled(untrained)
+    compiled(deciding)
+    assert seen == [("target", True), ("predicted", True)]
+
+
+def test_untrained_predictors_are_held_to_their_program(monkeypatch):
+    """One that has come to close filters since, unseen by its weights, decides otherwise."""
+    model = ftwt.convert(network(), X, min_gain=-1e9, r=0.7).eval()
+    compiled(model)
+    predictor = model.gates["first"].predictor
+    predictor.register_forward_hook(lambda module, inputs, logits: logits - torch.arange(8))
+    with pytest.raises(ValueError, match="the gate of unit 'first' decides otherwise"):
+        compiled(model)
+
+
 @pytest.mark.parametrize("example", [X, X.abs(), torch.zeros_like(X)])
 def test_what_differs_is_found_whatever_the_example(example, monkeypatch):
     def wrong(*args: Any, **options: Any) -> Program:

@@ -9,6 +9,7 @@ name of the first operation that differs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from ..graph.trace import Ran, evaluating
 from ..pruning.dynamic import DynamicModel
-from ..pruning.method import Gate
-from ..runtime import Engine, Predict
+from ..pruning.method import Gate, GateOutput, hard_mask
+from ..runtime import Engine, Predict, Program
 from .differ import Closer, Masks, in_float32
 
 TOLERANCE = 1e-4  # of the largest output: less is rounding without a closer look
@@ -37,8 +38,8 @@ def verify(
     """Make sure that an engine computes what the network does.
 
     A plain network is run on the example's first image, and on a random one unless that has values
-    of both signs; a dynamic one on random ones, under the masks that its gates predict, or under
-    their targets where these are all open.
+    of both signs; a dynamic one on a random one, under the masks that its gates predict, or under
+    their targets where the predictors keep everything, as untrained ones do.
 
     Args:
         engine: Of the network's program, with all of its predictors.
@@ -89,18 +90,51 @@ def _verify_dynamic(engine: Engine, network: DynamicModel, noise: Tensor) -> Non
     """As predicted; and under targets, where predictors keep everything, as untrained ones do."""
     gates = engine.program.gates
     units = [gates[op.mask].unit for op in engine.program.operations if isinstance(op, Predict)]
-    for kind, image in zip(("predicted", "target"), noise.split(1), strict=True):
+    images = noise.split(1)
+    if units and _always_open(engine.program):
+        expected, decided = network(images[1], gates="target", return_gates=True)
+        own = cast(dict[str, Gate], network.gates)
+        predicted = (hard_mask(cast(Tensor, decided[u].logits), own[u].threshold) for u in units)
+        if all(mask.all() for mask in predicted):
+            return _compare(engine, network, images[1], _masks(decided, units), expected)
+    for kind, image in zip(("predicted", "target"), images, strict=True):
         expected, decided = network(image, gates=kind, return_gates="masks")
-        masks = {unit: decided[unit].mask for unit in units}
-        closer = Closer(engine, network, None, image, masks)
-        if kind == "predicted":
-            found = _decided_alike(engine, network, image, masks, closer)
-        else:
-            found = engine.run(image, masks)[0]
-        if not _close(found, expected):
-            closer.look()
+        masks = _masks(decided, units)
+        _compare(engine, network, image, masks, expected, own=kind == "predicted")
         if not all(mask.all() for mask in masks.values()) or not units:
             return
+
+
+def _compare(
+    engine: Engine,
+    network: DynamicModel,
+    image: Tensor,
+    masks: Masks,
+    expected: Tensor,
+    *,
+    own: bool = False,
+) -> None:
+    """Hold the engine to what the network gave under masks, which `own` gates have to decide."""
+    closer = Closer(engine, network, None, image, masks)
+    if own:
+        found = _decided_alike(engine, network, image, masks, closer)
+    else:
+        found = engine.run(image, masks)[0]
+    if not _close(found, expected):
+        closer.look()
+
+
+def _masks(decided: Mapping[str, GateOutput], units: Iterable[str]) -> Masks:
+    return {unit: decided[unit].mask for unit in units}
+
+
+def _always_open(program: Program) -> bool:
+    """Whether a program's predictors keep all filters of any image, as those of `convert` do."""
+    predictors = [op for op in program.operations if isinstance(op, Predict)]
+    return not any(
+        program.constants[op.weight].any() or (program.constants[op.bias] <= op.threshold).any()
+        for op in predictors
+    )
 
 
 def _decided_alike(
