@@ -96,6 +96,34 @@ struct IntegerDirect {
   bool is_signed;              // what tiles read
 };
 
+// Lays out the input of `IntegerDot`: zeros for what is not active.
+struct IntegerArrange {
+  const uint8_t* map;          // (channels, positions * span)
+  Type type;
+  int channels;
+  const int32_t* active;       // channels, ascending
+  int count;
+  int positions;               // of a channel that are positions to `IntegerDot`
+  int span;                    // or that are inputs of the only position
+  int stride;
+  void* out;
+};
+
+// Sums of weights times all inputs of a position, which lie side by side, as in `Dot`.
+struct IntegerDot {
+  const void* input;           // (positions, stride), as the instruction set reads it
+  int stride;                  // values of a position: inputs, filled up to whole blocks
+  const int32_t* blocks;       // those that hold an active input
+  int block_count;
+  const int8_t* weights;       // (K, blocks, taps, kIntegerBlock)
+  const int32_t* less;         // (K, positions): to be taken off the sums; null: nothing
+  const int32_t* filters;
+  int first_filter, last_filter;
+  const IntegerEpilogue* epilogue;
+};
+
+constexpr int kIntegerBlock = 64;
+
 // Where four taps in a row of sixteen outputs lie.
 struct Quad {
   int32_t offset;              // from a plane's start; 64 bytes from there on are read,
@@ -164,6 +192,8 @@ struct IntegerKernels {
   void (*stage)(const IntegerStage&);
   void (*pack)(const IntegerPack&);
   void (*direct)(const IntegerDirect&);
+  void (*arrange)(const IntegerArrange&);
+  void (*dot)(const IntegerDot&, DotShape);
   void (*depthwise)(const IntegerDepthwise&);  // or null
   void (*planes)(const IntegerPlanes&);
   void (*pool)(const IntegerPooling&);

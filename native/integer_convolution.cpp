@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "convolution_step.h"
+#include "integer_convolution.h"
 #include "quads.h"
 #include "staging.h"
 
@@ -23,10 +23,10 @@ struct Columns {
   std::vector<Chosen> groups;
 };
 
-class IntegerConvolution : public Convolution {
+class IntegerDirectConvolution : public IntegerConvolution {
  public:
-  IntegerConvolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale)
-      : Convolution(net, spec), scale_(scale, scale + out_.channels), dword_(net.integers.dword),
+  IntegerDirectConvolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale)
+      : IntegerConvolution(net, spec, scale), dword_(net.integers.dword),
         folded_(net.integers.tiles && spec.groups == 1 && group_in_ <= 4 && group_out_ >= 8 && spec.kernel[1] > 1 && spec.kernel[1] <= 16),
         tiles_(folded_ || (net.integers.tiles && group_in_ >= 4 * kFewest && group_out_ >= 8)), inputs_(whole(group_in_)), row_(static_cast<int64_t>(taps_) * inputs_),
         staging_(folded_ ? plan_columns(spec, in_, out_) : plan(spec, in_, out_)) {
@@ -35,7 +35,6 @@ class IntegerConvolution : public Convolution {
     stride_ = staging_.in_place ? (in_.positions() + 15) / 16 * 16
                                 : static_cast<int64_t>(staging_.layout.planes) * staging_.layout.plane_floats;
     if (stride_ / 16 % 2 == 0) stride_ += 16;  // so that dwords of a position do not share a place in the cache
-    positive = net.types[spec.out] == Type::u8;
     const int each = 4 / dword_;  // bytes of a weight
     const size_t size = static_cast<size_t>(out_.channels) * row_ * each;
     const std::string layout = "integer" + std::to_string(dword_) + ",";
@@ -67,16 +66,6 @@ class IntegerConvolution : public Convolution {
         net, jobs, [&](const Job& job) { return dwords(lists[&job - all]) * stride_; },
         [&](Job* first, int count, float* scratch) { stage(net, first, count, lists + (first - all), scratch); },
         [&](Job* first, int count, float* scratch) { multiply(net, first, count, lists + (first - all), scratch); });
-  }
-
- protected:
-  bool stays(const Network& net) const override {
-    return net.scales[*spec_.add] == net.scales[spec_.out] && Convolution::stays(net);
-  }
-
-  void pass_plane(Network& net, int sample, int filter) const override {
-    const int64_t plane = out_.positions(), at = filter * plane;
-    net.integers.blend({net.values(*spec_.add, sample, at), {}, spec_.post, net.target(spec_.out, sample, at), plane});
   }
 
  private:
@@ -121,13 +110,6 @@ class IntegerConvolution : public Convolution {
         net.integers.depthwise(d);
       }
     });
-  }
-
-  IntegerEpilogue epilogue(const Network& net, const Job& job) const {
-    IntegerEpilogue e{scale_.data(), bias_.data(), spec_.act, spec_.post, {}, job.epilogue.add_active, out_.positions(),
-                      {job.epilogue.out, net.types[spec_.out], 1.0f / net.scales[spec_.out]}};
-    if (spec_.add) e.add = {job.epilogue.add, net.types[*spec_.add], net.scales[*spec_.add], false};
-    return e;
   }
 
   size_t dwords(const Columns& c) const { return c.inputs.size() / dword_; }
@@ -286,7 +268,6 @@ class IntegerConvolution : public Convolution {
 
   static constexpr int kFewest = 8;  // dwords of inputs that are worth the matrix unit
 
-  const std::vector<float> scale_;
   const int dword_;             // values in one
   const bool folded_;           // of few inputs: the matrix unit takes those of a row of the kernel together
   const bool tiles_;
@@ -304,9 +285,26 @@ class IntegerConvolution : public Convolution {
 
 }  // namespace
 
+bool IntegerConvolution::stays(const Network& net) const {
+  return net.scales[*spec_.add] == net.scales[spec_.out] && Convolution::stays(net);
+}
+
+void IntegerConvolution::pass_plane(Network& net, int sample, int filter) const {
+  const int64_t plane = out_.positions(), at = filter * plane;
+  net.integers.blend({net.values(*spec_.add, sample, at), {}, spec_.post, net.target(spec_.out, sample, at), plane});
+}
+
+IntegerEpilogue IntegerConvolution::epilogue(const Network& net, const Job& job) const {
+  IntegerEpilogue e{scale_.data(), bias_.data(), spec_.act, spec_.post, {}, job.epilogue.add_active, out_.positions(),
+                    {job.epilogue.out, net.types[spec_.out], 1.0f / net.scales[spec_.out]}};
+  if (spec_.add) e.add = {job.epilogue.add, net.types[*spec_.add], net.scales[*spec_.add], false};
+  return e;
+}
+
 std::unique_ptr<Step> make_integer_convolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights,
                                                const float* scale) {
-  return std::make_unique<IntegerConvolution>(net, spec, weights, scale);
+  if (auto step = make_integer_dot(net, spec, weights, scale)) return step;
+  return std::make_unique<IntegerDirectConvolution>(net, spec, weights, scale);
 }
 
 }  // namespace ftwt

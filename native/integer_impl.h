@@ -22,6 +22,7 @@ namespace ftwt::FTWT_ISA {
 #include "integer_simple.h"
 #include "integer_layout.h"
 #include "integer_direct.h"
+#include "integer_dot.h"
 #include "integer_depthwise.h"
 #if defined(__AMX_INT8__)
 #include "integer_tiles.h"
@@ -38,7 +39,7 @@ constexpr auto direct = integers::direct;
 extern const IntegerKernels kernels;
 const IntegerKernels kernels = {
     FTWT_STRING(FTWT_ISA), kDword, kTiles, integers::kOrders, integers::blend, integers::stage,
-    integers::pack,        direct, integers::depthwise, integers::planes, integers::pool,
+    integers::pack,        direct, integers::arrange, integers::dot, integers::depthwise, integers::planes, integers::pool,
 };
 
 }  // namespace ftwt::FTWT_ISA

@@ -124,7 +124,7 @@ def test_panels_multiply_all_of_a_network_without_gates(isa):
     assert products["panel"] == macs
 
 
-@pytest.mark.parametrize("shape", [*SIZES, (64, 4, 4), (80, 1, 1)])
+@pytest.mark.parametrize("shape", [*SIZES, (48, 4, 4), (40, 1, 1)])
 @pytest.mark.parametrize(
     "conv", [{"kernel": (1, 1)}, HALO, {**HALO, "stride": (2, 2)}, {**HALO, "groups": 8}]
 )
@@ -142,6 +142,22 @@ def test_integers_multiply_what_is_executed_and_dwords_or_tiles_filled_up(shape,
     most = macs + (spare + 3 * groups) * 40 * np.prod(conv["kernel"]) * height * width
     assert macs <= products["integer"] <= most
     assert not products["direct"] + products["dot"] + products["winograd"]
+
+
+@pytest.mark.parametrize("kind", ["u8", "s8"])
+@pytest.mark.parametrize("shape", [(64, 4, 4), (128, 2, 2), (192, 1, 1)])
+def test_integers_of_small_planes_multiply_blocks_of_inputs_and_no_padding(shape, kind, isa):
+    if isa == "amx":
+        pytest.skip("its matrix unit takes these as it takes others")
+    build = Builder(shape)
+    build.fixed(np.ones(shape[0]))
+    build.fixed(np.ones(40))
+    build.qconv(build.silence(build.quantize(0, kind, 0.05), 0), 40, mask=1, **HALO)
+    products, (macs, active) = counted(build.program(), isa)
+    overlaps = (3 * shape[1] - 2) ** 2
+    assert macs == (active[0] * active[1]).sum() * 9 * shape[1] ** 2
+    assert (active[0] * active[1]).sum() * overlaps <= products["integer"]
+    assert products["integer"] <= shape[0] * active[1].sum() * overlaps
 
 
 @pytest.mark.parametrize("size", [3, 5])

@@ -184,11 +184,15 @@ def test_sums_fit_32_bits():
 
 
 def compare(seed: int) -> None:
-    """Outputs, masks and MACs, on each instruction set, with one thread and two."""
-    native = pytest.importorskip("ftwt.runtime._native")
+    """Outputs, masks and MACs of a random program."""
     program, rng = random_quantised(seed), np.random.default_rng([seed, 3])
+    compare_program(program, seed, rng, int(rng.choice((1, 1, 2, 3, 5))))
+
+
+def compare_program(program: Program, seed: int, rng: np.random.Generator, samples: int) -> None:
+    """On each instruction set, with one thread and two."""
+    native = pytest.importorskip("ftwt.runtime._native")
     check(program)
-    samples = int(rng.choice((1, 1, 2, 3, 5)))
     x = images(seed, program, samples)
     forced = {
         index: mask(str(rng.choice(MASKS)), samples, gate.channels, rng).astype(np.uint8)
@@ -206,6 +210,39 @@ def compare(seed: int) -> None:
                 for name, one, other in zip(names, network.run(x, given), results, strict=True):
                     where = f"seed {seed}, {isa}, {threads} threads, {name}"
                     np.testing.assert_array_equal(one, other, where)
+
+
+HALO = {"kernel": (3, 3), "padding": (1, 1, 1, 1)}
+SMALL = (
+    ((64, 4, 4), HALO), ((100, 4, 4), HALO), ((200, 2, 2), HALO), ((64, 1, 1), HALO),
+    ((128, 2, 2), {}), ((96, 1, 3), {}), ((520, 1, 1), {}), ((20, 3, 3), {"kernel": (3, 3)}),
+    ((96, 4, 4), {}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(SMALL)))
+def test_small_planes_and_linear_layers_have_kernels_of_their_own(case):
+    shape, conv = SMALL[case]
+    for seed in range(8):
+        rng = np.random.default_rng([case, seed])
+        build, filters = Builder(shape, seed=seed), int(rng.integers(1, 45))
+        size = int(np.prod(shape[1:])) if conv is HALO or not conv else 1
+        x = build.quantize(0, ("u8", "s8")[seed % 2], 0.01)
+        if seed % 4 < 3:
+            x = build.silence(x, build.fixed(np.ones(shape[0])))
+        fields: dict[str, Any] = {"act": str(rng.choice(("none", "relu", "hardswish")))}
+        if seed % 3:
+            fields["mask"] = build.fixed(np.ones(filters))
+        if seed % 2 or seed == 4:
+            other = build.qconv(x, filters, out=(None, ("s8", 0.02))[seed % 4 // 2], **conv)
+            hidden = build.fixed(np.ones(filters))
+            fields |= {"add": build.silence(other, hidden), "post": "relu"}
+        out = (None, ("u8", 0.01), ("s8", 0.02))[int(rng.integers(3))]
+        made = build.qconv(x, filters, out=out, **conv, **fields)
+        if out:
+            made = build.dequantize(made)
+        assert build.maps[made][1] * build.maps[made][2] == size
+        compare_program(build.program(), seed, rng, 2)
 
 
 @pytest.mark.parametrize("start", range(0, PROGRAMS, 10))
