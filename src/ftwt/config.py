@@ -317,6 +317,9 @@ class RunConfig(_Config):
     """Folder of a finished dynamic run: train its static twin from the same weights."""
     new_head: bool = False
     """Where a folder's classes are not those of the weights: begin with a new classifier."""
+    teacher: str | None = None
+    """Dense network to imitate: a name, a folder, or 'pretrained' for the architecture's own; None:
+    the one that training begins with, which a pruned one cannot be."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training."""
 
@@ -328,6 +331,8 @@ class RunConfig(_Config):
                 f"target_reduction={self.train.target_reduction} needs gates to steer; a dense "
                 "network has none, and a static twin computes as much as the run it is of"
             )
+        if self.teacher is not None and not self.train.distillation:
+            raise ValueError(f"teacher={self.teacher!r} with distillation=0; give it, say, 1")
         if self.fixed is not None and (self.prune is not None or self.twin_of is not None):
             raise ValueError("fixed masks beside gates or a twin's masks; give one of them")
         if self.fixed is not None and self.weights is None:
@@ -339,10 +344,10 @@ class RunConfig(_Config):
                 "new_head=True is for weights of other classes than those of a folder of images; "
                 "random weights have a new head anyway, and CIFAR networks are of CIFAR's classes"
             )
-        if self.train.distillation > 0 and self.weights is None:
+        if self.train.distillation > 0 and self.weights is None and self.teacher is None:
             raise ValueError(
                 f"distillation={self.train.distillation} from random weights; give the weights of "
-                "a trained network"
+                "a trained network, or name a teacher"
             )
 
     @property

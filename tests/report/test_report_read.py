@@ -82,6 +82,21 @@ def test_a_method_has_one_colour_and_no_two_have_the_same(study):
     assert alone.method(alone.runs[0]) == methods["dynamic, joint"]
 
 
+def test_fixed_masks_are_told_apart_by_who_looks_again(tmp_path):
+    for second in ("none", "dense", "shared"):
+        made = files.run(0.9, 0.3, prune=None, asked=0.3)
+        made["config"]["fixed"] = {"mask_reduction": 0.4, "second_look": second}
+        files.write(tmp_path / second / "run.json", made)
+    found = read(tmp_path)
+    told = {(group.method.label, group.label) for group in found.groups}
+    assert told == {
+        ("fixed mask", "30% asked"),
+        ("fixed mask, the dense network looks again", "30% asked"),
+        ("fixed mask, weights for both passes", "30% asked"),
+    }
+    assert {run.kind for run in found.runs} == {"fixed"} and not found.missing
+
+
 def test_usual_gates_are_the_default_ones():
     default = asdict(config.PruneConfig())
     assert {name: default[name] for name in USUAL} == USUAL

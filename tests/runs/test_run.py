@@ -13,16 +13,18 @@ import torch
 from torch import nn
 
 import tiny
-from ftwt import data, models
+from ftwt import data, models, prune
 from ftwt.budget.estimate import estimate
-from ftwt.config import DataConfig, PruneConfig, RunConfig
+from ftwt.config import DataConfig, FixedConfig, PruneConfig, RunConfig
 from ftwt.evaluation.evaluate import evaluate
 from ftwt.files.json import read_json
 from ftwt.networks.pretrained import from_pretrained, save_pretrained
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
-from ftwt.runs.run import RunResult, gated, run
+from ftwt.report.reading.read import read
+from ftwt.runs.run import RunResult, begun_run, run
+from ftwt.runs.start import gated
 from ftwt.training.learner import Learner
 from ftwt.training.loop import Interrupted
 from toys import run_python, same, untimed
@@ -129,6 +131,64 @@ def test_a_static_twin_begins_with_the_same_weights_and_costs_as_much(
     rates = dynamic.firing_rates(load_splits(config.data).plain)
     for name, gate in kept.gates.items():
         assert gate.mask.sum() == max(1, round(float(rates[name].sum())))
+
+
+def test_a_finished_run_goes_on_to_more_epochs(tiny_home: Path) -> None:
+    one = replace(tiny.DENSE, train=replace(tiny.DENSE.train, epochs=1))
+    run(one, output="runs/more")
+    again = run(tiny.DENSE, output="runs/more", resume=True)
+    assert len(again.training.history) == 2
+    assert read_json("runs/more/run.json")["config"]["train"]["epochs"] == 2
+    assert begun_run("runs/more") == tiny.DENSE  # what a bare --resume goes on with
+    with pytest.raises(ValueError, match="epochs was 2, is 1"):
+        run(one, output="runs/more", resume=True)
+
+
+def test_a_pruned_network_is_trained_further_with_its_gates(
+    finished: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    folder, before = finished
+    still = replace(tiny.CONFIG.train, epochs=1, lr=0.0, predictor_lr=0.0, freeze_batchnorm=True)
+    further = replace(tiny.CONFIG, weights=str(folder), train=replace(still, cooldown=0.0))
+    result = run(further, output=tmp_path / "further")
+    network, older = (resolve(str(path)).load() for path in (tmp_path / "further", folder))
+    assert isinstance(network, DynamicModel) and isinstance(older, DynamicModel)
+    for name, value in older.predictors.items():
+        assert same(network.predictors[name], value)
+    assert result.test.top1 == before.test.top1 and network.r == dict.fromkeys(
+        network.r, pytest.approx(0.7)
+    )
+    other = replace(further, prune=PruneConfig(r=0.7, pool="max"))
+    with pytest.raises(ValueError, match="pool was mean, is max; ask for its own gates"):
+        run(other, output=tmp_path / "other")
+    with pytest.raises(ValueError, match="as it is; leave out the fixed mask"):
+        run(replace(further, prune=None, fixed=FixedConfig()), output=tmp_path / "other")
+
+
+def test_a_fixed_mask_is_trained_further_and_taught_by_a_network_that_is_named(
+    tiny_home: Path,
+) -> None:
+    pruned = prune(models.create(tiny.NAME, pretrained=True), load_splits(tiny.DENSE.data).plain,
+                   reduction=0.3, gates="static", images=200)  # fmt: skip
+    save_pretrained(pruned.network, "pruned", name=tiny.NAME)
+    taught = replace(tiny.DENSE.train, epochs=1, distillation=1.0)
+    further = replace(tiny.DENSE, weights="pruned", train=taught)
+    with pytest.raises(ValueError, match="a pruned network; name a dense teacher"):
+        run(further, output="runs/x")
+    result = run(replace(further, teacher="pretrained"), output="runs/further")
+    network = resolve("runs/further").load()
+    assert isinstance(network, DynamicModel) and not same(network, pruned.network)
+    masks = {name: gate.mask for name, gate in pruned.network.gates.items()}
+    assert all(torch.equal(gate.mask, masks[name]) for name, gate in network.gates.items())
+    assert result.test.reduction == pruned.candidates[0].reduction
+    found = read(Path("runs/further"))  # and a report does not take it for a dense network
+    assert [group.method.label for group in found.groups] == ["fixed mask"]
+    with pytest.raises(ValueError, match="its mask is fixed; take a recipe without gates"):
+        run(replace(tiny.CONFIG, weights="pruned"), output="runs/x")
+    with pytest.raises(ValueError, match="holds a pruned network"):
+        run(replace(further, teacher="pruned"), output="runs/x")
+    with pytest.raises(ValueError, match="teacher='pretrained' with distillation=0"):
+        replace(tiny.DENSE, teacher="pretrained")
 
 
 def test_what_has_no_twin_is_named(finished: tuple[Path, RunResult], tmp_path: Path) -> None:

@@ -144,3 +144,18 @@ def test_what_cannot_be_resumed_is_named(tmp_path: Path) -> None:
     size = replace(CONFIG, batch_size=16)
     with pytest.raises(ValueError, match="another dataset: 8 steps an epoch, now 5"):
         train(toys.Toy(), fewer, fewer, size, output=tmp_path, resume=True)
+
+
+def test_more_epochs_follow_the_schedule_of_so_many(tmp_path: Path) -> None:
+    model, longer = toys.Toy(), replace(CONFIG, epochs=CONFIG.epochs + 2)
+    fit(model, CONFIG, output=tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    more = toys.Toy()
+    result = fit(more, longer, output=tmp_path, resume=True)
+    assert [record.epoch for record in result.history] == list(range(1, longer.epochs + 1))
+    assert any(not torch.equal(value, before[name]) for name, value in more.state_dict().items())
+    whole = fit(toys.Toy(), longer).history
+    assert [r.lr for r in result.history[-2:]] == [r.lr for r in whole[-2:]]
+    assert result.history[-3].lr != whole[-3].lr  # the end of the shorter schedule
+    with pytest.raises(ValueError, match=f"epochs was {longer.epochs}, is {CONFIG.epochs}"):
+        fit(toys.Toy(), CONFIG, output=tmp_path, resume=True)

@@ -81,10 +81,24 @@ class Source:
         check_values(network, path)
         return network.eval()
 
-    def load_dense(
+    def load_dense(self, **options: Any) -> nn.Module:
+        """Load a dense network.
+
+        Args:
+            options: As of `load_start`.
+
+        Raises:
+            ValueError: As of `load_start`; or it is pruned.
+        """
+        network = self.load_start(**options)
+        if isinstance(network, DynamicModel):
+            raise ValueError(f"{self.given} holds a pruned network; name the run of a dense one")
+        return network
+
+    def load_start(
         self, *, classes: int | None = None, new_head: bool = False, data: DataConfig = PLAIN
     ) -> nn.Module:
-        """Load a dense network, for training to begin with.
+        """Load a network, dense or pruned, for training to begin with.
 
         Args:
             classes: How many outputs it must have; if not given, as many as it has.
@@ -92,14 +106,17 @@ class Source:
             data: The images, of which its own may not tell the size.
 
         Raises:
-            ValueError: As of `load`; it is pruned, or of another number of classes.
+            ValueError: As of `load`; or it is of another number of classes.
         """
         sized: dict[str, Any] = {} if classes is None else {"num_classes": classes}
         random = self.folder is None and self.weights is None
         network = models.create(self.model, **sized) if random else self.load()
-        if isinstance(network, DynamicModel):
-            raise ValueError(f"{self.given} holds a pruned network; name the run of a dense one")
         if classes is not None and (found := count_outputs(network, self.shape(data))) != classes:
+            if isinstance(network, DynamicModel):
+                raise ValueError(
+                    f"{self.given} holds a pruned network of {found} classes, the images are of "
+                    f"{classes}; train a dense network on them first"
+                )
             fresh = network if random else models.create(self.model, **{**self.arguments, **sized})
             if (made := count_outputs(fresh, self.shape(data))) != classes:
                 raise ValueError(

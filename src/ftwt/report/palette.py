@@ -43,6 +43,8 @@ def look(method: str, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
         return DENSE, "D"
     if method.startswith("dynamic"):
         return DYNAMIC[0], "o"
+    if method.startswith("fixed mask"):
+        return TWIN, "p"
     if method == "static twin" or method.startswith("static,"):
         return TWIN, "s"
     if method.startswith("FTWT"):

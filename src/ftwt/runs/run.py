@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,30 +9,26 @@ from typing import Any
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
-from torch import nn
 
-from ..budget.estimate import estimate
 from ..config import DataConfig, RunConfig, changes
-from ..data import Epochs, folder_classes
+from ..data import folder_classes
 from ..evaluation.evaluate import evaluate
 from ..files.json import read_json, write_json
 from ..files.provenance import provenance
 from ..files.tables import Shown
-from ..files.tensors import load_weights, refusing
+from ..files.tensors import refusing
 from ..networks.pretrained import save_pretrained
-from ..networks.sources import resolve
+from ..networks.sources import count_outputs, resolve
 from ..networks.splits import described, load_splits
-from ..processes import gathered, processes
-from ..pruning.convert import convert
-from ..pruning.dynamic import GATES, DynamicModel
+from ..processes import processes
+from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
 from ..records.evaluation import Evaluation
 from ..records.folder import CHECKPOINT, MODEL, RESULT, SETTINGS
 from ..training.lock import held
-from ..training.loop import TrainResult, train
+from ..training.loop import TrainResult, raised, train
 from .fixed import looking, masked, told
-
-ESTIMATE_IMAGES = 2048
+from .start import check_gates, gated, teacher_of, twin_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,8 @@ def run(config: RunConfig, *, output: str | os.PathLike[str], resume: bool = Fal
     Args:
         config: What to do.
         output: Folder for checkpoints, metrics, `settings.json`, `model/`, `run.json`.
-        resume: Go on with the run that is in the folder.
+        resume: Go on with the run that is in the folder; of the settings, `train.epochs` may have
+            been raised.
 
     Returns:
         Settings and figures, as in `run.json`.
@@ -107,7 +103,11 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
             f"model={config.model!r} is a network with weights; name its architecture, and give it "
             f"as weights: --model {source.model} --weights {config.model}"
         )
-    dense = source.load_dense(classes=classes, new_head=config.new_head, data=config.data)
+    start = source.load_start(classes=classes, new_head=config.new_head, data=config.data)
+    if isinstance(start, DynamicModel):
+        check_gates(config, start)
+    outputs = count_outputs(start, source.shape(config.data))
+    teacher = teacher_of(config, start, classes=outputs)
     splits = load_splits(
         config.data,
         source=source,
@@ -118,14 +118,13 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
     held_out = len(splits.validation.images)  # of all processes
     config = replace(config, data=replace(config.data, validation=held_out))
     origin = provenance(config=config, seed=config.train.seed)
-    network, predicted = dense, None
+    network, predicted = start, None
     if config.twin_of is not None:
-        network = twin_of(config, dense, splits.plain)
+        network = twin_of(config, start, splits.plain)
     elif config.prune is not None:
-        network, predicted = gated(config, dense, splits.plain)
+        network, predicted = gated(config, start, splits.plain)
     elif config.fixed is not None:
-        network = masked(config.fixed, dense, splits.plain)
-    taught = config.train.distillation > 0 and not isinstance(network, SecondLook)
+        network = masked(config.fixed, start, splits.plain)
     trained = train(
         network,
         splits.train,
@@ -133,11 +132,11 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         config.train,
         output=folder,
         resume=resume,
-        teacher=copy.deepcopy(dense) if taught else None,
+        teacher=None if isinstance(network, SecondLook) else teacher,
     )
     look = None
     if config.fixed is not None:
-        look = looking(config.fixed, network, dense, splits.validation)
+        look = looking(config.fixed, network, start, splits.validation)
         network = network if look is None else look.network
     result = RunResult(
         config=config,
@@ -154,46 +153,6 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
     return result
 
 
-def gated(config: RunConfig, dense: nn.Module, batches: Epochs) -> tuple[DynamicModel, float]:
-    """Convert a network as a run asks, with the r that the estimate gives for a budget.
-
-    Returns:
-        The dynamic network, and the executed reduction that the estimate predicts for it.
-    """
-    assert config.prune is not None
-    example = gathered(next(iter(batches))[0], accelerator=processes())
-    dynamic = convert(dense, example, **asdict(config.prune))
-    curve = estimate(dynamic, batches, images=ESTIMATE_IMAGES, accelerator=processes())
-    asked = config.train.target_reduction
-    if asked is not None and config.allocate:
-        dynamic.set_r(curve.allocate(reduction=asked).r)
-    elif asked is not None:
-        dynamic.set_r(curve.r_for(reduction=asked))
-    return dynamic, curve.reduction_at(dynamic.r)
-
-
-def twin_of(config: RunConfig, dense: nn.Module, batches: Epochs) -> DynamicModel:
-    """Build the static twin of a finished dynamic run, with the weights that the run began with.
-
-    Args:
-        config: Which names the run, and its architecture.
-        dense: The network it began with.
-        batches: Training images as they are, over which its masks are counted.
-
-    Raises:
-        ValueError: The run's network is not dynamic, or of another architecture.
-    """
-    dynamic = resolve(config.model, config.twin_of).load()
-    if not isinstance(dynamic, DynamicModel) or not dynamic.predictors:
-        raise ValueError(
-            f"{config.twin_of} holds a network without predictors, which has no static twin"
-        )
-    twin = dynamic.to(next(dense.parameters()).device).freeze(batches, accelerator=processes())
-    masks = {k: v for k, v in twin.network.state_dict().items() if k.startswith(f"{GATES}.")}
-    load_weights(twin.network, masks | dense.state_dict(), source="the network to begin with")
-    return twin
-
-
 def begun_run(folder: str | os.PathLike[str]) -> RunConfig | None:
     """The settings that a run's folder began with; None if it is no folder of a run."""
     path = Path(folder) / SETTINGS
@@ -207,8 +166,12 @@ def _recall(config: RunConfig, folder: Path, *, resume: bool) -> None:
     """Note a new run's settings in its folder; hold a resumed one to those it began with."""
     before = begun_run(folder) if resume else None
     if before is not None:
+        longer = raised(before.train, config.train.epochs)
+        before = replace(before, train=longer)
         if found := changes(_comparable(before), _comparable(config)):
             raise ValueError(f"{folder} holds another run: {'; '.join(found)}; resume with its own")
+        if processes().is_main_process:
+            write_json(folder / SETTINGS, before.to_json())
     elif processes().is_main_process and not (folder / CHECKPOINT).exists():
         write_json(folder / SETTINGS, config.to_json())
 

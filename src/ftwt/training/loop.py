@@ -69,6 +69,8 @@ def train(
         config: Settings; its `batch_size` is corrected to that of `train_batches`.
         output: Folder for `checkpoint.safetensors` (every epoch), `metrics.jsonl`, `result.json`.
         resume: Go on from the checkpoint in `output`, to the result of an uninterrupted run.
+            `config.epochs` may have been raised: from the step reached, rates and phases are those
+            of a run of so many epochs.
         teacher: Dense network whose outputs are imitated, where `config.distillation` > 0.
         progress: Show a progress bar, or plain lines where there is no terminal.
 
@@ -112,6 +114,15 @@ def train(
                 return run.fit(journal)
             finally:
                 run.learner.release()
+
+
+def raised(config: TrainConfig, epochs: int) -> TrainConfig:
+    """The settings of a run that goes on to more epochs; of fewer it keeps its own.
+
+    From the step that it has reached, rates and phases are those that a run of so many epochs has
+    there.
+    """
+    return replace(config, epochs=max(epochs, config.epochs))
 
 
 def _check_passes(model: SecondLook, teacher: nn.Module | None) -> None:
@@ -358,7 +369,8 @@ class _Run:
         tensors, state = load_tensors(path)
         with refusing(path, "is no checkpoint to go on from"):
             progress = Progress.from_json(state)
-        if found := changes(progress.config, self.config):
+        before = raised(progress.config, self.config.epochs)
+        if found := changes(before, self.config):
             raise ValueError(f"{path} is of another run: {'; '.join(found)}; resume with its own")
         if progress.steps_per_epoch != self.schedule.steps_per_epoch:
             raise ValueError(

@@ -12,6 +12,10 @@ from typing import Any
 from .. import palette
 from .records import Run
 
+FIXED = {  # who looks again -> how that is called, and its marker
+    "dense": ("fixed mask, the dense network looks again", "h"),
+    "shared": ("fixed mask, weights for both passes", "H"),
+}
 NOT_SETTINGS = {"data_root", "seed", "tracker", "twin_of"}  # say where or which, not how
 DIAL = {"r", "skip", "min_gain", "target_reduction", "keep"}  # of the prune config: how much
 USUAL = {  # gates as `ftwt.convert` makes them by default
@@ -116,6 +120,10 @@ def method_of(run: Run, runs: Iterable[Run]) -> Method:
         return Method("0 dense", "dense", palette.DENSE, "D")
     if run.kind == "twin":
         return Method("2 twin", "static twin", palette.TWIN, "s")
+    if run.kind == "fixed":
+        second = str((run.config.get("fixed") or {}).get("second_look"))
+        label, marker = FIXED.get(second, ("fixed mask", "p"))
+        return Method(f"2 {label}", label, palette.TWIN, marker)
     runs = tuple(runs)
     if run.kind == "static":
         names = sorted({_rival(other) for other in runs if other.kind == "static"})

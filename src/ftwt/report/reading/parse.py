@@ -46,8 +46,14 @@ def run(values: Fields, name: str, steps: tuple[dict[str, Any], ...] = ()) -> Ru
     elif "twin_of" in config:
         config.text("twin_of")
         kind = "twin"
+    elif config.inside_or_none("fixed") is not None:
+        config.inside("fixed").text("second_look")
+        kind = "fixed"
     else:
         kind = "dense" if prune is None else "dynamic"
+    test = measured(values.inside("test"), dataset(config.values))
+    if kind == "dense" and test.units:  # what training began with was pruned already
+        kind = "fixed"
     training, validation = values.inside("training"), values.inside_or_none("validation")
     matched, latency = values.inside_or_none("matched"), values.inside_or_none("latency")
     return Run(
@@ -57,7 +63,7 @@ def run(values: Fields, name: str, steps: tuple[dict[str, Any], ...] = ()) -> Ru
         config=config.values,
         asked=values.number_or_none("asked_reduction", high=1),
         predicted=values.number_or_none("predicted_reduction", high=1),
-        test=measured(values.inside("test"), dataset(config.values)),
+        test=test,
         validation=None if validation is None else measured(validation),
         history=tuple(epoch(line) for line in training.each("history")),
         steps=steps,

@@ -51,7 +51,8 @@ class Run(_Made):
     Args:
         name: The run's folder, or its file without the ending.
         path: Its `run.json`.
-        kind: `dense`, `dynamic`, `twin`, or `static`, the network of another pruning library.
+        kind: `dense`, `dynamic`, `twin`, `fixed`, which is trained under one mask, or `static`, the
+            network of another pruning library.
         config: Its settings, JSON values.
         asked: Reduction asked for.
         predicted: Reduction that the estimate gave before training.
