@@ -4,8 +4,10 @@
     python benchmarks/engine.py cifar10-resnet56 --threads 1 --rounds 5
     python benchmarks/engine.py timm:mobilenetv1_100 --rank 16
     python benchmarks/engine.py runs/NAME             # trained gates, on test images
+    python benchmarks/engine.py torchvision:resnet18 --precision int8 --batch 64 --threads 2
 
-Each network and number of threads is one run of `ftwt.bench` and one file in results/engine/.
+Each network and number of threads is one run of `ftwt.bench` and one file in results/engine/, or in
+results/int8-speed/ for eight bits, where the rivals are OpenVINO's float, bfloat16 and int8.
 `python tools/write_tables.py` and `python tools/plot_engine.py` make tables and a figure of them.
 """
 
@@ -14,12 +16,15 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
 
 import ftwt
 from ftwt.config import DataConfig
+from ftwt.contest.bench import RIVALS
+from ftwt.lowering.compile import Precision
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.records.benchmark import Benchmark
@@ -33,6 +38,10 @@ NETWORKS = (
     "timm:mobilenetv1_100",
 )
 IMAGES = 200  # one by one, with one thread
+FEW = 2  # batches of more than an image
+CALIBRATED = 64  # images that ranges of eight-bit maps come from, where there are as many
+OUTPUT = {"f32": "results/engine", "int8": "results/int8-speed"}
+OF_INT8 = ("openvino", "openvino-bf16", "openvino-int8", "onnxruntime-int8")
 
 
 def main() -> None:
@@ -41,7 +50,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="*", default=NETWORKS, metavar="NETWORK")
-    parser.add_argument("--output", default="results/engine", help="folder")
+    parser.add_argument("--output", help="folder, if not the usual one")
+    parser.add_argument("--precision", choices=get_args(Precision), default="f32")
+    parser.add_argument("--rivals", nargs="+", help="if not the usual ones")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time")
+    parser.add_argument("--realtime", action="store_true", help="before all other processes")
     parser.add_argument("--keep", type=float, default=0.5, help="of names; runs decide themselves")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=25)
@@ -53,7 +66,9 @@ def main() -> None:
             found = measure(source, threads, arguments)
             name = Path(source).name.replace(":", "-")
             name += f"-rank{arguments.rank}" if arguments.rank else ""
-            found.save(Path(arguments.output) / f"{name}-threads{threads}.json")
+            name += f"-batch{arguments.batch}" if arguments.batch > 1 else ""
+            folder = Path(arguments.output or OUTPUT[arguments.precision])
+            found.save(folder / f"{name}-threads{threads}.json")
             Console(width=140).print(found)
 
 
@@ -68,20 +83,30 @@ def measure(source: str, threads: int, arguments: argparse.Namespace) -> Benchma
         network = ftwt.convert(network, example, min_gain=-math.inf, rank=arguments.rank)
     if trained:
         images, _ = next(iter(load_splits(DataConfig(dataset=arguments.dataset)).test))
+    elif arguments.batch > 1:
+        images = torch.randn(FEW * arguments.batch, *example.shape[1:])
     return ftwt.bench(
         network,
         example,
         keep=None if trained else arguments.keep,
         images=images,
+        rivals=arguments.rivals or (RIVALS if arguments.precision == "f32" else OF_INT8),
         threads=threads,
+        batch=arguments.batch,
         rounds=arguments.rounds,
-        singles=IMAGES if threads == 1 else 0,
+        singles=IMAGES if threads == 1 and arguments.batch == 1 else 0,
+        precision=arguments.precision,
+        calibrate=None if images is None else [images[: max(arguments.batch, CALIBRATED)]],
+        realtime=arguments.realtime,
         name=f"{source}, rank {arguments.rank}" if arguments.rank else source,
         config={
             "network": source,
             "threads": threads,
             "keep": arguments.keep,
             "rank": arguments.rank,
+            "precision": arguments.precision,
+            "batch": arguments.batch,
+            "realtime": arguments.realtime,
         },
     )
 

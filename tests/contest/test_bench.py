@@ -1,6 +1,7 @@
 """The benchmark: turns, rivals that are let in or left out, masks that were timed, what follows."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -431,3 +432,44 @@ def test_settings_are_as_before() -> None:
     threads = torch.get_num_threads()
     bench(model, threads=threads + 1)
     assert model.training and torch.get_num_threads() == threads
+
+
+# --- A machine that does other work --------------------------------------------------------------
+
+
+def test_turns_come_before_others_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def schedule(thread: int, policy: int, how: Any) -> None:
+        assert thread > 0
+        asked.append((policy, how.sched_priority))
+
+    monkeypatch.setattr(os, "sched_setscheduler", schedule)
+    bench(tiny.network())
+    assert not asked
+    bench(tiny.network(), realtime=True)
+    assert set(asked) == {(os.SCHED_FIFO, turns.PRIORITY), (os.SCHED_OTHER, 0)}
+    assert asked[-1] == (os.SCHED_OTHER, 0)
+
+
+def test_a_system_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with pytest.raises(RuntimeError, match="realtime: the system refuses .not permitted.; it"):
+        bench(tiny.network(), realtime=True)
+
+
+def test_batches_run_for_throughput_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    tried: list[Contestant] = []
+    monkeypatch.setattr(rivals, "fastest", lambda variants: tried.extend(variants) or variants[-1])
+    network = tiny.network().eval()
+    batches = np.random.default_rng(0).standard_normal((2, 3, 3, 32, 32), dtype=np.float32)
+    with torch.inference_mode():
+        answers = np.stack([network(torch.from_numpy(b)).numpy() for b in batches])
+    made, left_out = rivals.invite(["openvino"], network, batches, answers, threads=2)
+    assert not left_out and len(tried) == 2
+    assert "for latency" in tried[0].settings and "for throughput" in made["openvino"].settings

@@ -20,6 +20,7 @@ from ..records.benchmark import Benchmark, ImageTiming, Timing
 from ..records.contestants import DENSE, GATED, OUR
 from ..runtime import Stats
 from ..runtime.engine import Kind
+from . import turns
 from .rivals import FLOAT32, TOLERANCE, invite, largest_error
 from .steered import DECIDE, Masks, Steered, contestant, draw, opened, took
 from .turns import Contestant, disturbance, time_in_turns, time_shuffled
@@ -46,6 +47,7 @@ def bench(
     precision: Precision = "f32",
     calibrate: Iterable[Any] | None = None,
     beside: Mapping[str, DynamicModel] | None = None,
+    realtime: bool = False,
     name: str | None = None,
     config: Any = None,
     **options: Any,
@@ -79,6 +81,8 @@ def bench(
             images that are run if not given.
         beside: More pruned networks of this one, by name, that our engine runs in the same turns;
             they are timed as `ftwt NAME`.
+        realtime: Put the contestants before all other processes while they are timed (Linux, with
+            the right to): for a machine that does other work, too, which then stands still.
         name: What to call the network; if not given, its class.
         config: What the provenance shall tell, a dataclass or JSON values.
         options: Of `ftwt.compile`, for the gated engine.
@@ -88,8 +92,8 @@ def bench(
 
     Raises:
         ValueError: If an option is out of its range, or the network cannot be lowered.
-        RuntimeError: If the native engine was not built, or if our own engine does not give
-            PyTorch's answers.
+        RuntimeError: If the native engine was not built, if our own engine does not give PyTorch's
+            answers, or if the system refuses `realtime`.
     """
     began = time.perf_counter()
     for option, value in (("threads", threads), ("batch", batch), ("rounds", rounds)):
@@ -109,7 +113,7 @@ def bench(
     alone: tuple[ImageTiming, ...] = ()
     work: dict[str, float] = {}  # executed MACs of those that prune
 
-    with _threads(threads), evaluating(network):
+    with _threads(threads), evaluating(network), turns.realtime(realtime):
         one = torch.from_numpy(pool[:1])
         answers = _answers(network, batches)
         dense = Steered(compile(network, one, **built).program, **runs)

@@ -172,14 +172,14 @@ def _onnx_runtime(model: bytes, batches: np.ndarray, threads: int, how: str) -> 
 def openvino(
     _: nn.Module, batches: np.ndarray, threads: int, export: Export, __: np.ndarray
 ) -> Contestant:
-    """OpenVINO set for latency and held to float32: it would take bfloat16 where there is some."""
+    """OpenVINO held to float32: it would take bfloat16 where there is some."""
     return _openvino(_core().read_model(export()), batches, threads, "f32", "float32")
 
 
 def openvino_bf16(
     _: nn.Module, batches: np.ndarray, threads: int, export: Export, __: np.ndarray
 ) -> Contestant:
-    """OpenVINO set for latency, in bfloat16, where the processor has it."""
+    """OpenVINO in bfloat16, where the processor has it."""
     core = _core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise RuntimeError("this processor does not compute in bfloat16")
@@ -189,7 +189,7 @@ def openvino_bf16(
 def openvino_int8(
     _: nn.Module, batches: np.ndarray, threads: int, export: Export, held: np.ndarray
 ) -> Contestant:
-    """OpenVINO set for latency, quantised by NNCF after training; the rest is float32."""
+    """OpenVINO, quantised by NNCF after training; the rest is float32."""
     os.environ.setdefault("NNCF_CI", "1")  # or it would report to its makers that it is used
     core = _core()  # before NNCF makes its own
     import nncf
@@ -217,6 +217,16 @@ def _core() -> Any:
 def _openvino(
     model: Any, batches: np.ndarray, threads: int, precision: str, how: str
 ) -> Contestant:
+    """Set for latency; batches also for throughput, image by image: the faster one."""
+    latency = _for_latency(model, batches, threads, precision, how)
+    if batches.shape[1] == 1:
+        return latency
+    return fastest([latency, _for_throughput(model, batches, threads, precision, how)])
+
+
+def _for_latency(
+    model: Any, batches: np.ndarray, threads: int, precision: str, how: str
+) -> Contestant:
     import openvino as ov
 
     settings = {
@@ -237,8 +247,54 @@ def _openvino(
     return Contestant(
         take=lambda batch: np.copyto(image, batches[batch]),
         infer=infer,
-        settings=f"{ov.__version__.split('-')[0]}, {how}, for latency",
+        settings=f"{_version()}, {how}, for latency",
     )
+
+
+def _for_throughput(
+    model: Any, batches: np.ndarray, threads: int, precision: str, how: str
+) -> Contestant:
+    """The images of a batch as requests of one image each, as many at a time as it likes."""
+    import openvino as ov
+
+    single = model.clone()
+    single.reshape([1, *batches.shape[2:]])
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    compiled = _core().compile_model(single, "CPU", settings)
+    images = np.zeros_like(batches[0])
+    inputs = [
+        ov.Tensor(images[number : number + 1], shared_memory=True) for number in range(len(images))
+    ]
+    outputs = np.zeros((len(images), *compiled.output(0).shape[1:]), np.float32)
+    queue = ov.AsyncInferQueue(compiled)
+
+    def keep(request: Any, number: int) -> None:
+        outputs[number] = request.get_output_tensor().data[0]
+
+    queue.set_callback(keep)
+
+    def infer() -> np.ndarray:
+        for number, image in enumerate(inputs):
+            queue.start_async({0: image}, number, share_inputs=True)
+        queue.wait_all()
+        return outputs
+
+    streams = compiled.get_property("NUM_STREAMS")
+    return Contestant(
+        take=lambda batch: np.copyto(images, batches[batch]),
+        infer=infer,
+        settings=f"{_version()}, {how}, for throughput, {streams} streams",
+    )
+
+
+def _version() -> str:
+    import openvino as ov
+
+    return str(ov.__version__).split("-")[0]
 
 
 Builder = Callable[[nn.Module, np.ndarray, int, Export, np.ndarray], Contestant]

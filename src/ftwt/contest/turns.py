@@ -6,13 +6,16 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 REST_S, WARMUP_S = 0.05, 0.02  # before each turn
+PRIORITY = 50  # of 1 to 99, among what runs before everything else
+_realtime: ContextVar[bool] = ContextVar("realtime", default=False)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ def time_in_turns(
     with _no_garbage():
         for round_ in range(rounds):
             for name, contestant in contestants.items():
-                _begin(contestant)
-                for batch in range(batches):
-                    seconds[name][round_, batch] = _time(contestant, batch)
+                time.sleep(REST_S)
+                with _before_others(_realtime.get()):
+                    _warm_up(contestant)
+                    for batch in range(batches):
+                        seconds[name][round_, batch] = _time(contestant, batch)
     return seconds
 
 
@@ -65,9 +70,11 @@ def time_shuffled(
     seconds = np.empty((rounds, batches))
     with _no_garbage():
         for row in seconds:
-            _begin(contestant)
-            for batch in random.permutation(batches):
-                row[batch] = _time(contestant, int(batch))
+            time.sleep(REST_S)
+            with _before_others(_realtime.get()):
+                _warm_up(contestant)
+                for batch in random.permutation(batches):
+                    row[batch] = _time(contestant, int(batch))
     return seconds
 
 
@@ -85,8 +92,7 @@ def _time(contestant: Contestant, batch: int) -> float:
     return time.perf_counter() - start
 
 
-def _begin(contestant: Contestant) -> None:
-    time.sleep(REST_S)
+def _warm_up(contestant: Contestant) -> None:
     contestant.take(0)
     end = time.perf_counter() + WARMUP_S
     while time.perf_counter() < end:
@@ -108,6 +114,48 @@ def disturbance() -> Iterator[list[float]]:
     if before is not None and after is not None:
         used = (after - before) - (time.process_time() - mine)
         others.append(max(0.0, used / (time.perf_counter() - start)))
+
+
+@contextmanager
+def realtime(wanted: bool = True) -> Iterator[None]:
+    """While it lasts, threads of this process come before all others during a turn (Linux).
+
+    Raises:
+        RuntimeError: The system has no such thing, or does not let this user.
+    """
+    if wanted:
+        with _before_others(True):  # tell now if the system refuses
+            pass
+    token = _realtime.set(wanted or _realtime.get())
+    try:
+        yield
+    finally:
+        _realtime.reset(token)
+
+
+@contextmanager
+def _before_others(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    try:
+        _schedule(os.SCHED_FIFO, PRIORITY)
+    except (AttributeError, OSError) as refused:
+        raise RuntimeError(
+            f"realtime: the system refuses ({refused}); it needs Linux and the right to, as root "
+            "or by CAP_SYS_NICE; or leave it out and measure on an idle machine"
+        ) from refused
+    try:
+        yield
+    finally:
+        _schedule(os.SCHED_OTHER, 0)
+
+
+def _schedule(policy: int, priority: int) -> None:
+    """Schedule all threads of this process so; those that end meanwhile do not matter."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
 
 
 def _busy_s() -> float | None:

@@ -85,6 +85,8 @@ class BenchCommand:
     """Which of our engines; reference is slow."""
     precision: Precision = "f32"
     """Of our engines: int8 for eight-bit maps and weights."""
+    realtime: bool = False
+    """Before all other processes while it times (Linux, as root); these stand still meanwhile."""
     seed: int = 0
     """Of random weights, images and masks."""
     output: str | None = None
@@ -118,6 +120,7 @@ class BenchCommand:
             seed=self.seed,
             engine=self.engine,
             precision=self.precision,
+            realtime=self.realtime,
             name=self.model,
             config=self,
             **options,
