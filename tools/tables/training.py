@@ -257,3 +257,26 @@ def overhead() -> str:
         for run in result["estimate"]
     ]
     return table(("", "plain", "ftwt", "ratio"), rows) + origin("results/overhead.json", result)
+
+
+def self_check() -> str:
+    """What share of compiling the check takes."""
+    result = read("results/self-check.json")
+    rows = [
+        (
+            row["network"],
+            row["gates"],
+            f"{row['convert_ms']:.0f} ms" if row["convert_ms"] else "",
+            f"{row['compile_ms']:.0f} ms",
+            f"{row['check_ms']:.0f} ms",
+            percent(row["check_ms"] / (row["convert_ms"] + row["compile_ms"])),
+            percent(row["check_ms"] / row["compile_ms"]),
+            f"{row['pass_in_torch_ms']:.0f} + {row['pass_in_engine_ms']:.0f} ms",
+        )
+        for row in result["rows"]
+    ]
+    head = (
+        "network, image", "gates", "`convert`", "`compile`", "of that the check", "share of both",
+        "share of `compile`", "one pass in PyTorch + engine",
+    )  # fmt: skip
+    return table(head, rows) + origin("results/self-check.json", result)
