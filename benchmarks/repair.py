@@ -4,11 +4,13 @@
     python benchmarks/repair.py RUN --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
     python benchmarks/repair.py --imagenet IMAGES --weights mobilenet_v1_folded.safetensors
 
-No labels are used and nothing is trained. Each candidate is asked for the same executed reduction,
-fitted to the same images (a seed draws them) and evaluated on all test images: as it is, with batch
-norm re-estimated, repaired. What Torch-Pruning leaves is repaired as fixed masks (`masked.py`): the
-same repair, the same images. Its Taylor ranking needs labels: it is given the dense network's
-guesses. IMAGES is as in `eight_bits.py`: every second image is fitted to, the others test.
+No labels are used and nothing is trained. A fixed mask keeps the filters of highest mean energy
+(`static`) or those that least squares cannot make good for (`greedy`). Each candidate is asked for
+the same executed reduction, fitted to the same images (a seed draws them) and evaluated on all test
+images: as it is, with batch norm re-estimated, repaired. What Torch-Pruning leaves is repaired as
+fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs labels: it is
+given the dense network's guesses. IMAGES is as in `eight_bits.py`: every second image is fitted to,
+the others test.
 Writes `results/repair/NAME-seedS.json`, after each reduction.
 """
 
@@ -32,6 +34,7 @@ from ftwt.data import Batches
 from ftwt.files.json import write_json
 from ftwt.files.pictures import read_picture
 from ftwt.files.provenance import provenance
+from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import fixed_masks, mean_saliency
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
@@ -39,7 +42,7 @@ from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.runs.prune import gated, prunable
 
 OUTPUT = Path("results/repair")
-KINDS = ("static", "dynamic", "magnitude", "taylor")
+KINDS = ("static", "greedy", "dynamic", "magnitude", "taylor")
 RIVALS = {"magnitude": "torch-pruning, magnitude", "taylor": "torch-pruning, Taylor"}
 GRADIENT_IMAGES = 1000  # that Taylor's importance sees
 AT_ONCE = 50
@@ -155,6 +158,9 @@ def compare(subject: Subject, reduction: float, kinds: Iterable[str]) -> Iterabl
         elif kind == "static":
             saliency = mean_saliency(inner, subject.fitted, images=subject.images)
             network = inner.fix(fixed_masks(inner, saliency, reduction=reduction))
+        elif kind == "greedy":
+            ranking = rank_filters(inner, subject.fitted)
+            network = inner.fix(fixed_masks(inner, ranking, reduction=reduction))
         else:
             network = gated(inner, subject.fitted, reduction=reduction, images=subject.images)
         yield from with_and_without(kind, network.eval(), subject, reduction)

@@ -16,23 +16,25 @@ matplotlib.rcParams["svg.hashsalt"] = "ftwt"  # the same file each time
 
 import matplotlib.pyplot as plt  # noqa: E402
 from tables.files import grouped  # noqa: E402
-from tables.fitting import best, mean_of  # noqa: E402
+from tables.fitting import best, by_network, mean_of  # noqa: E402
 
 PATH = Path(__file__).parent.parent / "docs" / "pruned.svg"
 LINES = {
-    ("static", "as it is"): ("fixed mask, as it is", "#999999", ":"),
+    ("static", "as it is"): ("fixed mask by energy, as it is", "#999999", ":"),
     ("dynamic", "repaired"): ("gates, repaired", "#0072b2", "-"),
-    ("static", "repaired"): ("fixed mask, repaired", "#009e73", "-"),
+    ("static", "repaired"): ("fixed mask by energy, repaired", "#009e73", "-"),
+    ("greedy", "repaired"): ("fixed mask, repaired", "#cc79a7", "-"),
 }
 
 
 def main() -> None:
     """Draw one panel a network."""
     looks = dict(grouped("results/second-look"))
-    groups = grouped("results/repair")
+    groups = by_network("results/repair")
     figure, axes = plt.subplots(1, len(groups), figsize=(4.6 * len(groups), 3.4), squeeze=False)
     for axis, (name, seeds) in zip(axes[0], groups, strict=True):
-        rows = seeds[0]["rows"]
+        first = [seed for seed in seeds if seed["provenance"]["seed"] == 0]
+        rows = [row for seed in first for row in seed["rows"]]
         for key, (label, colour, style) in LINES.items():
             points = sorted(
                 (100 * row["reduction"], 100 * row["top1"])

@@ -18,7 +18,7 @@ from tables.comparisons import corruption_kinds, corruptions, static
 from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_torchvision
 from tables.exports import exports
 from tables.files import ROOT
-from tables.fitting import repair, second_look
+from tables.fitting import agreement, repair, repaired, second_look
 from tables.imagenet import recipes
 from tables.int8 import eight_bits, eight_bits_speed
 from tables.photographs import photograph_gates, photograph_targets
@@ -75,6 +75,8 @@ TABLES: dict[str, Callable[[], str]] = {
         corruptions,
         corruption_kinds,
         repair,
+        repaired,
+        agreement,
         second_look,
         eight_bits,
         eight_bits_speed,

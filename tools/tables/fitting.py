@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .files import grouped
@@ -10,36 +11,64 @@ from .layout import commits, over, percent, table
 MISSING = "No results yet: `python benchmarks/{}.py cifar10-resnet20`.\n"
 
 
+KINDS = {
+    "greedy": "fixed mask",
+    "static": "fixed mask, by energy",
+    "dynamic": "gates",
+    "torch-pruning, magnitude": "Torch-Pruning, magnitude",
+    "torch-pruning, Taylor": "Torch-Pruning, Taylor",
+}
+STEPS = ("as it is", "batch norm re-estimated", "repaired")
+Cells = dict[tuple[str, str], list[float]]
+
+
+def repaired() -> str:
+    """Fixed masks, gates and Torch-Pruning at equal cuts, all repaired."""
+    return _repairs(lambda cells, kind: over(cells[kind, STEPS[2]]))
+
+
 def repair() -> str:
-    """Fixed masks and gates at equal cuts: as they are, batch norm re-estimated, repaired."""
-    groups = grouped("results/repair")
+    """The same as they are, with batch norm re-estimated, and repaired."""
+
+    def steps(cells: Cells, kind: str) -> str:
+        return " / ".join(
+            over(cells[kind, step]).replace("%", "") if (kind, step) in cells else "-"
+            for step in STEPS
+        )
+
+    return _repairs(steps)
+
+
+def agreement() -> str:
+    """Share of the test images whose first guess stays the dense network's, all repaired."""
+    return _repairs(lambda cells, kind: over(cells[kind, STEPS[2]]), figure="agreement")
+
+
+def by_network(folder: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Result files of a folder by network, whatever candidates each is of."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in (seed for _, seeds in grouped(folder) for seed in seeds):
+        found.setdefault(result["network"], []).append(result)
+    return list(found.items())
+
+
+def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
+    groups = by_network("results/repair")
     if not groups:
         return MISSING.format("repair")
     rows = []
-    for name, seeds in groups:
-        dense = percent(seeds[0]["dense_top1"], 2)
-        found: dict[float, dict[tuple[str, str], list[float]]] = {}
-        for row in (row for seed in seeds for row in seed["rows"]):
-            cell = found.setdefault(row["asked"], {})
-            cell.setdefault((row["kind"], row["weights"]), []).append(row["top1"])
+    for name, results in groups:
+        found: dict[float, Cells] = {}
+        for row in (row for result in results for row in result["rows"] if figure in row):
+            cells = found.setdefault(row["asked"], {})
+            cells.setdefault((row["kind"], row["weights"]), []).append(row[figure])
+        dense = percent(results[0]["dense_top1"], 2)
         for asked in sorted(found):
-            cells = [over(found[asked][column]) if column in found[asked] else ""
-                     for column in COLUMNS]  # fmt: skip
-            rows.append((f"{name} ({dense})", percent(asked, 0), *cells))
-    head = (
-        "network (dense)", "fewer MACs", "fixed mask, as it is", "batch norm re-estimated",
-        "fixed mask, repaired", "gates, as they are", "gates, repaired",
-    )  # fmt: skip
-    return table(head, rows) + _made(groups, "repair")
-
-
-COLUMNS = (
-    ("static", "as it is"),
-    ("static", "batch norm re-estimated"),
-    ("static", "repaired"),
-    ("dynamic", "as it is"),
-    ("dynamic", "repaired"),
-)
+            there = {kind for kind, step in found[asked] if step == STEPS[2]}
+            told = [cell(found[asked], kind) if kind in there else "" for kind in KINDS]
+            if any(told):
+                rows.append((f"{name} ({dense})", percent(asked, 0), *told))
+    return table(("network (dense)", "fewer MACs", *KINDS.values()), rows) + _made(groups, "repair")
 
 
 def second_look() -> str:
@@ -89,9 +118,10 @@ def mean_of(rows: list[dict[str, Any]], name: str) -> float:
 def _made(groups: list[tuple[str, list[dict[str, Any]]]], folder: str) -> str:
     made = [seed["provenance"] for _, seeds in groups for seed in seeds]
     cpu = " and ".join(dict.fromkeys(one["hardware"]["cpu"] for one in made))
-    images = groups[0][1][0]["images"]
+    counts = sorted({seed["images"] for _, seeds in groups for seed in seeds}, reverse=True)
+    images = " or ".join(f"{count:,}" for count in counts)
     path = f"results/{folder}"
     return (
-        f"\nFrom {images:,} training images without labels, scored on all test images; at "
+        f"\nFrom {images} images without labels, scored on all test images; at "
         f"{commits(made)}, {cpu}, 1 thread: [{path}]({path}).\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,30 @@ from ..pruning.dynamic import DynamicModel
 from ..pruning.method import target_mask
 from .sites import is_add
 
-HALVINGS = 30  # of the interval of r
+DEAREST = 1e9  # price of all MACs, in losses
+HALVINGS = 30  # of the interval of r, or of the price of a MAC
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """In which order the filters of each unit go, and what that costs.
+
+    Args:
+        order: Unit -> (C,) filters, the first to go first.
+        lost: Unit -> (C,) float64: the error that is left when the first 0, 1, ... C - 1 are gone,
+            in a measure that all units share.
+    """
+
+    order: dict[str, Tensor]
+    lost: dict[str, Tensor]
+
+    def masks(self, gone: Mapping[str, int]) -> dict[str, Tensor]:
+        """Unit -> (C,) bool masks without the first so many of each unit."""
+        found = {}
+        for name, order in self.order.items():
+            found[name] = torch.ones(len(order), dtype=torch.bool)
+            found[name][order[: gone[name]]] = False
+        return found
 
 
 def inner_units(dynamic: DynamicModel) -> list[str]:
@@ -100,16 +124,17 @@ def mean_saliency(
 
 
 def fixed_masks(
-    dynamic: DynamicModel, saliency: Mapping[str, Tensor], *, reduction: float
+    dynamic: DynamicModel, ranking: Ranking | Mapping[str, Tensor], *, reduction: float
 ) -> dict[str, Tensor]:
-    """Keep the strongest filters of each unit, at a budget.
+    """Keep the filters of each unit that matter most, at a budget.
 
-    Every unit keeps the fewest filters that hold one share of its saliency; the share is chosen
-    such that the budget is met.
+    By a ranking, the loss over all units is small for what it saves (a Lagrange relaxation, and
+    then single filters are taken back). By saliencies, every unit keeps the fewest filters that
+    hold one share of its saliency.
 
     Args:
         dynamic: The network.
-        saliency: Unit -> (C,) saliency.
+        ranking: Of `rank_filters`; or unit -> (C,) saliency.
         reduction: Share of the dense MACs to save, by `executed` counting without predictors.
 
     Returns:
@@ -118,25 +143,75 @@ def fixed_masks(
     Raises:
         ValueError: The reduction is out of reach; the message names the range.
     """
+    if isinstance(ranking, Ranking):
+        return _by_loss(dynamic, ranking, reduction)
 
     def masks(r: float) -> dict[str, Tensor]:
-        return {name: target_mask(s[None], r)[0] for name, s in saliency.items()}
-
-    def saved(found: Mapping[str, Tensor]) -> float:
-        work = dynamic.macs({name: mask[None].cpu() for name, mask in found.items()})
-        return 1 - float(sum(layer.mean() for layer in work.layers.values())) / work.dense
+        return {name: target_mask(s[None], r)[0] for name, s in ranking.items()}
 
     low, high = 1e-6, 1.0
-    least, most = saved(masks(high)), saved(masks(low))
+    _check(reduction, _saved(dynamic, masks(high)), _saved(dynamic, masks(low)))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if _saved(dynamic, masks(middle)) >= reduction:
+            low = middle
+        else:
+            high = middle
+    return masks(low)
+
+
+def _by_loss(dynamic: DynamicModel, ranking: Ranking, reduction: float) -> dict[str, Tensor]:
+    """Minimise the sum of all units' losses at a budget."""
+    alone = {name: _alone(dynamic, name, order) for name, order in ranking.order.items()}
+
+    def chosen(price: float) -> dict[str, int]:
+        """How many filters of each unit go, if a network's MACs are worth so much loss."""
+        return {
+            name: int((lost - price * alone[name]).argmin()) for name, lost in ranking.lost.items()
+        }
+
+    none, most = dict.fromkeys(ranking.order, 0), {n: len(o) - 1 for n, o in ranking.order.items()}
+    _check(reduction, _saved(dynamic, ranking.masks(none)), _saved(dynamic, ranking.masks(most)))
+    low, high = 0.0, 1.0
+    while _saved(dynamic, ranking.masks(chosen(high))) < reduction and high < DEAREST:
+        high *= 4
+    gone = most
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        found = chosen(middle)
+        if _saved(dynamic, ranking.masks(found)) >= reduction:
+            gone, high = found, middle
+        else:
+            low = middle
+    while True:  # the relaxation goes past the budget by up to a step: take back what it can spare
+        back = []
+        for name, count in gone.items():
+            fewer = gone | {name: count - 1}
+            if count and _saved(dynamic, ranking.masks(fewer)) >= reduction:
+                back.append(
+                    (float(ranking.lost[name][count] - ranking.lost[name][count - 1]), name)
+                )
+        if not back:
+            return ranking.masks(gone)
+        gone[max(back)[1]] -= 1
+
+
+def _alone(dynamic: DynamicModel, unit: str, order: Tensor) -> Tensor:
+    """(C,) share of all MACs saved when the first 0, 1, ... filters of one unit go."""
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    work = dynamic.macs({unit: rank[None] >= torch.arange(len(order))[:, None]})
+    return 1 - torch.stack([*work.layers.values()]).sum(0) / work.dense
+
+
+def _saved(dynamic: DynamicModel, masks: Mapping[str, Tensor]) -> float:
+    work = dynamic.macs({name: mask[None].cpu() for name, mask in masks.items()})
+    return 1 - float(sum(layer.mean() for layer in work.layers.values())) / work.dense
+
+
+def _check(reduction: float, least: float, most: float) -> None:
     if not least <= reduction <= most:
         raise ValueError(
             f"reduction={reduction} is out of reach; fixed masks of these units save from "
             f"{max(0.0, least):.3f} to {most:.3f} of this network's MACs"
         )
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if saved(masks(middle)) >= reduction:
-            low = middle
-        else:
-            high = middle
-    return masks(low)

@@ -99,6 +99,23 @@ class Fit:
     after: float
 
 
+def covariances(moments: Moments, centred: bool) -> tuple[Tensor, Tensor]:
+    """Means of x x' and x y', (groups, inputs, ...); about their means where centred."""
+    n = moments.weight.clamp(min=1)[:, None, None]
+    gram, cross = moments.xx / n, moments.xy / n
+    if centred:
+        mx, my = moments.x[:, :, None] / n, moments.y[:, None, :] / n
+        gram, cross = gram - mx @ mx.mT, cross - mx @ my
+    return gram, cross
+
+
+def damped(gram: Tensor, ridge: float) -> Tensor:
+    """Add a share of the mean diagonal to a (groups, inputs, inputs) matrix's diagonal."""
+    scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    return gram + (ridge * scale)[:, None, None] * eye
+
+
 def solve(
     moments: Moments, weights: Tensor, offset: Tensor, ridge: float, *, free_offset: bool
 ) -> tuple[Tensor, Tensor]:
@@ -115,17 +132,11 @@ def solve(
         Weights and offset.
     """
     n = moments.weight.clamp(min=1)[:, None, None]
-    gram, cross = moments.xx / n, moments.xy / n
     mx, my = moments.x[:, :, None] / n, moments.y[:, None, :] / n
-    if free_offset:
-        gram, cross = gram - mx @ mx.mT, cross - mx @ my
-    else:
+    gram, cross = covariances(moments, free_offset)
+    if not free_offset:
         cross = cross - mx @ offset[:, None, :]
-    scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
-    damped = gram + (ridge * scale)[:, None, None] * torch.eye(
-        gram.shape[1], dtype=gram.dtype, device=gram.device
-    )
-    moved = weights + torch.linalg.solve(damped, cross - gram @ weights)
+    moved = weights + torch.linalg.solve(damped(gram, ridge), cross - gram @ weights)
     if free_offset:
         offset = (my - mx.mT @ moved)[:, 0]
     return moved, offset

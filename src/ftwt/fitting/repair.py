@@ -22,15 +22,14 @@ from torch import Tensor, fx, nn
 from ..files.tables import Shown
 from ..graph.operations import BatchNorm
 from ..graph.trace import evaluating
-from ..processes import alone, first
+from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from .passes import Passes
 from .regression import Moments, fit
+from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites
 
 HELD_OUT = 5  # every fifth image is held out to choose a ridge by
-POSITIONS = 64  # of an image, that a convolution is fitted to at most
-AT_ONCE = 2**23  # numbers of unfolded inputs
 FLAT = 1e-3  # a batch norm's slope below which it is given a slope of 1
 
 
@@ -131,7 +130,7 @@ def repair(
     with evaluating(dynamic), evaluating(teacher):
         for site in sites:
             fitted, held, mine = _sum(dynamic.network, site, passes)
-            count = _share(fitted, held, mine, accelerator)
+            count = add_up([fitted, held], mine, accelerator)
             if count < HELD_OUT:
                 raise ValueError(f"{count} images to repair with; give {HELD_OUT} or more")
             layers.append(_refit(dynamic.network, site, fitted, held))
@@ -174,7 +173,7 @@ def _sum(network: fx.GraphModule, site: Site, passes: Passes) -> tuple[Moments, 
     """Sums over images to fit and over images held out, and how many images there were."""
     module = network.get_submodule(site.name)
     device = next(module.parameters()).device
-    fitted, held = Moments(*_shape(module), device), Moments(*_shape(module), device)
+    fitted, held = Moments(*shape_of(module), device), Moments(*shape_of(module), device)
     images = 0
     for place, count, found, target in passes.values(site.layer.name, site.needs, site.goal):
         images += count
@@ -189,51 +188,8 @@ def _sum(network: fx.GraphModule, site: Site, passes: Passes) -> tuple[Moments, 
         mask = None if site.gate is None else found[site.gate.name][1].mask
         last = torch.arange(place, place + count, device=device) % HELD_OUT == HELD_OUT - 1
         for moments, chosen in ((fitted, ~last), (held, last)):
-            _add(moments, module, inputs, target, mask, chosen.nonzero()[:, 0])
+            add_samples(moments, module, inputs, target, mask, chosen.nonzero()[:, 0])
     return fitted, held, images
-
-
-def _shape(module: nn.Module) -> tuple[int, int, int]:
-    """Groups, inputs and outputs of the regressions of a layer."""
-    if isinstance(module, nn.Conv2d):
-        return module.groups, module.weight[0].numel(), module.out_channels // module.groups
-    assert isinstance(module, nn.Linear)
-    return 1, module.in_features, module.out_features
-
-
-def _add(
-    moments: Moments, module: nn.Module, x: Tensor, y: Tensor, mask: Tensor | None, index: Tensor
-) -> None:
-    """Add the samples of some images: up to `POSITIONS` of each, the same for all."""
-    groups, inputs, outputs = _shape(module)
-    if not len(index):
-        return
-    if isinstance(module, nn.Linear):
-        moments.add(x[index].reshape(1, -1, inputs), y[index].reshape(1, -1, outputs))
-        return
-    assert isinstance(module, nn.Conv2d)
-    high, wide = y.shape[2:]
-    every = torch.arange(high * wide)
-    if len(every) > POSITIONS:  # drawn without a seed of its own: the same in every pass
-        generator = torch.Generator().manual_seed(0)
-        every = torch.randperm(len(every), generator=generator)[:POSITIONS].sort().values
-    starts = torch.stack((every // wide, every % wide)).to(x.device)
-    rows, columns = (
-        starts[axis, :, None] * module.stride[axis]
-        + torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
-        for axis in (0, 1)
-    )
-    up, left = (int(pad) for pad in module.padding)
-    for part in index.split(max(1, AT_ONCE // (groups * inputs * len(every)))):
-        padded = nn.functional.pad(x[part], (left, left, up, up))
-        patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # (B, C, P, kh, kw)
-        patches = patches.view(len(part), groups, -1, *patches.shape[2:]).permute(1, 0, 3, 2, 4, 5)
-        goals = y[part].flatten(2)[:, :, every.to(y.device)]
-        goals = goals.view(len(part), groups, outputs, -1).permute(1, 0, 3, 2)
-        weight = None
-        if mask is not None:
-            weight = mask[part].float().T[..., None].expand(-1, -1, len(every)).flatten(1)
-        moments.add(patches.reshape(groups, -1, inputs), goals.reshape(groups, -1, outputs), weight)
 
 
 def _refit(network: fx.GraphModule, site: Site, fitted: Moments, held: Moments) -> RepairedLayer:
@@ -242,7 +198,7 @@ def _refit(network: fx.GraphModule, site: Site, fitted: Moments, held: Moments) 
     norm = None if site.norm is None else network.get_submodule(site.norm)
     assert isinstance(module, nn.Conv2d | nn.Linear)
     assert norm is None or isinstance(norm, BatchNorm)
-    groups, inputs, outputs = _shape(module)
+    groups, inputs, outputs = shape_of(module)
     slope, offset = _line(module, norm)
     now = module.weight.double().view(-1, inputs) * slope[:, None]
     found = fit(
@@ -292,17 +248,6 @@ def _write(
     elif module.bias is not None:
         module.bias.copy_(offset)
     module.weight.copy_(weights.view_as(module.weight))
-
-
-def _share(fitted: Moments, held: Moments, count: int, accelerator: Any) -> int:
-    """Add up the sums of all processes; return how many images they saw together."""
-    if alone(accelerator):
-        return count
-    from accelerate.utils import reduce
-
-    for moments in (fitted, held):
-        moments.replace(reduce(moments.tensors(), "sum"))
-    return int(reduce(torch.tensor([count], device=fitted.x.device), "sum")[0])
 
 
 def _warn(layers: list[RepairedLayer]) -> None:

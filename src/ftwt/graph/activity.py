@@ -126,9 +126,7 @@ class ChannelGraph:
         """
         masks = {unit: mask.detach().cpu() for unit, mask in masks.items()}
         samples = len(next(iter(masks.values()))) if masks else 1
-        active: dict[str, Any] = {}
-        for node, rule in self._rules.items():
-            active[node] = rule.forward([active.get(source) for source in rule.sources], masks)
+        active = self._activity(masks)
         needed: dict[str, Any] = dict.fromkeys(self._results)
         for node, rule in reversed(self._rules.items()):
             if node not in needed:
@@ -158,6 +156,33 @@ class ChannelGraph:
                 count = None if activity is None else per_channel(activity, 1, channels).sum(1)
                 read[rule.unit] = each(channels if count is None else count)
         return Flow(macs, read)
+
+    def silenced(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tell which inputs of layers masks silence.
+
+        Args:
+            masks: As for `walk`.
+
+        Returns:
+            Layer name -> (N, C_in) bool, true where an input is zero; layers whose inputs can all
+            be non-zero are left out.
+        """
+        active = self._activity({unit: mask.detach().cpu() for unit, mask in masks.items()})
+        found = {}
+        for node, layer in self._layers.items():
+            rule = self._rules.get(node)
+            if isinstance(rule, Contract):
+                activity = active.get(rule.sources[0])
+                if activity is not None:
+                    found[layer.name] = ~per_channel(activity, rule.dim, rule.in_channels)
+        return found
+
+    def _activity(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Node name -> which of its values can be non-zero; None for all."""
+        active: dict[str, Any] = {}
+        for node, rule in self._rules.items():
+            active[node] = rule.forward([active.get(source) for source in rule.sources], masks)
+        return active
 
     def _layer(
         self, node: fx.Node, network: fx.GraphModule, values: Mapping[fx.Node, Any], macs: int

@@ -18,7 +18,8 @@ from ..budget.calibration import calibrate
 from ..budget.estimate import estimate
 from ..files.provenance import provenance
 from ..files.tables import Shown
-from ..fitting.masks import fixed_masks, inner_units, mean_saliency
+from ..fitting.columns import rank_filters
+from ..fitting.masks import Ranking, fixed_masks, inner_units
 from ..fitting.predictors import fit_predictors
 from ..fitting.repair import Repair, repair
 from ..graph.trace import evaluating
@@ -121,10 +122,11 @@ def prune(
 ) -> Pruned:
     """Prune a trained network to a budget: no labels, no training.
 
-    Units whose filters only layers read are pruned; residual streams stay whole. Filters are ranked
-    by their mean energy (`static`), or predictors are fitted that choose them for each image
-    (`dynamic`). Then the layers behind the masks are repaired. Of several candidates the one is
-    taken whose outputs stay nearest to the dense network's, on images that none was fitted to.
+    Units whose filters only layers read are pruned; residual streams stay whole. The same filters
+    go for every image, those that their readers can best make good for (`static`), or predictors
+    are fitted that choose filters for each image (`dynamic`). Then the layers behind the masks are
+    repaired. Of several candidates the one is taken whose outputs stay nearest to the dense
+    network's, on images that none was fitted to.
 
     Args:
         model: The trained network. It is not changed.
@@ -157,9 +159,9 @@ def prune(
         batches = list(batches)
     fitted, judges = _divide(batches, images)
     dynamic = prunable(model, next(iter(fitted)))
-    saliency = mean_saliency(dynamic, fitted, images=len(fitted))
+    ranking = rank_filters(dynamic, fitted)
     if latency_ms is not None:
-        reduction = _reduction_for(dynamic, saliency, latency_ms)
+        reduction = _reduction_for(dynamic, ranking, latency_ms)
     assert reduction is not None
     expected = _Expected(model, judges)
     kinds = ("static", "dynamic") if gates == "auto" else (gates,)
@@ -167,7 +169,7 @@ def prune(
     for kind in kinds:
         try:
             if kind == "static":
-                network = dynamic.fix(fixed_masks(dynamic, saliency, reduction=reduction))
+                network = dynamic.fix(fixed_masks(dynamic, ranking, reduction=reduction))
             else:
                 network = gated(dynamic, fitted, reduction=reduction, images=len(fitted))
         except ValueError as error:  # predictors cost so much that gates cannot reach the budget
@@ -304,7 +306,7 @@ class _Expected:
         )
 
 
-def _reduction_for(dynamic: DynamicModel, saliency: dict[str, Tensor], latency_ms: float) -> float:
+def _reduction_for(dynamic: DynamicModel, ranking: Ranking, latency_ms: float) -> float:
     """The reduction at which fixed masks take that long, between measured points."""
     if not latency_ms > 0:
         raise ValueError(f"latency_ms={latency_ms}: give milliseconds above 0")
@@ -312,7 +314,7 @@ def _reduction_for(dynamic: DynamicModel, saliency: dict[str, Tensor], latency_m
     reductions, times = [], []
     for asked in TIMED_AT:
         try:
-            masks = fixed_masks(dynamic, saliency, reduction=asked)
+            masks = fixed_masks(dynamic, ranking, reduction=asked)
         except ValueError:  # no mask saves as much
             break
         engine = compile(dynamic.fix(masks), check=False)

@@ -1,0 +1,68 @@
+"""Samples of a layer: what it reads at some positions, and what it should give there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..processes import alone
+from .regression import Moments
+
+POSITIONS = 64  # of an image, that a convolution is fitted to at most
+AT_ONCE = 2**23  # numbers of unfolded inputs
+
+
+def shape_of(module: nn.Module) -> tuple[int, int, int]:
+    """Groups, inputs and outputs of the regressions of a layer."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups, module.weight[0].numel(), module.out_channels // module.groups
+    assert isinstance(module, nn.Linear)
+    return 1, module.in_features, module.out_features
+
+
+def add_samples(
+    moments: Moments, module: nn.Module, x: Tensor, y: Tensor, mask: Tensor | None, index: Tensor
+) -> None:
+    """Add the samples of some images: up to `POSITIONS` of each, the same for all."""
+    groups, inputs, outputs = shape_of(module)
+    if not len(index):
+        return
+    if isinstance(module, nn.Linear):
+        moments.add(x[index].reshape(1, -1, inputs), y[index].reshape(1, -1, outputs))
+        return
+    assert isinstance(module, nn.Conv2d)
+    high, wide = y.shape[2:]
+    every = torch.arange(high * wide)
+    if len(every) > POSITIONS:  # drawn without a seed of its own: the same in every pass
+        generator = torch.Generator().manual_seed(0)
+        every = torch.randperm(len(every), generator=generator)[:POSITIONS].sort().values
+    starts = torch.stack((every // wide, every % wide)).to(x.device)
+    rows, columns = (
+        starts[axis, :, None] * module.stride[axis]
+        + torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
+        for axis in (0, 1)
+    )
+    up, left = (int(pad) for pad in module.padding)
+    for part in index.split(max(1, AT_ONCE // (groups * inputs * len(every)))):
+        padded = nn.functional.pad(x[part], (left, left, up, up))
+        patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # (B, C, P, kh, kw)
+        patches = patches.view(len(part), groups, -1, *patches.shape[2:]).permute(1, 0, 3, 2, 4, 5)
+        goals = y[part].flatten(2)[:, :, every.to(y.device)]
+        goals = goals.view(len(part), groups, outputs, -1).permute(1, 0, 3, 2)
+        weight = None
+        if mask is not None:
+            weight = mask[part].float().T[..., None].expand(-1, -1, len(every)).flatten(1)
+        moments.add(patches.reshape(groups, -1, inputs), goals.reshape(groups, -1, outputs), weight)
+
+
+def add_up(sums: list[Moments], count: int, accelerator: Any) -> int:
+    """Add up the sums of all processes; return how many images they saw together."""
+    if alone(accelerator):
+        return count
+    from accelerate.utils import reduce
+
+    for moments in sums:
+        moments.replace(reduce(moments.tensors(), "sum"))
+    return int(reduce(torch.tensor([count], device=sums[0].x.device), "sum")[0])
