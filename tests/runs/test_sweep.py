@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 import tiny
-from ftwt import cli
+from ftwt import cli, recipes
 from ftwt.runs.sweep import JOURNAL, Sweep, sweep_folder
 from ftwt.runs.sweep_file import Line, read_sweep, read_vary, with_seeds
 from ftwt.training.interrupts import Interrupted
 from ftwt.training.lock import holder
 
+SWEEPS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.sweep"))
 HELPERS = str(Path(__file__).parents[1] / "helpers")
 FAKE = """
 import json, pathlib, sys, time
@@ -79,10 +80,30 @@ def test_lines_are_read_with_what_they_wait_for() -> None:
     """)
     assert read_sweep(path) == (
         Line("base", ("--lr", "0.1"), "runs/base"),
-        Line("c", (), "runs/c"),
         Line("a", ("--weights=runs/base",), "runs/pruned", ("runs/base",)),
         Line("b", ("--twin-of", "runs/pruned"), "runs/twin", ("runs/pruned",)),
+        Line("c", (), "runs/c"),
     )
+
+
+def test_the_order_of_the_file_is_kept_where_nothing_waits() -> None:
+    text = "train base --output a\ntrain x --weights a --output b\ntrain other --output c"
+    assert [line.output for line in read_sweep(written(text))] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_each_training_of_our_own_sweeps_is_one(path: Path) -> None:
+    lines = read_sweep(path)
+    written_down = [text for text in path.read_text().splitlines() if text.startswith("train")]
+    assert [line.recipe for line in lines] == [text.split()[1] for text in written_down]
+    for line in lines:
+        config = cli.parse("train", [line.recipe, *line.flags]).run  # type: ignore[attr-defined]
+        assert line.recipe in recipes.names() and config.train.precision == "fp32"
+        if re.search(r"-r\d+-", line.recipe):  # the paper's short schedule
+            assert (config.train.lr, config.train.predictor_lr) == (0.001, 0.1)
+            drops = [round(drop * config.train.epochs) for drop in config.train.milestones]
+            assert (config.train.epochs, drops) == (50, [29, 39, 49])
+        assert {config.weights, config.twin_of} - {None, "pretrained"} == set(line.after)
 
 
 def test_flags_are_varied_in_every_combination_and_each_reads_its_own() -> None:
@@ -212,7 +233,7 @@ REAL = """
 import sys
 from pathlib import Path
 import tiny
-from ftwt import cli
+from ftwt import cli, recipes
 tiny.register(Path("."))
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -139,16 +139,16 @@ def _renamed(flag: str, folders: Mapping[str, str]) -> str:
 
 
 def _ordered(lines: list[Line], path: str | os.PathLike[str]) -> tuple[Line, ...]:
-    """The lines, each behind those that it reads."""
+    """The lines in the file's order, but for those that read a later one: they come behind it."""
     left, found = list(lines), list[Line]()
     while left:
         there = {line.output for line in found}
-        ready = [line for line in left if there.issuperset(line.after)]
-        if not ready:
+        ready = next((line for line in left if there.issuperset(line.after)), None)
+        if ready is None:
             circle = ", ".join(line.output for line in left)
             raise ValueError(f"{path}: these wait for one another: {circle}")
-        found += ready
-        left = [line for line in left if line not in ready]
+        found.append(ready)
+        left.remove(ready)
     return tuple(found)
 
 
