@@ -102,14 +102,14 @@ def look(
     """Set the threshold on each half, and score the other."""
     rows = []
     for half, (mine, others) in enumerate((halves, halves[::-1])):
-        fit = ftwt.second_look(first, second, mine, reduction=average, images=len(mine.images))
+        fit = ftwt.second_look([first, second], mine, reduction=average, images=len(mine.images))
         found = ftwt.evaluate(fit.network, others)
         rows.append(
             {
                 "first_cut": cut,
                 "average_cut": average,
                 "threshold_from_half": half,
-                "threshold": fit.threshold,
+                "threshold": fit.thresholds[0],
                 "again": fit.again,
                 "agreement": fit.agreement,
                 "images": found.images,
@@ -127,10 +127,11 @@ def by_lot(network: SecondLook, batches: Batches, share: float, *, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     right = count = 0
     for images, labels in batches:
-        outputs = network.first(images)
+        first, second = network.networks
+        outputs = first(images)
         again = torch.rand(len(images), generator=generator) < share
         if again.any():
-            outputs[again] = network.second(images[again])
+            outputs[again] = second(images[again])
         right += int((outputs.argmax(1) == labels).sum())
         count += len(labels)
     return right / count

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from .lowering.compile import compile as compile
     from .lowering.quantize import QuantizedLayers as QuantizedLayers
     from .lowering.quantize import quantized_layers as quantized_layers
-    from .lowering.second_look import compile_second_look as compile_second_look
     from .networks.pretrained import from_pretrained as from_pretrained
     from .networks.pretrained import push_to_hub as push_to_hub
     from .networks.pretrained import save_pretrained as save_pretrained
@@ -96,7 +95,6 @@ _HOMES = {  # name -> the module that it comes from, as above
     "compile": "lowering.compile",
     "QuantizedLayers": "lowering.quantize",
     "quantized_layers": "lowering.quantize",
-    "compile_second_look": "lowering.second_look",
     "from_pretrained": "networks.pretrained",
     "push_to_hub": "networks.pretrained",
     "save_pretrained": "networks.pretrained",

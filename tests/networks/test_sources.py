@@ -225,10 +225,10 @@ def test_a_second_look_is_two_networks(home: Path) -> None:
     first, second = (
         ftwt.convert(models.create(tiny.NAME), torch.zeros(1, 3, 32, 32), r=r) for r in (0.5, 0.9)
     )
-    save_pretrained(ftwt.SecondLook(first, second, 0.5), "both", name=tiny.NAME)
+    save_pretrained(ftwt.SecondLook([first, second], [0.5]), "both", name=tiny.NAME)
     source = resolve("both")
-    assert source.shape() == (3, 32, 32) and isinstance(source.load(both=True), ftwt.SecondLook)
-    with pytest.raises(ValueError, match="both holds a second look.* both/first or both/second"):
+    assert source.shape() == (3, 32, 32) and isinstance(source.load(passes=True), ftwt.SecondLook)
+    with pytest.raises(ValueError, match="both holds a second look, .* such as both/first"):
         source.load()
     assert same(resolve("both/first").load(), first)
 

@@ -49,8 +49,8 @@ def test_the_dense_network_looks_again_as_it_is(tiny_home: Path) -> None:
     result = run(config(FixedConfig(0.3, "dense", 0.2)), output="runs/look")
     network = from_pretrained("runs/look/model")
     assert isinstance(network, SecondLook)
-    assert toys.same(network.second.restore(), models.create(tiny.NAME, pretrained=True))
-    assert not toys.same(network.first.restore(), network.second.restore())
+    assert toys.same(network.last.restore(), models.create(tiny.NAME, pretrained=True))
+    assert not toys.same(network.first.restore(), network.last.restore())
     assert result.to_json()["asked_reduction"] == 0.2
     found = result.second_look
     assert found is not None and found["images"] == 400  # all that were held out
@@ -63,13 +63,13 @@ def test_shared_weights_serve_both_passes_each_with_its_own_batch_norm(tiny_home
     run(config(SHARED), output="runs/sandwich")
     network = from_pretrained("runs/sandwich/model")
     assert isinstance(network, SecondLook)
-    cheap, dear = weights(network.first), weights(network.second)
+    cheap, dear = weights(network.first), weights(network.last)
     assert cheap.keys() == dear.keys() and len(cheap) == 8
     assert all(torch.equal(cheap[name], dear[name]) for name in cheap)
     dense = models.create(tiny.NAME, pretrained=True).state_dict()
     assert not torch.equal(dear["3.weight"], dense["3.weight"])  # it was trained, too
     for name in ("4.running_mean", "4.weight"):
-        first, second = (one.network.state_dict()[name] for one in (network.first, network.second))
+        first, second = (one.network.state_dict()[name] for one in (network.first, network.last))
         assert not torch.equal(first, second)
 
 
@@ -82,7 +82,7 @@ def test_a_step_of_both_passes_is_that_of_its_losses(tiny_home: Path) -> None:
                            distillation=0.5, temperature=2.0)  # fmt: skip
     train(network, [(images, labels)], splits.validation, settings, progress=False)
     assert isinstance(twin, SecondLook)
-    cheap, dear = twin.first(images), twin.second(images)
+    cheap, dear = twin.first(images), twin.last(images)
     loss = torch.nn.functional.cross_entropy
     whole = loss(cheap, labels) + loss(dear, labels) + 0.5 * divergence(cheap, dear.detach(), 2.0)
     torch.testing.assert_close(task_loss((cheap, dear), labels, settings), whole)
@@ -98,7 +98,7 @@ def test_a_step_of_both_passes_is_that_of_its_losses(tiny_home: Path) -> None:
 def test_what_cannot_be_trained_for_both_passes_is_told() -> None:
     dynamic = convert(toys.Toy(), torch.zeros(2, 3, 8, 8), min_gain=-1.0)
     batches = [(toys.pixels(4), torch.zeros(4, dtype=torch.long))]
-    look = SecondLook(dynamic, dynamic, 0.0)
+    look = SecondLook([dynamic, dynamic], [0.0])
     with pytest.raises(ValueError, match="freeze it"):
         train(look, batches, batches, TrainConfig(epochs=1))
     with pytest.raises(ValueError, match="leave out the teacher"):

@@ -272,8 +272,8 @@ def metadata(path: Path, **fields: Any) -> None:
 
 
 def test_versions_and_formats(saved):
-    metadata(saved, version="3")
-    refused(saved, "version is '3'", "must be 1 or 2", "update ftwt")
+    metadata(saved, version="4")
+    refused(saved, "version is '4'", "must be 1 to 3", "update ftwt")
     metadata(saved, version="2")
     refused(saved, "set of fields", "types, scales")
     metadata(saved, version="1", format="pt")

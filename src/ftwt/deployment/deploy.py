@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 
-from .. import runtime
 from ..config import DataConfig
 from ..exporting.export import IMAGES, Exported, export
 from ..files.pictures import SUFFIX
@@ -169,14 +168,16 @@ def deploy(
     """
     if Path(path).suffix != SUFFIX:
         raise ValueError(f"output={os.fspath(path)!r}: a compiled network's name ends in {SUFFIX}")
-    network, example = source.load().cpu().eval(), torch.zeros(1, *source.shape(data))
+    network = source.load(passes=True).cpu().eval()
+    example = torch.zeros(1, *source.shape(data))
     options = (economies or Economies()).options(data, source=source)
     if precision == "int8":
         held = calibration(data, source=source, images=calibrate)
         options |= {"precision": precision, "calibrate": held}
-    program = compile(network, example, engine=engine, threads=threads, **options).program
-    program = program.described(source.classes, _notes(source, data))
-    runtime.save(program, path)
+    made = compile(network, example, engine=engine, threads=threads, **options)
+    notes = _notes(source, data)
+    made.save(path, classes=source.classes, notes=notes)
+    program = made.program.described(source.classes, notes)
     return Deployed(
         path=os.fspath(path),
         network=source.given,

@@ -17,6 +17,7 @@ from ..names import nearest
 from ..pruning.dynamic import DynamicModel
 from ..pruning.macs import predictor_macs
 from ..pruning.method import Apply
+from ..pruning.second_look import SecondLook
 from ..records.recording import RecordedUnit as RecordedUnit
 from ..records.recording import Recording as Recording
 from .evaluate import check_labels, classes_of, outputs_of, plain_macs
@@ -47,7 +48,8 @@ def record(
     besides what the network needs for a batch.
 
     Args:
-        model: Images (B, C, H, W) to logits (B, classes); it is not changed.
+        model: Images (B, C, H, W) to logits (B, classes), plain, dynamic or a second look (of which
+            work is recorded, and no masks); it is not changed.
         batches: (images, labels), the same in the same order each time they are gone through, such
             as a list or `ftwt.data.Batches` that are not for training.
         images: How many to keep as pictures: the cheapest, the dearest (12 each of 64) and others,
@@ -141,7 +143,11 @@ class _Pass:
             kept["sums"].add(_sums(batch))
             self.dim = batch.dim()
             batch = batch.to(device)
-            if dynamic is None:
+            if isinstance(model, SecondLook):
+                looked = model.look(batch)
+                outputs, self.dense = looked.outputs, model.dense_macs
+                kept["executed"].add(looked.executed.numpy().astype(np.float32))
+            elif dynamic is None:
                 refuse_spoilt(batch)
                 outputs = outputs_of(model, batch)
                 if not self.dense:

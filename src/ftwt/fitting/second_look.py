@@ -1,9 +1,9 @@
-"""Set the threshold of a second look, on images without labels."""
+"""Set the thresholds of a second look, on images without labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,68 +15,79 @@ from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..processes import first as first_images
 from ..pruning.dynamic import DynamicModel
-from ..pruning.second_look import SecondLook, margin, run_counted
+from ..pruning.second_look import SecondLook, check_scores, margin, run_counted
 
 CONFIDENCE = 0.95  # with which the promised agreement holds
 
 
+STEPS = 40  # of the share of images that a second of three passes looks at
+
+
 @dataclass(frozen=True)
 class SecondLookFit(Shown):
-    """A second look, and what it comes to on the images that its threshold was set on.
+    """A second look, and what it comes to on the images that its thresholds were set on.
 
     Args:
         network: The network.
-        threshold: Images with a smaller margin are looked at again.
-        again: Share of the images looked at again.
-        reduction: Executed reduction, both passes counted.
-        agreement: Share of the images whose guess is the second network's.
+        thresholds: Of each pass but the last: images with a smaller margin go to the next.
+        shares: Of each pass but the first: share of the images that it looks at.
+        reduction: Executed reduction, all passes counted.
+        agreement: Share of the images whose guess is the last network's.
         promised: Agreement that holds for other such images with 95% confidence.
         images: Images looked at.
     """
 
     network: SecondLook = field(repr=False)
-    threshold: float
-    again: float
+    thresholds: tuple[float, ...]
+    shares: tuple[float, ...]
     reduction: float
     agreement: float
     promised: float
     images: int
 
+    @property
+    def again(self) -> float:
+        """Share of the images that are looked at a second time."""
+        return self.shares[0]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        further = "".join(f", {share:.1%} a third time" for share in self.shares[1:])
+        margins = ", ".join(f"{threshold:.3f}" for threshold in self.thresholds)
         yield (
-            f"{self.again:.1%} of {self.images:,} images are looked at again (margin below "
-            f"{self.threshold:.3f}): {self.reduction:.2%} fewer MACs, both passes counted; "
-            f"{self.agreement:.2%} of the guesses are the second network's (at least "
+            f"{self.again:.1%} of {self.images:,} images are looked at again{further} (margin "
+            f"below {margins}): {self.reduction:.2%} fewer MACs, all passes counted; "
+            f"{self.agreement:.2%} of the guesses are the last network's (at least "
             f"{self.promised:.2%} on other such images, with 95% confidence)"
         )
 
 
 @torch.no_grad()
 def second_look(
-    first: DynamicModel,
-    second: DynamicModel,
+    passes: Sequence[DynamicModel],
     batches: Iterable[tuple[Tensor, Any] | Tensor],
     *,
     reduction: float | None = None,
     agreement: float | None = None,
     images: int = 2048,
 ) -> SecondLookFit:
-    """Let a dearer network look again at the images that a cheap one is unsure of.
+    """Let dearer networks look again at the images that a cheap one is unsure of.
 
-    Take images that neither network was trained on: on its training images a network is surer of
-    itself, and more images than asked would be looked at again. Labels are not used.
+    Take images that no network was trained on: on its training images a network is surer of itself,
+    and more images than asked would be looked at again. Labels are not used.
 
     Args:
-        first: The cheap network, pruned beyond the budget.
-        second: The dearer one, for the same images.
+        passes: Two or three networks for the same images, of growing cost: the first pruned beyond
+            the budget, the last as good as can be.
         batches: Images (B, C, H, W), with or without labels.
-        reduction: Average share of the second network's dense MACs to save, both passes counted.
-        agreement: Instead: share of the images whose guess must be the second network's. It holds
+        reduction: Average share of the last network's dense MACs to save, all passes counted.
+        agreement: Instead: share of the images whose guess must be the last network's. It holds
             for other such images with 95% confidence, so that fewer images promise less.
         images: How many images to look at, at most.
 
     Returns:
-        The network with its threshold, and its figures on these images.
+        The network with its thresholds, and its figures on these images. Of three passes' many ways
+        to meet a budget, it is the one of best agreement; and of those that promise an agreement,
+        the cheapest.
 
     Raises:
         ValueError: Neither or both are given, or what is asked is out of reach (the message names
@@ -84,53 +95,114 @@ def second_look(
     """
     if (reduction is None) == (agreement is None):
         raise ValueError(f"reduction={reduction}, agreement={agreement}: give one of them")
-    network = SecondLook(first, second, 0.0)
-    sure, cheap, dear, same = [], [], [], []
-    device = next(first.parameters()).device
-    with evaluating(network):
-        for _, part in first_images(batches, images):
-            part = part.to(device)
-            outputs, _, cost = network.look_once(part)
-            wanted, extra = run_counted(second, part)
-            sure.append(margin(outputs).double().cpu())
-            cheap.append(cost)
-            dear.append(extra)
-            same.append((outputs.argmax(1) == wanted.argmax(1)).cpu())
-    if not sure:
-        raise ValueError("no images to set the threshold on; give batches of images")
-    margins, order = torch.cat(sure).sort(stable=True)
-    count, dense = len(margins), network.dense_macs
-    executed = torch.cat(cheap).sum() + torch.cat(
-        (torch.zeros(1), torch.cat(dear)[order].cumsum(0))
-    )
-    saved = 1 - executed / (count * dense)  # if so many are looked at again
-    wrong = (~torch.cat(same)[order]).flip(0).cumsum(0).flip(0)  # among those that are not
-    wrong = torch.cat((wrong, torch.zeros(1, dtype=wrong.dtype)))
-    if reduction is not None:
-        enough = (saved >= reduction).nonzero()[:, 0]
-        if reduction > float(saved[0]) or not len(enough):
-            raise ValueError(
-                f"reduction={reduction} is out of reach: a second look saves from "
-                f"{float(saved[-1]):.3f} (all images) to {float(saved[0]):.3f} (none); prune the "
-                "first network further"
-            )
-        looks = int(enough[-1])
-    else:
-        assert agreement is not None
-        looks = _looks_for(agreement, wrong.tolist(), count)
-    threshold = _between(margins, looks)
-    network.threshold.fill_(threshold)
-    looks = int((margins.float() < network.threshold.cpu()).sum())
-    missed = int(wrong[looks])
+    network = SecondLook(passes, [0.0] * (len(passes) - 1))
+    seen = _Seen(network, batches, images)
+    best: _Plan | None = None
+    refused: list[ValueError] = []
+    for earlier in seen.earlier():
+        try:
+            plan = seen.plan(earlier, reduction, agreement)
+        except ValueError as error:
+            refused.append(error)
+            continue
+        if best is None or plan.better(best, by_agreement=reduction is not None):
+            best = plan
+    if best is None:
+        raise refused[0]
+    network.thresholds.copy_(torch.tensor(best.thresholds))
     return SecondLookFit(
         network=network.eval(),
-        threshold=threshold,
-        again=looks / count,
-        reduction=float(saved[looks]),
-        agreement=1 - missed / count,
-        promised=1 - largest_rate(missed, count),
-        images=count,
+        thresholds=best.thresholds,
+        shares=best.shares,
+        reduction=best.reduction,
+        agreement=1 - best.missed / seen.count,
+        promised=1 - largest_rate(best.missed, seen.count),
+        images=seen.count,
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Thresholds, and what they come to."""
+
+    thresholds: tuple[float, ...]
+    shares: tuple[float, ...]
+    reduction: float
+    missed: int
+
+    def better(self, other: _Plan, *, by_agreement: bool) -> bool:
+        if by_agreement:
+            return (-self.missed, self.reduction) > (-other.missed, other.reduction)
+        return self.reduction > other.reduction
+
+
+class _Seen:
+    """What each pass makes of each image."""
+
+    def __init__(self, network: SecondLook, batches: Iterable[Any], images: int) -> None:
+        networks = network.networks
+        parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in networks]
+        device = next(network.parameters()).device
+        with evaluating(network):
+            for _, part in first_images(batches, images):
+                part = part.to(device)
+                network.last.check_input(part)
+                for found, one in zip(parts, networks, strict=True):
+                    outputs, cost = run_counted(one, part)
+                    check_scores(outputs)
+                    found.append((margin(outputs).cpu(), cost, outputs.argmax(1).cpu()))
+        if not parts[0]:
+            raise ValueError("no images to set the threshold on; give batches of images")
+        columns = [[torch.cat(column) for column in zip(*found, strict=True)] for found in parts]
+        self.margins = [column[0] for column in columns]
+        self.costs = [column[1] for column in columns]
+        self.wrong = [column[2] != columns[-1][2] for column in columns]
+        self.count, self.dense = len(self.margins[0]), network.dense_macs
+
+    def earlier(self) -> list[float | None]:
+        """Thresholds of the first of three passes to try; of two there is nothing to try."""
+        if len(self.margins) == 2:
+            return [None]
+        sure = self.margins[0].double().sort().values
+        looks = {self.count * step // STEPS for step in range(STEPS + 1)}
+        return [_between(sure, number) for number in sorted(looks)]
+
+    def plan(
+        self, earlier: float | None, reduction: float | None, agreement: float | None
+    ) -> _Plan:
+        """Set the last threshold, given that of a pass before it."""
+        left = torch.ones(self.count, dtype=torch.bool)
+        if earlier is not None:
+            left = self.margins[0] < earlier
+        *_, cheap, dear = self.costs
+        sure, order = self.margins[-2][left].double().sort(stable=True)
+        base = self.costs[0].sum() + (0 if earlier is None else cheap[left].sum())
+        steps = torch.cat((torch.zeros(1), dear[left][order].cumsum(0)))
+        saved = 1 - (base + steps) / (self.count * self.dense)  # if so many are looked at again
+        gone = int(self.wrong[0][~left].sum())  # of those that are answered earlier
+        wrong = self.wrong[-2][left][order].flip(0).cumsum(0).flip(0) + gone
+        wrong = torch.cat((wrong, torch.tensor([gone])))
+        if reduction is not None:
+            enough = (saved >= reduction).nonzero()[:, 0]
+            if reduction > float(saved[0]) or not len(enough):
+                raise ValueError(
+                    f"reduction={reduction} is out of reach: a second look saves from "
+                    f"{float(saved[-1]):.3f} (all images) to {float(saved[0]):.3f} (none); prune "
+                    "the first network further"
+                )
+            looks = int(enough[-1])
+        else:
+            assert agreement is not None
+            looks = _looks_for(agreement, wrong.tolist(), self.count)
+        threshold = _between(sure, looks)
+        looks = int((sure.float() < torch.tensor(threshold).float()).sum())
+        share = looks / self.count
+        return _Plan(
+            thresholds=(threshold,) if earlier is None else (earlier, threshold),
+            shares=(share,) if earlier is None else (len(sure) / self.count, share),
+            reduction=float(saved[looks]),
+            missed=int(wrong[looks]),
+        )
 
 
 def _looks_for(agreement: float, wrong: list[int], count: int) -> int:
@@ -143,7 +215,12 @@ def _looks_for(agreement: float, wrong: list[int], count: int) -> int:
             f"agreement={agreement} cannot be promised from {count:,} images: without one miss "
             f"they promise {best:.4f}; give more images"
         )
-    low, high = 0, count  # wrong falls with the number of looks
+    low, high = 0, len(wrong) - 1  # wrong falls with the number of looks
+    if 1 - largest_rate(wrong[high], count) < agreement:
+        raise ValueError(
+            f"agreement={agreement} is out of reach: {wrong[high]} of {count:,} images go with "
+            "another guess than the last network's"
+        )
     while low < high:
         middle = (low + high) // 2
         if 1 - largest_rate(wrong[middle], count) >= agreement:

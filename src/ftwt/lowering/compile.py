@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..graph.trace import Ran
 from ..pruning.convert import convert
 from ..pruning.dynamic import Batches, DynamicModel, images_of
-from ..runtime import Engine, Program
+from ..pruning.second_look import SecondLook
+from ..runtime import Engine, Program, SecondLookEngine
 from ..runtime.engine import Kind
 from . import economies, lower, tuning
 from .quantize import quantize
@@ -54,8 +55,9 @@ def compile(
     masks are applied to other images: evaluate again, on the engine.
 
     Args:
-        model: A dynamic network; or any network that `torch.fx` can trace, which is then dense. It
-            is read in eval mode, never changed, and need not outlive the call.
+        model: A dynamic network; or any network that `torch.fx` can trace, which is then dense; or
+            a second look, of which all passes are compiled alike. It is read in eval mode, never
+            changed, and need not outlive the call.
         example: Input (B, C, H, W) of a plain network; a dynamic one knows its size.
         engine: `native`, or `reference`: plain numpy, slow and obviously right.
         threads: How many threads a run of the native engine uses.
@@ -82,7 +84,7 @@ def compile(
             each.
 
     Returns:
-        The engine.
+        The engine; of a second look, a `ftwt.runtime.SecondLookEngine`.
 
     Raises:
         ValueError: If the network cannot be lowered, naming the operation and its node; if the
@@ -91,6 +93,17 @@ def compile(
             of another size or not finite.
         RuntimeError: If the native engine was not built; the message says what to install.
     """
+    if isinstance(model, SecondLook):
+        if keep is not None:
+            raise ValueError(f"keep={keep}: a second look has no gates to force; compile a pass")
+        options: dict[str, Any] = {
+            "engine": engine, "threads": threads, "seed": seed, "remove_fixed": remove_fixed,
+            "remove_silent": _held(remove_silent), "drop_constant": _held(drop_constant),
+            "layout": _held(layout), "tune": _held(tune), "classes": classes,
+            "precision": precision, "calibrate": _held(calibrate), "rule": rule, "check": check,
+        }  # fmt: skip
+        engines = [compile(one, example, **options) for one in model.networks]
+        return SecondLookEngine(engines, model.thresholds.tolist())
     if keep is not None and not 0 < keep <= 1:
         raise ValueError(f"keep={keep}: give the share of filters that each gate keeps, in (0, 1]")
     if keep is not None and not isinstance(model, DynamicModel):
@@ -138,6 +151,11 @@ def compile(
     if keep is None:
         return Engine(program, engine=engine, threads=threads)
     return ForcedEngine(program, engine=engine, threads=threads, keep=keep, seed=seed)
+
+
+def _held(given: Any) -> Any:
+    """What can be gone through once, kept; anything else as it is."""
+    return list(given) if isinstance(given, Iterator) else given
 
 
 def _images(batches: Iterable[Any] | None, program: Program) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ from ..shipped import CONFIG, MODEL, WEIGHTS
 from .outline import FEW, outline, refuse_large_maps, refuse_unlike
 
 FORMAT = 1  # of a saved network
-RULE = "second_look.json"  # of a second look, whose networks lie in folders of their own
+RULE = "second_look.json"  # of a second look, whose passes lie in folders of their own
+PLACES = ("first", "second", "third")
 NEXT = f".{CONFIG}.next"  # what CONFIG becomes as soon as the weights are in place
 MAX_INPUT = 2**23  # numbers in an image that a file may ask to rebuild a network with
 LOADERS = re.compile("pretrained|checkpoint|^weights|(path|file|url|dir|cfg)$")  # of arguments
@@ -58,7 +59,7 @@ def save_pretrained(
     """Save a network, plain, dynamic or static twin, for `from_pretrained`.
 
     Args:
-        model: The network; of a second look, both.
+        model: The network; of a second look, each pass in a folder of its own.
         directory: A folder, made if need be; an older network in it is replaced.
         name: What `ftwt.models.create` knows its architecture by; of your own, `module:function`,
             without which `from_pretrained` must be given the network.
@@ -75,8 +76,7 @@ def save_pretrained(
         OSError: The folder cannot be written or the disk is full.
     """
     if isinstance(model, SecondLook):
-        passes = {"first": model.first, "second": model.second}
-        for place, network in passes.items():
+        for place, network in zip(PLACES, model.networks, strict=False):
             save_pretrained(
                 network,
                 Path(directory) / place,
@@ -86,7 +86,7 @@ def save_pretrained(
                 preprocessing=preprocessing,
                 dtype=dtype,
             )
-        rule = {"format": FORMAT, "library": "ftwt", "threshold": float(model.threshold)}
+        rule = {"format": FORMAT, "library": "ftwt", "thresholds": model.thresholds.tolist()}
         write_json(Path(directory) / RULE, rule)
         return
     dynamic = model if isinstance(model, DynamicModel) else None
@@ -226,13 +226,15 @@ def check_values(network: nn.Module, path: Path) -> None:
 
 def _second_look(folder: Path, model: nn.Module | str | None) -> SecondLook:
     rule = read_json(folder / RULE)
-    threshold = rule.get("threshold") if isinstance(rule, dict) else None
-    if not isinstance(threshold, int | float) or rule.get("format") != FORMAT:
-        raise ValueError(f"{folder / RULE} holds no threshold of format {FORMAT}; save it anew")
-    first, second = (from_pretrained(folder / place, model=model) for place in ("first", "second"))
-    if not isinstance(first, DynamicModel) or not isinstance(second, DynamicModel):
+    thresholds: Any = rule.get("thresholds") if isinstance(rule, dict) else None
+    known = isinstance(thresholds, list) and rule.get("format") == FORMAT
+    if not known or len(thresholds) not in (1, 2) or {*map(type, thresholds)} != {float}:
+        raise ValueError(f"{folder / RULE} holds no thresholds of format {FORMAT}; save it anew")
+    places = [folder / place for place in PLACES[: len(thresholds) + 1]]
+    passes = [from_pretrained(place, model=model) for place in places]
+    if not all(isinstance(one, DynamicModel) for one in passes):
         raise ValueError(f"{folder} holds plain networks, no second look; save it anew")
-    return SecondLook(first, second, threshold).eval()
+    return SecondLook(cast(list[DynamicModel], passes), thresholds).eval()
 
 
 def _check(config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:

@@ -47,11 +47,11 @@ class Source:
     folder: Path | None = None
     saved: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def load(self, *, both: bool = False) -> nn.Module:
+    def load(self, *, passes: bool = False) -> nn.Module:
         """Load or build it, onto this process's device; from a file in eval mode.
 
         Args:
-            both: It may be a second look, which is two networks.
+            passes: It may be a second look, which is two or three networks.
 
         Raises:
             ValueError: It has no weights, they are of another network, or it is a second look.
@@ -63,11 +63,10 @@ class Source:
             network = models.create(self.model, pretrained=self.weights is not None)
         else:
             network = self._of_state(Path(str(self.weights)))
-        if isinstance(network, SecondLook) and not both:
+        if isinstance(network, SecondLook) and not passes:
             raise ValueError(
-                f"{self.given} holds a second look, which is two networks; name one of them, "
-                f"{Path(self.given, 'first')} or {Path(self.given, 'second')}, or compile both by "
-                "ftwt.compile_second_look"
+                f"{self.given} holds a second look, which is {len(network.passes)} networks; name "
+                f"one of them, such as {Path(self.given, 'first')}"
             )
         return network.to(processes().device)
 

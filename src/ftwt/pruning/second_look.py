@@ -1,9 +1,10 @@
-"""Two networks: a cheap one looks at every image, a dearer one again at those it is unsure of."""
+"""Networks of growing cost: each looks again at the images that the one before is unsure of."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ class Looked(NamedTuple):
     """What a batch got, image by image."""
 
     outputs: Tensor  # (B, classes): those of the pass that answered
-    again: Tensor  # (B,) bool: looked at a second time
-    executed: Tensor  # (B,) float64: multiply-accumulates of all passes it went through
+    passes: Tensor  # (B,) int64: how many it went through
+    executed: Tensor  # (B,) float64: multiply-accumulates of all of these
 
 
 def margin(outputs: Tensor) -> Tensor:
@@ -34,35 +35,62 @@ def margin(outputs: Tensor) -> Tensor:
 
 
 class SecondLook(nn.Module):
-    """A cheap network, and a dearer one for the images whose margin is small.
+    """A cheap network, and a dearer one for the images whose margin is small; or three of them.
 
-    Made by `ftwt.second_look`. Called like either of its networks; both passes are counted.
+    Made by `ftwt.second_look`. Called like one of its networks; all passes are counted.
 
     Args:
-        first: The network that looks at every image.
-        second: The one that looks again: a `DynamicModel`, whose gates may be open.
-        threshold: Images with a smaller `margin` are looked at again.
+        passes: Networks of growing cost: each a `DynamicModel`, whose gates may be open. The first
+            looks at every image.
+        thresholds: Of each but the last: images with a smaller `margin` go to the next.
 
     Raises:
-        ValueError: The networks take images of different sizes.
+        ValueError: The networks take images of different sizes, or there are not two or three.
     """
 
-    threshold: Tensor
+    thresholds: Tensor
 
-    def __init__(self, first: DynamicModel, second: DynamicModel, threshold: float) -> None:
+    def __init__(self, passes: Sequence[DynamicModel], thresholds: Sequence[float]) -> None:
         super().__init__()
-        if first.input_shape != second.input_shape:
+        if len(passes) not in (2, 3) or len(thresholds) != len(passes) - 1:
             raise ValueError(
-                f"the first network takes images of {first.input_shape}, the second of "
-                f"{second.input_shape}; convert both with the same example"
+                f"{len(passes)} networks and {len(thresholds)} thresholds: give two or three "
+                "networks of growing cost, and a threshold for each but the last"
             )
-        self.first, self.second = first, second
-        self.register_buffer("threshold", torch.tensor(float(threshold)))
+        shapes = [one.input_shape for one in passes]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"the networks take images of {', '.join(map(str, shapes))}; convert all with the "
+                "same example"
+            )
+        self.passes = nn.ModuleList(passes)
+        numbers = torch.tensor(list(thresholds), dtype=torch.float64)
+        self.register_buffer("thresholds", numbers.float())
+
+    @property
+    def last(self) -> DynamicModel:
+        """The dearest network."""
+        return self.networks[-1]
+
+    @property
+    def first(self) -> DynamicModel:
+        """The cheapest network."""
+        return self.networks[0]
+
+    @property
+    def networks(self) -> list[DynamicModel]:
+        """The networks, the cheapest first."""
+        return [cast(DynamicModel, one) for one in self.passes]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return self.last.input_shape
 
     @property
     def dense_macs(self) -> int:
-        """MACs of the second network with all its filters, for one image."""
-        return sum(layer.macs for layer in self.second.channels.layers)
+        """MACs of the last network with all its filters, for one image."""
+        return sum(layer.macs for layer in self.last.channels.layers)
 
     def forward(self, images: Tensor, *, both: bool = False) -> Any:
         """Return (B, classes): each image's logits, of the pass that answered for it.
@@ -72,13 +100,9 @@ class SecondLook(nn.Module):
             both: Return the logits of both passes instead, for all images, as training wants them.
         """
         if both:
-            self.first.check_input(images)
-            return self.first(images), self.second(images)
-        outputs, again = self.look_once(images)[:2]
-        if again.any():
-            outputs = outputs.clone()
-            outputs[again] = self.second(images[again])
-        return outputs
+            self.last.check_input(images)
+            return tuple(one(images) for one in self.passes)
+        return self.look(images).outputs
 
     def look(self, images: Tensor) -> Looked:
         """Run the network and count what each image took.
@@ -87,26 +111,36 @@ class SecondLook(nn.Module):
             images: (B, C, H, W).
 
         Returns:
-            Outputs, which images were looked at again, and executed MACs with both passes.
+            Outputs, how many passes each image went through, and executed MACs of all of them.
         """
-        outputs, again, executed = self.look_once(images)
-        if again.any():
-            outputs, executed = outputs.clone(), executed.clone()
-            outputs[again], cost = run_counted(self.second, images[again])
-            executed[again.cpu()] += cost
-        return Looked(outputs, again, executed)
+        self.last.check_input(images)
+        outputs, executed = run_counted(self.networks[0], images)
+        check_scores(outputs)
+        outputs, executed = outputs.clone(), executed.clone()
+        passes = torch.ones(len(images), dtype=torch.int64, device=outputs.device)
+        left = torch.arange(len(images), device=outputs.device)
+        for threshold, network in zip(self.thresholds, self.networks[1:], strict=True):
+            left = left[margin(outputs[left]) < threshold]
+            if not len(left):
+                break
+            outputs[left], cost = run_counted(network, images[left])
+            executed[left.cpu()] += cost
+            passes[left] += 1
+        return Looked(outputs, passes, executed)
 
-    def look_once(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the first network: its outputs, which images are to be looked at again, and MACs."""
-        self.first.check_input(images)
-        outputs, executed = run_counted(self.first, images)
-        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
-            shown = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(
-                f"the network returns {shown}, no scores (B, classes) of two classes or more: "
-                "there is no margin between its best guesses"
-            )
-        return outputs, margin(outputs) < self.threshold, executed
+
+def check_scores(outputs: Any) -> None:
+    """Refuse outputs between whose two best there is no margin.
+
+    Raises:
+        ValueError: They are no scores (B, classes) of two classes or more.
+    """
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
+        shown = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"the network returns {shown}, no scores (B, classes) of two classes or more: "
+            "there is no margin between its best guesses"
+        )
 
 
 def run_counted(network: DynamicModel, images: Tensor) -> tuple[Any, Tensor]:

@@ -41,7 +41,7 @@ def masked(config: FixedConfig, dense: nn.Module, batches: Batches) -> DynamicMo
     if config.second_look != "shared":
         repair(first, batches, dense=dense, accelerator=state)
         return first
-    network = SecondLook(first, opened(inner), 0.0)
+    network = SecondLook([first, opened(inner)], [0.0])
     share_weights(network)
     return network.to(state.device)
 
@@ -63,20 +63,20 @@ def looking(
     if config.average_reduction is None:
         return None
     if isinstance(trained, SecondLook):
-        first, second = trained.first, trained.second
+        first, second = trained.first, trained.last
     else:
         assert isinstance(trained, DynamicModel)
         example = gathered(next(iter(batches))[0], accelerator=processes())
         first, second = trained, opened(prunable(dense, example)).to(processes().device)
     return second_look(
-        first, second, batches, reduction=config.average_reduction, images=_count(batches)
+        [first, second], batches, reduction=config.average_reduction, images=_count(batches)
     )
 
 
 def told(fit: SecondLookFit, test: Batches) -> dict[str, Any]:
     """The figures of a second look: where its margin was set, and each pass alone."""
     values = {name: value for name, value in vars(fit).items() if name != "network"}
-    passes = {"first": fit.network.first, "second": fit.network.second}
+    passes = {"first": fit.network.first, "second": fit.network.last}
     alone = {
         name: evaluate(network, test, accelerator=processes()) for name, network in passes.items()
     }

@@ -3,9 +3,10 @@
 from .check import check as check
 from .engine import Engine as Engine
 from .engine import Stats as Stats
-from .engine import load as load
+from .file import load_passes as load_passes
 from .file import load_program as load_program
 from .file import save as save
+from .passes import Passes as Passes
 from .program import Activate as Activate
 from .program import Affine as Affine
 from .program import Combine as Combine
@@ -22,5 +23,6 @@ from .program import Program as Program
 from .program import QConv as QConv
 from .program import Quantize as Quantize
 from .program import Silence as Silence
+from .second_look import Looks as Looks
 from .second_look import SecondLookEngine as SecondLookEngine
-from .second_look import load_second_look as load_second_look
+from .second_look import load as load

@@ -17,7 +17,7 @@ import numpy as np
 from . import reference
 from .check import check
 from .constants import read_constants
-from .file import load_program, save
+from .file import save
 from .program import PREPROCESSING, Program
 
 Kind = Literal["native", "reference"]
@@ -181,13 +181,17 @@ class Engine:
         self._network.clock(False)
         return 1e3 * seconds / runs
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], **notes: Any) -> None:
         """Write the program to a file that `load` reads.
+
+        Args:
+            path: The file.
+            notes: `classes` and `notes` that it is to hold, too, as of `Program.described`.
 
         Raises:
             OSError: The folder cannot be written or the disk is full; an older file survives.
         """
-        save(self.program, path)
+        save(self.program.described(**notes), path)
 
     def __repr__(self) -> str:
         shape, program = "x".join(map(str, self.program.maps[0])), self.program
@@ -241,29 +245,6 @@ class Engine:
             masks={gate.unit: mask for gate, mask in zip(gates, masks, strict=True)},
             macs=macs,
         )
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    engine: Kind = "native",
-    threads: int = 1,
-    isa: str | None = None,
-) -> Engine:
-    """Load what `Engine.save` wrote; needs numpy alone.
-
-    Args:
-        path: The file. It is read when the engine is built, and by `Engine.save`.
-        engine: As of `Engine`, and so are the others.
-        threads: Of the native engine.
-        isa: Of the native engine.
-
-    Raises:
-        OSError: There is no such file, or it cannot be read.
-        ValueError: The file is truncated, altered, of a later version, or no program's.
-        RuntimeError: The native engine was not built.
-    """
-    return Engine(load_program(path), engine=engine, threads=threads, isa=isa)
 
 
 def build_native(

@@ -16,53 +16,87 @@ from . import stored
 from .check import check
 from .constants import read_constants
 from .fields import refuse
-from .program import KINDS, VERSION, Gate, Operation, Program
+from .passes import MAX_PASSES, Passes, check_passes
+from .program import KINDS, Gate, Operation, Program
 
 FORMAT = "ftwt program"
-FIELDS = ("maps", "gates", "operations", "output", "dense_macs", "classes", "notes", "checksums")
-QUANTISED = ("types", "scales")  # further fields of version 2
+PLAIN, EIGHT_BITS, SEVERAL = "1", "2", "3"  # versions: what can be is read by older ones
+FIELDS = ("maps", "gates", "operations", "output", "dense_macs", "classes", "notes")
+QUANTISED = ("types", "scales")  # further fields of later versions
 MAX_DEPTH = 32  # of the notes
 
 
-def save(program: Program, path: str | os.PathLike[str]) -> None:
-    """Write a program to a file for `load_program`.
+def save(program: Program | Passes, path: str | os.PathLike[str]) -> None:
+    """Write a program, or the passes of a second look, to a file for `load`.
 
     Args:
         program: That passes `check`; of its constants, those that operations name are written.
+            What is equal in several passes is written once.
         path: The file; its folder is made if need be, and an older file is replaced.
 
     Raises:
         OSError: The folder cannot be written or the disk is full; an older file survives.
         ValueError: The program is not valid, or its notes are not JSON.
     """
-    check(program)
-    _check_notes(program.notes)
+    passes = program if isinstance(program, Passes) else Passes((program,))
+    for one in passes.programs:
+        check(one)
+        _check_notes(one.notes)
+    check_passes(passes.programs, passes.thresholds)
     constants: dict[str, np.ndarray] = {}
+    programs = [_share(one, constants) for one in passes.programs]
+    checksums = {name: zlib.crc32(array.data) for name, array in constants.items()}
+    content: dict[str, Any]
+    if len(programs) > 1:
+        version = SEVERAL
+        contents = [_content(one, (*FIELDS, *QUANTISED)) for one in programs]
+        content = {"passes": contents, "thresholds": passes.thresholds}
+    else:
+        (one,) = programs
+        version = EIGHT_BITS if one.quantised else PLAIN
+        content = _content(one, (*FIELDS, *QUANTISED) if one.quantised else FIELDS)
+    content["checksums"] = checksums
+    try:
+        text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the notes must be JSON values with finite numbers ({error})") from error
+    metadata = {"format": FORMAT, "version": version, "crc32": _crc(text), "program": text}
+    stored.write(path, constants, metadata)
+
+
+def _share(program: Program, constants: dict[str, np.ndarray]) -> Program:
+    """Add a program's constants to those of a file, and name those that are there already."""
+    known: dict[str, np.ndarray] = {}
     for operation in program.operations:
-        constants |= read_constants(program, operation, constants)
-    content = {
-        "maps": program.maps,
+        known |= read_constants(program, operation, known)
+    names: dict[str, str] = {}
+    for name, array in known.items():
+        place, number = name, 2
+        while place in constants and not _equal(constants[place], array):
+            place, number = f"{name} {number}", number + 1
+        constants[place] = array
+        names[name] = place
+    operations = tuple(
+        dataclasses.replace(one, **{field: names[name] for field, name in one.constants.items()})
+        for one in program.operations
+    )
+    return dataclasses.replace(program, operations=operations, constants=constants)
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+
+
+def _content(program: Program, fields: tuple[str, ...]) -> dict[str, Any]:
+    content = {name: getattr(program, name) for name in fields}
+    return content | {
         "gates": [dataclasses.asdict(gate) for gate in program.gates],
         "operations": [
             {"operation": type(operation).__name__, **dataclasses.asdict(operation)}
             for operation in program.operations
         ],
-        "output": program.output,
-        "dense_macs": program.dense_macs,
-        "classes": program.classes,
         "notes": dict(program.notes),
-        "checksums": {name: zlib.crc32(array.data) for name, array in constants.items()},
     }
-    version = 1
-    if program.quantised:  # what has no such map can be read by older versions
-        version = VERSION
-        content |= {"types": program.types, "scales": program.scales}
-    try:
-        text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the notes must be JSON values with finite numbers ({error})") from error
-    metadata = {"format": FORMAT, "version": str(version), "crc32": _crc(text), "program": text}
-    stored.write(path, constants, metadata)
 
 
 def load_program(path: str | os.PathLike[str]) -> Program:
@@ -75,41 +109,66 @@ def load_program(path: str | os.PathLike[str]) -> Program:
 
     Raises:
         OSError: There is no such file, or it cannot be read.
-        ValueError: The file is truncated, altered, of another version, or no program's.
+        ValueError: The file is truncated, altered, of another version, no program's, or holds a
+            second look.
     """
+    programs = load_passes(path).programs
+    if len(programs) > 1:
+        raise ValueError(f"{path} holds {len(programs)} programs; load_passes reads them all")
+    return programs[0]
+
+
+def load_passes(path: str | os.PathLike[str]) -> Passes:
+    """Read what `save` wrote, one program or the passes of a second look; as `load_program`."""
     constants = stored.Stored(path)
     try:
-        program = _decode(constants)
-        check(program)
+        passes = _decode(constants)
+        for program in passes.programs:
+            check(program)
+        check_passes(passes.programs, passes.thresholds)
     except ValueError as error:
         constants.close()
         raise ValueError(f"{path} holds no program that can run: {error}") from error
-    return program
+    return passes
 
 
-def _decode(constants: stored.Stored) -> Program:
+def _decode(constants: stored.Stored) -> Passes:
     metadata = constants.metadata
     if metadata.get("format") != FORMAT:
         refuse("metadata", "format", metadata.get("format"), f"{FORMAT!r}, written by ftwt")
     version = metadata.get("version")
-    if version not in ("1", str(VERSION)):
-        allowed = f"1 or {VERSION}, the versions that this ftwt reads; compile anew, or update ftwt"
+    if version not in (PLAIN, EIGHT_BITS, SEVERAL):
+        allowed = f"{PLAIN} to {SEVERAL}, which this ftwt reads; compile anew, or update ftwt"
         refuse("metadata", "version", version, allowed)
     text = metadata.get("program", "")
     if metadata.get("crc32") != _crc(text):
         refuse("metadata", "crc32", metadata.get("crc32"), f"{_crc(text)}; the file was altered")
-    fields = FIELDS if version == "1" else (*FIELDS, *QUANTISED)
-    content = _object(parse_json(text), fields, "program")
+    fields = FIELDS if version == PLAIN else (*FIELDS, *QUANTISED)
+    read = parse_json(text)
+    thresholds: tuple[Any, ...] = ()
+    if version == SEVERAL:
+        content = _object(read, ("passes", "thresholds", "checksums"), "program")
+        contents = _list(content["passes"], "passes")
+        thresholds = tuple(_list(content["thresholds"], "thresholds"))
+        if not 2 <= len(contents) <= MAX_PASSES:
+            refuse("program", "passes", contents, f"2 to {MAX_PASSES}")
+    else:
+        content = _object(read, (*fields, "checksums"), "program")
+        contents = [{name: content[name] for name in fields}]
     checksums = content["checksums"]
     sums = checksums.values() if isinstance(checksums, dict) else (None,)
     if not all(type(value) is int for value in sums):
         refuse("program", "checksums", checksums, "an integer for each constant")
-    operations = tuple(_operation(entry) for entry in _list(content["operations"], "operations"))
-    named = {name for operation in operations for name in _names(operation)}
+    programs = tuple(_program(_object(one, fields, "program"), constants) for one in contents)
+    named = {name for one in programs for op in one.operations for name in _names(op)}
     if not named == checksums.keys() == constants.keys():
         odd = (named ^ checksums.keys()) | (named ^ constants.keys())
         refuse("program", "constants", sorted(odd), "named by an operation, with checksum, present")
     constants.checksums = checksums
+    return Passes(programs, thresholds)
+
+
+def _program(content: dict[str, Any], constants: stored.Stored) -> Program:
     _check_notes(content["notes"])
     return Program(
         maps=tuple(_plain(shape) for shape in _list(content["maps"], "maps")),
@@ -117,7 +176,7 @@ def _decode(constants: stored.Stored) -> Program:
             Gate(**_object(entry, _fields(Gate), "gate"))
             for entry in _list(content["gates"], "gates")
         ),
-        operations=operations,
+        operations=tuple(_operation(entry) for entry in _list(content["operations"], "operations")),
         output=content["output"],
         constants=constants,
         dense_macs=content["dense_macs"],

@@ -26,7 +26,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 PREPROCESSING = "preprocessing"  # key in a program's notes
-VERSION = 2  # of files with quantised maps; those without are of version 1
 
 Type = Literal["f32", "u8", "s8"]
 RANGES: dict[str, tuple[int, int]] = {"u8": (0, 255), "s8": (-127, 127)}
@@ -377,7 +376,11 @@ class Program:
         """Return the scale of a map; 1 if it is f32."""
         return np.float32(self.scales[index] if self.scales else 1.0)
 
-    def described(self, classes: Sequence[str], notes: Mapping[str, Any]) -> Program:
+    def described(
+        self, classes: Sequence[str] | None = None, notes: Mapping[str, Any] | None = None
+    ) -> Program:
         """The same with further notes, and with names for its outputs, if they are as many."""
-        named = tuple(classes) if len(classes) == self.maps[self.output][0] else ()
-        return replace(self, classes=named, notes={**self.notes, **notes})
+        named = self.classes if classes is None else tuple(classes)
+        if len(named) != self.maps[self.output][0]:
+            named = ()
+        return replace(self, classes=named, notes={**self.notes, **(notes or {})})

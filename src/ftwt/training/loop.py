@@ -129,7 +129,7 @@ def _check_passes(model: SecondLook, teacher: nn.Module | None) -> None:
     """Refuse a second look that cannot be trained."""
     if teacher is not None:
         raise ValueError("a second look's passes teach one another; leave out the teacher")
-    if {**model.first.predictors, **model.second.predictors}:
+    if {**model.first.predictors, **model.last.predictors}:
         raise ValueError(
             "a second look is trained with fixed masks, and one of its networks has predictors; "
             "freeze it (DynamicModel.freeze) or train it by itself"

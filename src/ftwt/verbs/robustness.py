@@ -58,7 +58,7 @@ class RobustnessCommand:
         with state.local_main_process_first():  # which downloads, if need be
             test = data.load(self.dataset, self.data_root, train=False, download=True)
         found = evaluate_corrupted(
-            {name: source.load(both=True) for name, source in sources.items()},
+            {name: source.load(passes=True) for name, source in sources.items()},
             test.to(state.device),
             corruptions=self.corruptions,
             severities=self.severities,

@@ -110,7 +110,7 @@ class EvaluateCommand:
         """Evaluate; record."""
         recording = self._recording()
         source = named(self.model, self.weights)
-        network = source.load(both=True)
+        network = source.load(passes=True)
         splits = load_splits(self.data, source=source)
         check_classes(network, splits)
         result = evaluate(
