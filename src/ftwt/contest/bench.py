@@ -16,17 +16,19 @@ from ..files.provenance import provenance
 from ..graph.trace import evaluating
 from ..lowering.compile import Precision, compile
 from ..pruning.dynamic import DynamicModel, images_of
+from ..pruning.second_look import SecondLook
 from ..records.benchmark import Benchmark, ImageTiming, Timing
 from ..records.contestants import DENSE, GATED, OUR
-from ..runtime import Stats
+from ..runtime import Engine, Stats
 from ..runtime.engine import Kind
 from . import turns
 from .rivals import FLOAT32, TOLERANCE, invite, largest_error
-from .steered import DECIDE, Masks, Steered, contestant, draw, opened, took
+from .steered import DECIDE, Masks, Steered, contestant, draw, opened, steered, took
 from .turns import Contestant, disturbance, time_in_turns, time_shuffled
 
 RIVALS = tuple(FLOAT32)
 BATCHES = 16  # that all contestants run
+LOOKED_AT = 128  # of them, where the time of some depends on the image
 SINGLES = 200  # images that the gated engine also runs one by one
 SPAN = (0.1, 1.0)  # of the keep ratios that these are given
 
@@ -46,7 +48,7 @@ def bench(
     engine: Kind = "native",
     precision: Precision = "f32",
     calibrate: Iterable[Any] | None = None,
-    beside: Mapping[str, DynamicModel] | None = None,
+    beside: Mapping[str, DynamicModel | SecondLook] | None = None,
     realtime: bool = False,
     name: str | None = None,
     config: Any = None,
@@ -54,13 +56,15 @@ def bench(
 ) -> Benchmark:
     """Time a network's dense rivals and our engine, dense and gated, in one run.
 
-    All run the same 16 batches in turns, `rounds` times each, with as many threads, and each
+    All run the same 16 batches (128 where a second look takes part, whose time depends on the
+    image) in turns, `rounds` times each, with as many threads, and each
     with the settings that suit it best. A rival takes part if its answers are PyTorch's (near them,
     if it runs in fewer bits); one that is not installed, fails or answers otherwise is named with
     the reason.
 
     Args:
-        model: A dynamic network; or any that `torch.fx` can trace: it has gates only with `keep`.
+        model: A dynamic network or a second look; or any that `torch.fx` can trace: it has gates
+            only with `keep`.
         example: Input (B, C, H, W) of a plain network, unless there are `images`.
         keep: Let each gate keep this share of its filters, in (0, 1], drawn by lot for each image,
             whatever its predictor says. See `ftwt.compile`.
@@ -101,14 +105,17 @@ def bench(
             raise ValueError(f"{option}={value} is outside [1, inf)")
     random = np.random.default_rng(seed)
     pool = _pool(model, example, images, batch, random)
-    count = min(BATCHES, len(pool) // batch)
+    looks = [one for one in (model, *(beside or {}).values()) if isinstance(one, SecondLook)]
+    count = min(LOOKED_AT if looks else BATCHES, len(pool) // batch)
     batches = pool[: count * batch].reshape(count, batch, *pool.shape[1:])
     runs: dict[str, Any] = {"engine": engine, "threads": threads}
     built = dict(runs)
     held = [torch.from_numpy(pool)] if calibrate is None else list(calibrate)
     if precision == "int8":
         built |= {"precision": precision, "calibrate": held}
-    network = model.restore() if isinstance(model, DynamicModel) else model
+    pruned = isinstance(model, DynamicModel | SecondLook)
+    last = model.last if isinstance(model, SecondLook) else model
+    network = last.restore() if isinstance(last, DynamicModel) else last
     stats: list[Stats] = []
     alone: tuple[ImageTiming, ...] = ()
     work: dict[str, float] = {}  # executed MACs of those that prune
@@ -118,20 +125,20 @@ def bench(
         answers = _answers(network, batches)
         dense = Steered(compile(network, one, **built).program, **runs)
         ours = {DENSE: contestant(dense, batches, [DECIDE] * count)}
-        gated = None
-        if keep is not None or (isinstance(model, DynamicModel) and model.gates):
+        gated: Engine | None = None
+        if keep is not None or (pruned and last.gates):
             compiled = compile(model, one, keep=keep, seed=seed, **built, **options)
-            gated = Steered(compiled.program, **runs)
+            gated = steered(compiled, **runs)
             masks = [_masks(gated, keep, batch, random) for _ in batches]
             stats = took(gated, batches, masks)
             ours[GATED] = contestant(gated, batches, masks)
         for other, more in (beside or {}).items():
-            engine_of = Steered(compile(more, **built).program, **runs)
+            engine_of = steered(compile(more, **built), **runs)
             ours[OUR + other] = contestant(engine_of, batches, [DECIDE] * count)
             work[OUR + other] = _work(took(engine_of, batches, [DECIDE] * count))
         tolerance = TOLERANCE if precision == "f32" else math.inf
         _check(DENSE, dense, batches, answers, tolerance)
-        if gated is not None:
+        if isinstance(gated, Steered):
             _check(GATED, gated, batches, answers, tolerance)
             work[GATED] = _work(stats)
         others, left_out = invite(
@@ -172,7 +179,7 @@ def _pool(
 ) -> np.ndarray:
     """The images to run, (N, C, H, W) float32."""
     if images is None:
-        if isinstance(model, DynamicModel):
+        if isinstance(model, DynamicModel | SecondLook):
             shape = model.input_shape
         elif example is not None:
             shape = tuple(example.shape[1:])
@@ -220,7 +227,7 @@ def _check(
 
 
 def _one_by_one(
-    engine: Steered,
+    engine: Engine,
     pool: np.ndarray,
     keep: float | None,
     *,
@@ -246,7 +253,7 @@ def _one_by_one(
     )
 
 
-def _masks(engine: Steered, keep: float | None, samples: int, random: np.random.Generator) -> Masks:
+def _masks(engine: Engine, keep: float | None, samples: int, random: np.random.Generator) -> Masks:
     return DECIDE if keep is None else draw(engine.program, np.full(samples, keep), random)
 
 
@@ -258,9 +265,19 @@ def _timing(
     name: str, contestant: Contestant, seconds: np.ndarray, batch: int, macs: float | None
 ) -> Timing:
     ms = 1e3 * seconds / batch
-    low, middle, high = np.percentile(ms, [25, 50, 75], axis=0).mean(axis=1)
-    rounds = tuple(ms.mean(axis=1).tolist())
-    return Timing(name, contestant.settings, float(middle), float(low), float(high), rounds, macs)
+    low, middle, high = np.percentile(ms, [25, 50, 75], axis=0)
+    return Timing(
+        name=name,
+        settings=contestant.settings,
+        latency_ms=float(middle.mean()),
+        low_ms=float(low.mean()),
+        high_ms=float(high.mean()),
+        rounds_ms=tuple(ms.mean(axis=1).tolist()),
+        executed_macs=macs,
+        median_ms=float(np.median(middle)),
+        p99_ms=float(np.percentile(middle, 99)),
+        worst_ms=float(middle.max()),
+    )
 
 
 @contextmanager

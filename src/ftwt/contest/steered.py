@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..lowering.tuning import by_lot
-from ..runtime import Engine, Predict, Program, Stats
+from ..runtime import Engine, Predict, Program, SecondLookEngine, Stats
 from .turns import Contestant
 
 Masks = Mapping[int, np.ndarray]  # gate's number -> (B, C) uint8
@@ -25,6 +25,12 @@ class Steered(Engine):
 
     def _masks(self, masks: Mapping[str, Any], samples: int) -> dict[int, np.ndarray]:
         return dict(self.masks)
+
+
+def steered(engine: Engine, **options: Any) -> Engine:
+    """The same engine under orders; a second look has no gates to be ordered."""
+    looks = isinstance(engine, SecondLookEngine)
+    return engine if looks else Steered(engine.program, **options)
 
 
 def draw(program: Program, keeps: np.ndarray, random: np.random.Generator) -> Masks:
@@ -49,22 +55,31 @@ def opened(program: Program, samples: int) -> Masks:
     return {index: np.ones((samples, gate.channels), np.uint8) for index, gate in gates}
 
 
-def contestant(engine: Steered, batches: np.ndarray, masks: Sequence[Masks]) -> Contestant:
+def contestant(engine: Engine, batches: np.ndarray, masks: Sequence[Masks]) -> Contestant:
     """An engine that runs batches (N, B, C, H, W), each with masks of its own."""
     image = np.zeros_like(batches[0])
 
     def take(batch: int) -> None:
         np.copyto(image, batches[batch])
-        engine.masks = masks[batch]
+        _order(engine, masks[batch])
 
     how = engine.isa or "reference"
     how += ", int8" if engine.program.quantised else ""
-    return Contestant(take, lambda: engine(image), f"{how}, {len(engine.program.gates)} gates")
+    parts = f"{len(engine.program.gates)} gates"
+    if isinstance(engine, SecondLookEngine):
+        parts = f"{len(engine.passes)} passes"
+    return Contestant(take, lambda: engine(image), f"{how}, {parts}")
 
 
-def took(engine: Steered, batches: np.ndarray, masks: Sequence[Masks]) -> list[Stats]:
+def took(engine: Engine, batches: np.ndarray, masks: Sequence[Masks]) -> list[Stats]:
     """What each batch took under its masks."""
     stats = []
-    for batch, engine.masks in zip(batches, masks, strict=True):
+    for batch, ordered in zip(batches, masks, strict=True):
+        _order(engine, ordered)
         stats.append(engine.run(batch)[1])
     return stats
+
+
+def _order(engine: Engine, masks: Masks) -> None:
+    if isinstance(engine, Steered):
+        engine.masks = masks

@@ -16,6 +16,7 @@ from .contestants import DENSE, GATED, OUR
 from .fields import Amount, Count, Positive, Reduction, Share
 
 QUIET = 0.05  # cores that others may keep busy
+UNEVEN = 1.3  # times the median: a 99th percentile beyond is told
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Timing:
         high_ms: The same with the upper quartile.
         rounds_ms: The mean of each round.
         executed_macs: Mean over the images; None of those that run the dense network.
+        median_ms: Median over the batches, of medians over the rounds as above; `latency_ms` is
+            their mean. None in older files, and so are the others.
+        p99_ms: Their 99th percentile.
+        worst_ms: The largest.
     """
 
     name: str
@@ -40,6 +45,9 @@ class Timing:
     high_ms: Amount
     rounds_ms: tuple[float, ...]
     executed_macs: Amount | None = None
+    median_ms: Amount | None = None
+    p99_ms: Amount | None = None
+    worst_ms: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -193,12 +201,23 @@ class Benchmark(Shown):
         for name, reason in self.left_out.items():
             table.add_row(name, "left out", "", "", reason)
         yield table
+        yield from self._spread()
         yield from self._worth()
         if self.disturbance is not None and self.disturbance > QUIET:
             yield (
                 f"other processes kept {self.disturbance:.2f} cores busy meanwhile: "
                 "measure again on an idle machine"
             )
+
+    def _spread(self) -> RenderResult:
+        """Of those whose time depends on the image: how it is spread."""
+        for one in self.timings:
+            if one.median_ms and one.p99_ms and one.p99_ms > UNEVEN * one.median_ms:
+                yield (
+                    f"{one.name} takes {one.latency_ms:.3f} ms on average over {self.batches} "
+                    f"batches; median {one.median_ms:.3f}, 99th percentile {one.p99_ms:.3f}, worst "
+                    f"{one.worst_ms:.3f} ms"
+                )
 
     def _worth(self) -> RenderResult:
         if self.theoretical is None or self.reduction is None:

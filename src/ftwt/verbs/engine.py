@@ -9,13 +9,14 @@ import torch
 import tyro
 
 from ..config import DataConfig
-from ..contest.bench import BATCHES, RIVALS, SINGLES, bench
+from ..contest.bench import BATCHES, LOOKED_AT, RIVALS, SINGLES, bench
 from ..deployment.deploy import Economies, calibration, deploy, first
 from ..lowering.compile import Precision
 from ..lowering.quantize import CALIBRATE
 from ..networks.sources import resolve
 from ..networks.splits import load_splits
 from ..pruning.dynamic import DynamicModel
+from ..pruning.second_look import SecondLook
 from ..runtime.engine import Kind
 from .options import Json, Network, Weights, named
 
@@ -76,7 +77,7 @@ class BenchCommand:
     batch: int = 1
     """Images at a time."""
     rounds: int = 15
-    """How often each contestant runs each of 16 batches."""
+    """How often each contestant runs each of 16 batches, 128 beside a second look."""
     singles: int = SINGLES
     """Images that the gated engine also runs one by one, to set latency against MACs."""
     rivals: tuple[str, ...] = RIVALS
@@ -99,9 +100,11 @@ class BenchCommand:
         """Time them."""
         torch.manual_seed(self.seed)
         source, images = resolve(self.model, self.weights), None
-        network, example = source.load().cpu(), torch.zeros(1, *source.shape(self.data))
-        if self.keep is None and isinstance(network, DynamicModel):
-            wanted = max(self.singles, BATCHES * self.batch)
+        network = source.load(passes=True).cpu()
+        example = torch.zeros(1, *source.shape(self.data))
+        if self.keep is None and isinstance(network, DynamicModel | SecondLook):
+            looks = isinstance(network, SecondLook)
+            wanted = max(self.singles, (LOOKED_AT if looks else BATCHES) * self.batch)
             test = load_splits(self.data, source=source).test
             images = torch.cat([x for x, _ in first(test, wanted)]).cpu()
         options = self.economies.options(self.data, source=source)
