@@ -166,7 +166,7 @@ def opened(dynamic: DynamicModel) -> DynamicModel:
 
 
 def share_weights(network: SecondLook) -> None:
-    """Let both passes compute with the second's weights, in place; each keeps its own batch norm.
+    """Let both passes compute with the last one's weights, in place; each keeps its own batch norm.
 
     Args:
         network: Of one architecture, as `fix` and `opened` make of one network.
@@ -174,7 +174,7 @@ def share_weights(network: SecondLook) -> None:
     Source: Yu et al., "Slimmable Neural Networks", section 3.3 (switchable batch normalisation).
     """
     cheap = dict(network.first.network.named_modules())
-    for name, module in network.second.network.named_modules():
+    for name, module in network.last.network.named_modules():
         if not isinstance(module, BatchNorm):
             for key, parameter in module.named_parameters(recurse=False):
                 setattr(cheap[name], key, parameter)
