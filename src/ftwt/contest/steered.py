@@ -27,10 +27,10 @@ class Steered(Engine):
         return dict(self.masks)
 
 
-def steered(engine: Engine, **options: Any) -> Engine:
+def steered(made: Engine, **options: Any) -> Engine:
     """The same engine under orders; a second look has no gates to be ordered."""
-    looks = isinstance(engine, SecondLookEngine)
-    return engine if looks else Steered(engine.program, **options)
+    looks = isinstance(made, SecondLookEngine)
+    return made if looks else Steered(made.program, **options)
 
 
 def draw(program: Program, keeps: np.ndarray, random: np.random.Generator) -> Masks:
