@@ -28,7 +28,7 @@ def test_the_demo_tells_keeps_and_shows_its_figures(tiny_demo: Path, capsys: Any
     told = capsys.readouterr().out
     values = read_json("runs/demo/prune.json")
     assert values["pruned"]["asked"] == 0.25 and values["network"] == tiny.NAME
-    assert set(values["test"]) == {"dense", "static", "dynamic"}
+    assert set(values["test"]) == {"dense", "static", "dynamic", "second-look"}
     assert {one["images"] for one in values["test"].values()} == {1000}
     table = told.split(f"{tiny.NAME} on 1,000 test images")[1]
     for kind, found in values["test"].items():
@@ -40,21 +40,18 @@ def test_the_demo_tells_keeps_and_shows_its_figures(tiny_demo: Path, capsys: Any
 
     page = Parsed(Path("runs/demo/index.html").read_text(encoding="utf-8"))
     chosen = values["pruned"]["kind"]
-    other = "dynamic" if chosen == "static" else "static"
+    others = [
+        found["top1"] for kind, found in values["test"].items() if kind not in (chosen, "dense")
+    ]
     opening = page.words.split(f"{tiny.NAME}: accuracy against reduction")[0]
     for share in (values["test"]["dense"]["top1"], values["test"][chosen]["top1"]):
         assert f"{100 * share:.1f}%" in opening
-    assert f"{100 * values['test'][other]['top1']:.1f}%" in opening and "repaired alike" in opening
-    assert {figure.removesuffix("-demo") for figure in page.figures} == {
-        f"accuracy-{tiny.NAME}",
-        f"latency-{tiny.NAME}-threads1",
-        "keep",
-        "core",
-        "work",
-        "classes",
-    }
-    [explorer] = page.data()["explorer"]
-    assert len(explorer["shown"]) == 64 and explorer["images"] == 1000
+    assert f"{100 * max(others):.1f}%" in opening and "repaired alike" in opening
+    figures = {f"accuracy-{tiny.NAME}", f"latency-{tiny.NAME}-threads1", "work", "classes"}
+    figures |= set() if chosen == "second-look" else {"keep", "core"}  # a second look has no gates
+    assert {figure.removesuffix("-demo") for figure in page.figures} == figures
+    for explorer in page.data()["explorer"]:  # of gates
+        assert len(explorer["shown"]) == 64 and explorer["images"] == 1000
 
 
 def test_the_demo_gives_the_same_figures_again_and_the_report_reads_them(
@@ -90,6 +87,6 @@ def test_the_budget_is_kept_on_the_shipped_network(tmp_path: Path, capsys: Any) 
     assert cli.main(["demo", "--output", str(tmp_path / "demo"), "--json"]) == 0
     test = json.loads(capsys.readouterr().out)["test"]
     assert test["dense"]["top1"] > 0.91
-    for kind, least in (("static", 0.87), ("dynamic", 0.82)):
+    for kind, least in (("static", 0.86), ("dynamic", 0.82), ("second-look", 0.87)):
         assert test[kind]["reduction"] == pytest.approx(0.3, abs=0.02)
         assert test[kind]["top1"] > least

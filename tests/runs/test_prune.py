@@ -11,6 +11,7 @@ import tiny
 import toys
 from ftwt import cli, compile, count_macs, from_pretrained, prune, runtime
 from ftwt.files.json import read_json
+from ftwt.pruning.dynamic import DynamicModel
 from ftwt.runs.prune import Pruned
 
 
@@ -26,14 +27,14 @@ def network() -> nn.Module:
 IMAGES = toys.pixels(200)
 
 
-@pytest.mark.parametrize("gates", ["auto", "static", "dynamic"])
+@pytest.mark.parametrize("gates", ["auto", "static", "dynamic", "second-look"])
 def test_the_budget_is_met_and_the_nearest_candidate_taken(gates):
     dense = network()
     before = copy.deepcopy(dense.state_dict())
     pruned = prune(dense, IMAGES.split(50), reduction=0.3, gates=gates)
     kinds = [one.kind for one in pruned.candidates]
-    assert kinds == (["static", "dynamic"] if gates == "auto" else [gates])
-    best = min(pruned.candidates, key=lambda one: one.error)
+    assert kinds == (["static", "dynamic", "second-look"] if gates == "auto" else [gates])
+    best = max(pruned.candidates, key=lambda one: (one.agreement, -one.error))
     assert pruned.network is best.network and pruned.kind == best.kind
     assert (pruned.images, pruned.judged) == (160, 40)
     assert pruned.dense_macs == count_macs(dense, IMAGES[:1]).total
@@ -43,6 +44,9 @@ def test_the_budget_is_met_and_the_nearest_candidate_taken(gates):
             same = one.network(IMAGES[160:]).argmax(1) == dense(IMAGES[160:]).argmax(1)
         assert one.agreement == pytest.approx(float(same.float().mean()))
         assert one.repair.layers
+        assert (one.look is None) == isinstance(one.network, DynamicModel)
+        assert one.look is None or one.look.images == 40
+        assert f"{one.agreement:.2%}" in toys.printed(pruned) and pruned.why in toys.printed(pruned)
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     json.dumps(pruned.to_json(), allow_nan=False)
 
@@ -60,6 +64,18 @@ def test_batches_that_can_be_read_only_once_will_do():
     assert (pruned.images, pruned.judged) == (160, 40)
 
 
+def test_held_out_images_judge_and_the_others_are_all_fitted_to():
+    dense, others = network(), toys.pixels(60).flip(0)
+    pruned = prune(dense, [IMAGES], reduction=0.2, gates="second-look", held_out=iter([others]))
+    assert (pruned.images, pruned.judged) == (200, 60)
+    (one,) = pruned.candidates
+    with torch.inference_mode():
+        same = one.network(others).argmax(1) == dense(others).argmax(1)
+        saved = 1 - one.network.look(others).executed.mean() / pruned.dense_macs
+    assert one.agreement == pytest.approx(float(same.float().mean()))
+    assert one.reduction == pytest.approx(float(saved)) and one.reduction >= 0.2
+
+
 def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
     dense = network()[:6]
     pruned = prune(dense, [IMAGES], reduction=0.2, gates="static")
@@ -68,6 +84,10 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
         wanted, found = dense(IMAGES[160:]), one.network(IMAGES[160:])
     spread = (wanted - wanted.mean(0)).square().sum()
     assert one.agreement is None
+    auto = prune(dense, [IMAGES], reduction=0.2)
+    assert "no second-look one: its outputs are no class scores" in auto.why
+    with pytest.raises(ValueError, match="no class scores, between whose two best is a margin"):
+        prune(dense, [IMAGES], reduction=0.2, gates="second-look")
     assert one.error == pytest.approx(float((wanted - found).square().sum() / spread), rel=1e-3)
 
 
@@ -78,7 +98,7 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
         ({"reduction": 0.3, "latency_ms": 1.0}, "give one of them"),
         ({"reduction": 1.0}, r"reduction=1.0 is outside \(0, 1\)"),
         ({"reduction": 0.99}, "out of reach; fixed masks of these units save from 0.000 to"),
-        ({"reduction": 0.3, "gates": "best"}, "'auto', 'static'|auto, static"),
+        ({"reduction": 0.3, "gates": "best"}, "auto, static, dynamic, second-look"),
         ({"reduction": 0.3, "images": 0}, "to prune with; give 20 or more"),
         ({"latency_ms": -1.0}, "latency_ms=-1.0: give milliseconds above 0"),
     ],
@@ -109,20 +129,33 @@ def test_a_latency_is_met_or_its_range_is_named():
 
 def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
     pytest.importorskip("ftwt.runtime._native")
-    command = ["prune", tiny.NAME, *tiny.DATA, "--reduction", "0.2", "--output", "out"]
-    assert cli.main([*command[:-1], "eight", "--precision", "int8"]) == 0
+    command = ["prune", tiny.NAME, *tiny.DATA, "--reduction", "0.2", "--gates", "second-look"]
+    assert cli.main([*command, "--output", "eight", "--precision", "int8"]) == 0
     eight = read_json("eight/prune.json")
     assert eight["precision"] == "int8" and "int8, " in eight["latency"]["timings"][-1]["settings"]
     assert "int8" in repr(runtime.load("eight/net.ftwt"))
     chosen = eight["test"][eight["pruned"]["kind"]]["top1"]
     assert eight["engine_top1"] == pytest.approx(chosen, abs=0.03)
     assert f"top-1 accuracy {eight['engine_top1']:.1%}" in capsys.readouterr().out
+    command += ["--output", "out"]
     assert cli.main(command) == 0
     told = capsys.readouterr().out
     assert "top-1 accuracy" in told and "chosen" in told
+    assert "99th percentile" in told and "the slowest" in told
     values = read_json("out/prune.json")
-    assert set(values["test"]) == {"dense", "static", "dynamic"}
+    assert set(values["test"]) == {"dense", "second-look"}
+    assert values["pruned"]["judged"] == 400  # what is held out
+    look = values["pruned"]["candidates"][0]["look"]
+    timed = next(t for t in values["latency"]["timings"] if t["name"] == "ftwt gated")
+    assert timed["median_ms"] <= timed["p99_ms"] <= timed["worst_ms"] and len(look["shares"]) == 1
     network = from_pretrained("out/model").eval()
+    for verb in (
+        ["bench", "out/model", *tiny.DATA, "--rivals", "--rounds", "1"],
+        ["compile", "out/model", "-o", "again.ftwt"],
+        ["evaluate", "out/model", *tiny.DATA],
+    ):
+        assert cli.main(verb) == 0
+    assert isinstance(runtime.load("again.ftwt"), runtime.SecondLookEngine)
     engine = runtime.load("out/net.ftwt")
     images = torch.randn(4, *network.input_shape)
     with torch.inference_mode():

@@ -210,9 +210,14 @@ class Benchmark(Shown):
             )
 
     def _spread(self) -> RenderResult:
-        """Of those whose time depends on the image: how it is spread."""
+        """Of those whose work depends on the image: how their time is spread."""
         for one in self.timings:
-            if one.median_ms and one.p99_ms and one.p99_ms > UNEVEN * one.median_ms:
+            if (
+                one.executed_macs
+                and one.median_ms
+                and one.p99_ms
+                and one.p99_ms > UNEVEN * one.median_ms
+            ):
                 yield (
                     f"{one.name} takes {one.latency_ms:.3f} ms on average over {self.batches} "
                     f"batches; median {one.median_ms:.3f}, 99th percentile {one.p99_ms:.3f}, worst "

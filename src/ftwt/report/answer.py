@@ -53,8 +53,8 @@ class Answer:
         dense_ms: Time of an image on the engine, dense; None if it was not measured.
         dynamic_ms: The same with gates.
         timed: Where and how that was measured.
-        kind: `dynamic`, or `static`: one mask for all images.
-        other: Of an untrained network: kind, accuracy and reduction of the other candidate.
+        kind: `dynamic`, `static` (one mask for all images), or `second-look`.
+        other: Of an untrained network: kind, accuracy and reduction of the best other candidate.
         dense_elsewhere: Of a dense network that was tested on other images alone, which is no
             comparison: its accuracy, and how many they are.
         twin_elsewhere: The same of a static twin.
@@ -219,6 +219,7 @@ def _of_recording(name: str, recording: Recording) -> Answer:
 def _of_pruned(one: Pruned) -> Answer:
     after, ms = one.test, one.latency_ms
     others = [(kind, found) for kind, found in one.candidates.items() if kind != one.kind]
+    best = max(others, key=lambda other: other[1].top1, default=None)
     rivals = {name: ms[name] for name in ms if name not in (*one.candidates, "dense")}
     timed = "our engine, one thread"
     if rivals:
@@ -241,5 +242,5 @@ def _of_pruned(one: Pruned) -> Answer:
         dynamic_ms=ms.get(one.kind),
         timed=timed,
         kind=one.kind,
-        other=(others[0][0], others[0][1].top1, others[0][1].reduction) if others else None,
+        other=(best[0], best[1].top1, best[1].reduction) if best else None,
     )

@@ -47,6 +47,8 @@ def look(method: str, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
         return TWIN, "p"
     if method == "static twin" or method.startswith("static,"):
         return TWIN, "s"
+    if method.startswith("second look"):
+        return DYNAMIC[2], "^"
     if method.startswith("FTWT"):
         return PUBLISHED, "*"
     return OTHERS, "d"

@@ -16,7 +16,11 @@ from .reading.records import Pruned, Run
 
 Row = dict[str, Any]
 EXECUTED, PUBLISHED = "executed", "as published"  # how a row's MACs are counted
-UNTRAINED = {"static": "static, repaired", "dynamic": "dynamic, repaired"}  # by `ftwt prune`
+UNTRAINED = {  # by `ftwt prune`
+    "static": "static, repaired",
+    "dynamic": "dynamic, repaired",
+    "second-look": "second look, repaired",
+}
 
 
 def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None]:

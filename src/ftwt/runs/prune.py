@@ -2,60 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
 from ..budget.calibration import calibrate
-from ..budget.estimate import estimate
 from ..files.provenance import provenance
 from ..files.tables import Shown
 from ..fitting.columns import rank_filters
-from ..fitting.masks import Ranking, fixed_masks, inner_units
-from ..fitting.predictors import fit_predictors
-from ..fitting.repair import Repair, repair
-from ..graph.trace import evaluating
+from ..fitting.masks import Ranking, fixed_masks
+from ..fitting.repair import repair
 from ..lowering.compile import compile
 from ..processes import first
-from ..pruning.convert import convert
-from ..pruning.dynamic import DynamicModel, images_of
+from ..pruning.dynamic import DynamicModel
+from ..pruning.second_look import SecondLook
+from .candidates import DYNAMIC, LOOK, STATIC, Candidate, Judge, Part, gated, looking, prunable
 
-Gates = Literal["auto", "static", "dynamic"]
-JUDGED = 4  # a fourth as many images as are fitted to, others than these, judge the candidates
+Gates = Literal["auto", "static", "dynamic", "second-look"]
+JUDGED = 4  # a fourth as many images as are fitted to judge, where none are held out
 FEWEST = 20  # images: to fit to and to judge by
 TIMED_AT = (0.0, 0.2, 0.4, 0.6, 0.8)  # reductions whose latency is measured for a budget in ms
 CALLS = 30  # of the engine, for a latency
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to meet the budget, judged by images it was not fitted to.
-
-    Args:
-        kind: `static` or `dynamic`.
-        reduction: Executed reduction on these images, predictors paid.
-        error: How far its outputs are from the dense network's: the mean Kullback-Leibler
-            divergence of class probabilities, or else the squared error as a share of the variance.
-        agreement: Share of the images whose first guess is the dense network's; None where outputs
-            are no class scores.
-        network: The pruned network.
-        repair: What the repair did.
-    """
-
-    kind: str
-    reduction: float
-    error: float
-    agreement: float | None
-    network: DynamicModel = field(repr=False)
-    repair: Repair = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +38,8 @@ class Pruned(Shown):
     Args:
         network: The pruned network, in eval mode, for `ftwt.compile`, `ftwt.evaluate`,
             `ftwt.save_pretrained` and `ftwt.train`.
-        kind: `static` (the same filters for every image) or `dynamic`.
+        kind: `static` (the same filters for every image), `dynamic`, or `second-look` (a fixed
+            mask, and the whole network for images that it is unsure of).
         why: Why this one.
         asked: The reduction asked for, or that of the latency asked for.
         candidates: All that were made, with their networks.
@@ -75,7 +49,7 @@ class Pruned(Shown):
         provenance: Where the figures come from.
     """
 
-    network: DynamicModel
+    network: DynamicModel | SecondLook
     kind: str
     why: str
     asked: float
@@ -89,12 +63,7 @@ class Pruned(Shown):
         """Return the figures (not the networks) as JSON values."""
         left = ("network", "candidates")
         told = {name: value for name, value in vars(self).items() if name not in left}
-        candidates = [
-            {name: value for name, value in vars(one).items() if name not in ("network", "repair")}
-            | {"repair": asdict(one.repair)}
-            for one in self.candidates
-        ]
-        return told | {"candidates": candidates}
+        return told | {"candidates": [one.to_json() for one in self.candidates]}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(
@@ -107,6 +76,9 @@ class Pruned(Shown):
             chosen = f"{one.kind}{', chosen' if one.network is self.network else ''}"
             table.add_row(chosen, f"{one.reduction:.2%}", agreement, f"{one.error:.4f}")
         yield table
+        for one in self.candidates:
+            if one.look is not None:
+                yield one.look
         yield self.why
 
 
@@ -118,6 +90,7 @@ def prune(
     latency_ms: float | None = None,
     gates: Gates = "auto",
     images: int = 2048,
+    held_out: Iterable[tuple[Tensor, Any] | Tensor] | None = None,
     config: Any = None,
 ) -> Pruned:
     """Prune a trained network to a budget: no labels, no training.
@@ -125,8 +98,9 @@ def prune(
     Units whose filters only layers read are pruned; residual streams stay whole. The same filters
     go for every image, those that their readers can best make good for (`static`), or predictors
     are fitted that choose filters for each image (`dynamic`). Then the layers behind the masks are
-    repaired. Of several candidates the one is taken whose outputs stay nearest to the dense
-    network's, on images that none was fitted to.
+    repaired. Or a fixed mask that saves more than asked looks first, and images that it is unsure
+    of go through the whole network, too (`second-look`). Of several candidates the one is taken that agrees with the dense network on
+    most of the images that none was fitted to.
 
     Args:
         model: The trained network. It is not changed.
@@ -135,8 +109,12 @@ def prune(
         reduction: Share of the dense MACs to save, by `executed` counting.
         latency_ms: Instead: time of one image on the native engine with one thread, on this
             machine. It is met by a fixed mask, and its reduction is asked of all candidates.
-        gates: `static`, `dynamic`, or `auto`: both, and the better one is taken.
-        images: How many images to fit to, at most; a fourth as many others judge.
+        gates: `static`, `dynamic`, `second-look`, or `auto`: all of them, and the best is taken.
+        images: How many images to fit to, at most.
+        held_out: Images that judge the candidates and set the threshold of a second look, as many
+            at most. Best are some that the network was not trained on: on its training images it is
+            surer of itself, and a second look saves less on others than asked. If not given, a
+            fifth of the images.
         config: Kept in the provenance.
 
     Returns:
@@ -144,7 +122,8 @@ def prune(
 
     Raises:
         ValueError: Neither or both budgets are given, one is out of reach (the message names the
-            range), there are fewer than 20 images, or the network has no unit to prune.
+            range), there are fewer than 20 images, the network has no unit to prune, or a second
+            look is asked of a network whose outputs are no class scores.
     """
     began = time.perf_counter()
     if (reduction is None) == (latency_ms is None):
@@ -157,36 +136,35 @@ def prune(
         raise ValueError(f"reduction={reduction} is outside (0, 1); 0.3 saves 30% of the MACs")
     if iter(batches) is batches:
         batches = list(batches)
-    fitted, judges = _divide(batches, images)
+    fitted, judges = _divide(batches, images, held_out)
     dynamic = prunable(model, next(iter(fitted)))
     ranking = rank_filters(dynamic, fitted)
     if latency_ms is not None:
         reduction = _reduction_for(dynamic, ranking, latency_ms)
     assert reduction is not None
-    expected = _Expected(model, judges)
-    kinds = ("static", "dynamic") if gates == "auto" else (gates,)
+    judge = Judge(model, judges)
     candidates, left_out = [], []
-    for kind in kinds:
+    for kind in (STATIC, DYNAMIC, LOOK) if gates == "auto" else (gates,):
         try:
-            if kind == "static":
+            if kind == LOOK:
+                options: dict[str, Any] = {"dense": model, "judge": judge, "reduction": reduction}
+                candidates.append(looking(dynamic, ranking, fitted, **options))
+                continue
+            if kind == STATIC:
                 network = dynamic.fix(fixed_masks(dynamic, ranking, reduction=reduction))
             else:
                 network = gated(dynamic, fitted, reduction=reduction, images=len(fitted))
         except ValueError as error:  # predictors cost so much that gates cannot reach the budget
-            if gates != "auto" or kind == "static":
+            if gates != "auto" or kind == STATIC:
                 raise
             left_out.append(f"; no {kind} one: {error}")
             continue
         told = repair(network, fitted, dense=model, images=len(fitted))
-        if kind == "dynamic":  # repaired layers change what the next predictors see
+        if kind == DYNAMIC:  # repaired layers change what the next predictors see
             calibrate(network, fitted, reduction=reduction, images=len(fitted))
-        candidates.append(expected.judge(kind, network.eval(), told))
-    best = min(candidates, key=lambda one: one.error)
-    why = (
-        f"{best.kind}: the only candidate"
-        if len(candidates) == 1
-        else (f"{best.kind}: nearest to the dense network's outputs on held-out images")
-    )
+        candidates.append(judge.judge(kind, network.eval(), told))
+    best = min(candidates, key=lambda one: one.rank)
+    why = f"{best.kind}: {_why(best, candidates)}"
     return Pruned(
         network=best.network,
         kind=best.kind,
@@ -200,110 +178,33 @@ def prune(
     )
 
 
-class _Part:
-    """Some of the images of batches, to be gone through again and again.
-
-    Args:
-        batches: Images, with or without labels.
-        start: The first image.
-        count: How many.
-    """
-
-    def __init__(self, batches: Iterable[Any], start: int, count: int) -> None:
-        self.batches, self.start, self.count = batches, start, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Tensor]:
-        end, begin = self.start + self.count, 0
-        for batch in self.batches:
-            images = images_of(batch)
-            part = images[max(0, self.start - begin) : max(0, end - begin)]
-            begin += len(images)
-            if len(part):
-                yield part
-            if begin >= end:
-                return
+def _why(best: Candidate, candidates: list[Candidate]) -> str:
+    if len(candidates) == 1:
+        return "the only candidate"
+    if best.agreement is None:
+        return "nearest to the dense network's outputs on held-out images"
+    others = [one for one in candidates if one is not best]
+    shares = ", ".join(f"{one.kind} {one.agreement:.1%}" for one in others)
+    return f"agrees with the dense network on {best.agreement:.1%} of the held-out images; {shares}"
 
 
-def _divide(batches: Iterable[Any], images: int) -> tuple[_Part, _Part]:
+def _divide(
+    batches: Iterable[Any], images: int, held_out: Iterable[Any] | None
+) -> tuple[Part, Part]:
     """Images to fit to, and others to judge by."""
-    wanted = images + images // JUDGED
+    judged = 0
+    if held_out is not None:
+        if iter(held_out) is held_out:
+            held_out = list(held_out)
+        judged = sum(len(part) for _, part in first(held_out, images))
+    wanted = images if judged else images + images // JUDGED
     there = sum(len(part) for _, part in first(batches, wanted))
-    if there < FEWEST:
-        raise ValueError(f"{there} images to prune with; give {FEWEST} or more")
+    if there + judged < FEWEST:
+        raise ValueError(f"{there + judged} images to prune with; give {FEWEST} or more")
+    if held_out is not None and judged:
+        return Part(batches, 0, there), Part(held_out, 0, judged)
     fit = min(images, there * JUDGED // (JUDGED + 1))
-    return _Part(batches, 0, fit), _Part(batches, fit, there - fit)
-
-
-def prunable(model: nn.Module, example: Tensor) -> DynamicModel:
-    """Convert a network, with gates on the units whose filters only layers read."""
-    options: dict[str, Any] = {"saliency": "energy", "pool": "both"}
-    whole = convert(model, example[:2], **options)
-    inner = set(inner_units(whole))
-    outer = [unit.name for unit in whole.units if unit.inherits is None and unit.name not in inner]
-    dynamic = convert(model, example[:2], skip=outer, **options).eval()
-    if not dynamic.gates:
-        raise ValueError(
-            f"{type(model).__name__} has no unit to prune: its filters are all added to a residual "
-            "stream, or none was found; ftwt.convert(model, example).summary() says why"
-        )
-    return dynamic
-
-
-def gated(
-    dynamic: DynamicModel, fitted: Iterable[Any], *, reduction: float, images: int = 2048
-) -> DynamicModel:
-    """A copy with fitted predictors, at a budget."""
-    network = copy.deepcopy(dynamic)
-    network.set_r(estimate(network, fitted, images=images).r_for(reduction=reduction))
-    fit_predictors(network, fitted, images=images)
-    calibrate(network, fitted, reduction=reduction, images=images)
-    return network
-
-
-class _Expected:
-    """The dense network's outputs for the images that judge."""
-
-    def __init__(self, model: nn.Module, judges: _Part) -> None:
-        self.judges = judges
-        with evaluating(model), torch.inference_mode():
-            self.outputs = [model(images) for images in judges]
-        first_output = self.outputs[0]
-        if not isinstance(first_output, Tensor):
-            raise ValueError(
-                f"the network returns {type(first_output).__name__}, not one tensor; prune it with "
-                "ftwt.convert and ftwt.repair"
-            )
-        self.scores = first_output.dim() == 2 and first_output.shape[1] > 1
-
-    def judge(self, kind: str, network: DynamicModel, told: Repair) -> Candidate:
-        """Compare a pruned network with the dense one."""
-        error, spread, agree, executed = 0.0, 0.0, 0, 0.0
-        with torch.inference_mode():
-            for images, dense in zip(self.judges, self.outputs, strict=True):
-                outputs, gates = network(images, return_gates="masks")
-                masks = {unit: gate.mask for unit, gate in gates.items()}
-                work = network.macs(masks).executed.expand(len(images))
-                executed += float(work.sum())
-                if self.scores:
-                    p, q = dense.log_softmax(1), outputs.log_softmax(1)
-                    error += float((p.exp() * (p - q)).sum())
-                    agree += int((dense.argmax(1) == outputs.argmax(1)).sum())
-                else:
-                    error += float((dense - outputs).square().sum())
-                    spread += float((dense - dense.mean(0)).square().sum())
-        count = len(self.judges)
-        total = sum(layer.macs for layer in network.channels.layers)
-        return Candidate(
-            kind=kind,
-            reduction=1 - executed / (count * total),
-            error=error / count if self.scores else error / max(spread, 1e-30),
-            agreement=agree / count if self.scores else None,
-            network=network,
-            repair=told,
-        )
+    return Part(batches, 0, fit), Part(batches, fit, there - fit)
 
 
 def _reduction_for(dynamic: DynamicModel, ranking: Ranking, latency_ms: float) -> float:

@@ -18,7 +18,7 @@ DEMO = "cifar10-resnet20"
 
 @dataclass(frozen=True)
 class PruneCommand:
-    """Make a trained network cheaper in minutes, without labels: fixed masks or gates.
+    """Make a trained network cheaper in minutes, without labels: fixed masks, gates, second looks.
 
     Writes the network (model/), a file for the engine (net.ftwt), the figures (prune.json) and a
     page (index.html).
@@ -31,7 +31,8 @@ class PruneCommand:
     latency_ms: float | None = None
     """Instead: milliseconds that one image may take on this machine, on one thread."""
     gates: Gates = "auto"
-    """static: the same filters for every image; dynamic: chosen for each; auto: the better one."""
+    """static: the same filters for every image; dynamic: chosen for each; second-look: few filters
+    first, all of them for images that these are unsure of; auto: the best one."""
     images: int = 2048
     """Training images to fit to; their labels are not read."""
     precision: Precision = "f32"
@@ -87,5 +88,5 @@ class DemoCommand:
             engine=self.engine,
             output=self.output,
             as_json=self.as_json,
-            data=DataConfig(dataset="cifar10-embedded", validation=10),
+            data=DataConfig(dataset="cifar10-embedded", validation=500),
         )()

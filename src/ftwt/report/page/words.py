@@ -78,7 +78,11 @@ def fewer(reduction: float) -> str:
 
 
 def _verdict(answer: Answer) -> str:
-    included = ", the gates' own predictors included" if answer.kind == "dynamic" else ""
+    paid_for = {
+        "dynamic": ", the gates' own predictors included",
+        "second-look": ", both passes of an image that is looked at again included",
+    }
+    included = paid_for.get(answer.kind, "")
     cost = (
         f"An image cost {macs(answer.dense_macs)} multiply-accumulates; it now costs "
         f"{macs(answer.executed_macs.mean)} on average, {fewer(answer.achieved.mean)}{included}."
@@ -195,10 +199,11 @@ def _other(answer: Answer, kind: str, top1: float, reduction: float) -> str:
     names = {
         "static": "One fixed mask for all images",
         "dynamic": "Gates, which choose filters for each image",
+        "second-look": "A second look at the images that a fixed mask is unsure of",
     }
     change = answer.top1.mean - top1
     difference = f"{points(change)} {'less' if change >= 0 else 'more'}"
     return (
-        f"{names.get(kind, kind)}, repaired alike, reach{'es' if kind == 'static' else ''} "
+        f"{names.get(kind, kind)}, repaired alike, reach{'' if kind == 'dynamic' else 'es'} "
         f"{percent(top1)} at {fewer(reduction)} multiply-accumulates: {difference}."
     )
