@@ -99,8 +99,8 @@ def prune(
     go for every image, those that their readers can best make good for (`static`), or predictors
     are fitted that choose filters for each image (`dynamic`). Then the layers behind the masks are
     repaired. Or a fixed mask that saves more than asked looks first, and images that it is unsure
-    of go through the whole network, too (`second-look`). Of several candidates the one is taken that agrees with the dense network on
-    most of the images that none was fitted to.
+    of go through the whole network, too (`second-look`). Of several candidates the one is taken
+    that agrees with the dense network on most of the images that none was fitted to.
 
     Args:
         model: The trained network. It is not changed.
