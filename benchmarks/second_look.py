@@ -24,7 +24,8 @@ from ftwt.config import DataConfig
 from ftwt.data import Batches
 from ftwt.files.json import write_json
 from ftwt.files.provenance import provenance
-from ftwt.fitting.masks import fixed_masks, mean_saliency
+from ftwt.fitting.columns import rank_filters
+from ftwt.fitting.masks import fixed_masks
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.second_look import SecondLook, opened
@@ -63,14 +64,14 @@ def main() -> None:
         Batches(test.select(torch.arange(half, len(test), 2)), batch_size=500) for half in (0, 1)
     ]
     inner = prunable(dense, next(iter(fitted))[0])
-    saliency = mean_saliency(inner, fitted, images=given.images)
+    ranking = rank_filters(inner, fitted)
     second = opened(inner).eval()
     rows: list[dict[str, Any]] = []
     alone: list[dict[str, Any]] = []
     top1 = ftwt.evaluate(dense, splits.test).top1
     print(f"{name}: dense {top1:.2%}", flush=True)
     for cut in sorted({*given.firsts, *given.averages}):
-        first = inner.fix(fixed_masks(inner, saliency, reduction=cut))
+        first = inner.fix(fixed_masks(inner, ranking, reduction=cut))
         ftwt.repair(first, fitted, dense=dense, images=given.images)
         found = ftwt.evaluate(first.eval(), splits.test)
         alone.append({"cut": cut, "top1": found.top1, "reduction": found.reduction})
