@@ -153,17 +153,21 @@ def compare(subject: Subject, reduction: float, kinds: Iterable[str]) -> Iterabl
     """Evaluate the candidates at one reduction."""
     inner = prunable(subject.dense, images_of(next(iter(subject.fitted))))
     for kind in kinds:
-        if kind in RIVALS:
-            network = rival(kind, subject, reduction)
-        elif kind == "static":
-            saliency = mean_saliency(inner, subject.fitted, images=subject.images)
-            network = inner.fix(fixed_masks(inner, saliency, reduction=reduction))
-        elif kind == "greedy":
-            ranking = rank_filters(inner, subject.fitted)
-            network = inner.fix(fixed_masks(inner, ranking, reduction=reduction))
-        else:
-            network = gated(inner, subject.fitted, reduction=reduction, images=subject.images)
+        network = candidate(kind, inner, subject, reduction)
         yield from with_and_without(kind, network.eval(), subject, reduction)
+
+
+def candidate(kind: str, inner: DynamicModel, subject: Subject, reduction: float) -> DynamicModel:
+    """A network pruned by masks, not repaired."""
+    if kind in RIVALS:
+        return rival(kind, subject, reduction)
+    if kind == "static":
+        saliency = mean_saliency(inner, subject.fitted, images=subject.images)
+        return inner.fix(fixed_masks(inner, saliency, reduction=reduction))
+    if kind == "greedy":
+        ranking = rank_filters(inner, subject.fitted)
+        return inner.fix(fixed_masks(inner, ranking, reduction=reduction))
+    return gated(inner, subject.fitted, reduction=reduction, images=subject.images)
 
 
 def rival(kind: Any, subject: Subject, reduction: float) -> DynamicModel:

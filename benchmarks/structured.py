@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -271,6 +271,27 @@ def replay(task: Task, history: History) -> nn.Module:
     )
     graph.load_pruning_history(list(history))
     return network
+
+
+def without_filters(network: nn.Module, example: Tensor, kept: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a network, in eval mode, without the filters that masks leave out.
+
+    Args:
+        network: It computes zeros, or what nobody reads, in these filters.
+        example: One input, (1, C, H, W).
+        kept: Convolution -> (C,) bool. Those whose channels are added up must have one mask.
+    """
+    small = _with_open_shortcuts(copy.deepcopy(network).eval(), example)
+    for name, mask in kept.items():
+        layer = small.get_submodule(name)
+        if mask.all() or len(layer.weight) != len(mask):
+            continue  # nothing goes, or it went with a layer that it is added to
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            small, example, customized_pruners={Shortcut: _ShortcutPruner()}
+        )
+        out = (~mask).nonzero().flatten().tolist()
+        graph.get_pruning_group(layer, torch_pruning.prune_conv_out_channels, idxs=out).prune()
+    return small
 
 
 def count_macs(network: nn.Module, example: Tensor, *, convolutions: bool = False) -> int:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from tables.comparisons import corruption_kinds, corruptions, static
+from tables.contest import contest
 from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_torchvision
 from tables.exports import exports
 from tables.files import ROOT
@@ -80,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {
         second_look,
         eight_bits,
         eight_bits_speed,
+        contest,
         soak,
         recipes,
         photograph_targets,

@@ -191,6 +191,43 @@ def benchmark(network: str = "cifar10-resnet56", threads: int = 1) -> dict[str, 
     }
 
 
+def contest(network: str = "cifar10-resnet56") -> dict[str, Any]:
+    def entry(pruning: str, runtime: str, precision: str, top1: float, ms: float) -> dict[str, Any]:
+        return {
+            "pruning": pruning,
+            "runtime": runtime,
+            "precision": precision,
+            "top1": top1,
+            "reduction": 0.0 if pruning == "dense" else 0.3,
+            "latency_ms": ms,
+            "low_ms": 0.9 * ms,
+            "high_ms": 1.1 * ms,
+            "settings": "as usual",
+        }
+
+    return {
+        "kind": "contest",
+        "network": network,
+        "input_shape": [3, 32, 32],
+        "images": 1000,
+        "calibrated_on": 256,
+        "timed": 8,
+        "rounds": 2,
+        "threads": 1,
+        "isa": "avx2",
+        "entries": [
+            entry("dense", "ftwt", "f32", 0.93, 2.0),
+            entry("dense", "openvino", "int8", 0.92, 1.0),
+            entry("fixed mask, 30%", "ftwt", "int8", 0.91, 0.8),
+            entry("gates, 30%", "ftwt", "int8", 0.90, 0.9),
+            entry("dense", "onnxruntime", "bf16", 0.93, 2.5),
+        ],
+        "left_out": {"dense, openvino bf16": "not on this processor"},
+        "disturbance": 0.0,
+        "provenance": provenance("accuracy_latency.py"),
+    }
+
+
 def corruptions(
     run: str | None, top1: float, network: str = "cifar10-resnet56", *, reduction: float = 0.3
 ) -> dict[str, Any]:

@@ -17,8 +17,10 @@ import result_files as files
 import toys
 from ftwt.data import Batches
 from ftwt.evaluation.record import record
+from ftwt.records.fields import Fields
 from ftwt.report import Found, plots, published, read, rows
 from ftwt.report.palette import ALWAYS, DENSE, DYNAMIC, OKABE_ITO, PUBLISHED, TWIN, look
+from ftwt.report.reading import parse
 from ftwt.report.rows_of_run import (
     class_rows,
     extreme_rows,
@@ -58,6 +60,7 @@ def folder(tmp_path_factory, recording) -> Path:
     files.write(folder / "half" / "run.json", files.run(0.91, 0.5, asked=0.5, predicted=0.51))
     files.write(folder / "estimate.json", files.estimate())
     files.write(folder / "bench.json", files.benchmark())
+    files.write(folder / "contest.json", files.contest())
     files.write(folder / "bench2.json", files.benchmark(threads=2))
     files.write(folder / "corrupted.json", files.corruptions("runs/r90-s0", 0.93))
     files.write(folder / "corrupted-dense.json", files.corruptions(None, 0.9366, reduction=0.0))
@@ -279,6 +282,31 @@ def test_latency_stands_against_macs(found):
         plots.latency(Found())
 
 
+def test_accuracy_stands_against_milliseconds():
+    one = files.contest()
+    other = files.contest("net") | {"entries": one["entries"][:2]}
+    found = Found(contests=tuple(
+        parse.contest(Fields(Path(f"{number}.json"), values), "")
+        for number, values in enumerate((one, other))
+    ))  # fmt: skip
+    told = rows.contest_rows(found, NETWORK)
+    assert [row["latency_ms"] for row in told] == [0.8, 0.9, 1.0, 2.0, 2.5]
+    assert [row["front"] for row in told] == [True, False, True, True, False]
+    (axes,) = plots.contest(found).axes
+    line = next(line for line in axes.lines if len(line.get_xdata()) == 3)
+    assert list(line.get_xdata()) == [0.8, 1.0, 2.0]
+    assert {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines
+            if len(line.get_xdata()) == 1 and not line.get_label().startswith("_")} == {
+        f"{row['pruning']}, {row['runtime']} {row['precision']}":
+            (row["latency_ms"], 100 * row["top1"]) for row in told
+    }  # fmt: skip
+    assert [axes.get_title(loc="left") for axes in plots.contests(found).axes] == [NETWORK, "net"]
+    with pytest.raises(ValueError, match="no contest of 'x'; there are cifar10-resnet56, net"):
+        plots.contest(found, "x")
+    with pytest.raises(ValueError, match="no contest among the files"):
+        plots.contests(Found())
+
+
 def test_corruption_is_told_by_severity_and_by_kind(found):
     drawn = plots.corruptions(found)
     upper, lower = drawn.subfigs
@@ -350,7 +378,7 @@ def test_all_figures_are_saved_with_their_data(found, tmp_path):
     }
     figures = {path.stem for path in written if path.suffix == ".svg"}
     assert figures == {
-        f"accuracy-{NETWORK}", f"curve-{NETWORK}", f"corruptions-{NETWORK}",
+        f"accuracy-{NETWORK}", f"curve-{NETWORK}", f"corruptions-{NETWORK}", f"contest-{NETWORK}",
         *(f"latency-{timed}-threads{threads}" for threads in (1, 2)),
         *(f"{kind}-{run}" for kind in ("training", "keep", "core")
           for run in ("r90-s0", "half", "joint")),

@@ -327,6 +327,8 @@ FAULTS = [
     (files.run, "provenance", "mine", "`provenance` is 'mine'; expected an object"),
     (files.benchmark, "timings.2.latency_ms", None, r"`timings\[2\].latency_ms` is null"),
     (files.benchmark, "images.0.keep", -1, r"`images\[0\].keep` is -1; expected a number in \[0"),
+    (files.contest, "entries.1.top1", 2, r"`entries\[1\].top1` is 2; expected a number in \[0"),
+    (files.contest, "threads", 0, "`threads` is 0; expected a whole number from 1 on"),
     (files.estimate, "reduction.3", True, r"`reduction\[3\]` is True; expected a number"),
     (files.estimate, "reduction", [0.1], "`reduction` is a list of 1; expected 4 numbers"),
     (files.estimate, "r", [0.9, 0.5], "`r` is a list of 2; expected ascending numbers"),
@@ -355,7 +357,7 @@ def test_a_faulty_field_is_told_by_file_and_place(tmp_path, make, place, new, sa
         with pytest.raises(ValueError, match=said) as told:
             read(source)
         assert str(told.value).startswith(f"{path}: ")
-        assert "; make the file again with `ftwt " in str(told.value) or place == "provenance"
+        assert "; make the file again with `" in str(told.value) or place == "provenance"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..records.contestants import GATED
@@ -185,6 +186,20 @@ def latency_rows(found: Found) -> list[Row]:
                         "keep": None, "latency_ms": one.latency_ms,
                         "low_ms": one.low_ms, "high_ms": one.high_ms}
             )  # fmt: skip
+    return rows
+
+
+def contest_rows(found: Found, network: str) -> list[Row]:
+    """Accuracy and latency of all ways of running one network, the fastest first.
+
+    Returns:
+        A row for each; `front` where none is both as fast and more accurate.
+    """
+    rows: list[Row] = []
+    for one in (file.result for file in found.contests if file.name == network):
+        told = {"network": network, "images": one.images}
+        for entry in sorted(one.entries, key=lambda entry: entry.latency_ms):
+            rows.append(told | asdict(entry) | {"front": entry in one.front})
     return rows
 
 

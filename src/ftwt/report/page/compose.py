@@ -207,6 +207,7 @@ def _files(found: Found) -> Table:
         ("pruning", found.pruned),
         ("evaluation", found.evaluations),
         ("benchmark", found.benchmarks),
+        ("contest", found.contests),
         ("estimate", found.curves),
         ("corruptions", found.corruptions),
     )

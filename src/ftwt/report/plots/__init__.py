@@ -5,6 +5,7 @@ Each draws the rows of a function in `rows` or `rows_of_run`, and nothing else:
 | figure | data |
 |---|---|
 | `accuracy`, `curve`, `latency`, `corruptions` | `accuracy_rows`, `curve_rows`, ... |
+| `contest`, `contests` | `contest_rows` |
 | `keep_ratios`, `core_filters` | `unit_rows` |
 | `training` | `training_rows` |
 | `heatmaps` | `heatmap_rows` |
@@ -12,6 +13,8 @@ Each draws the rows of a function in `rows` or `rows_of_run`, and nothing else:
 | `extremes` | `extreme_rows` |
 """
 
+from .contest import contest as contest
+from .contest import contests as contests
 from .images import classes as classes
 from .images import extremes as extremes
 from .images import heatmaps as heatmaps

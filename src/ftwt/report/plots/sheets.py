@@ -14,6 +14,7 @@ from ..rows import (
     Row,
     accuracy_rows,
     compute_rows,
+    contest_rows,
     corruption_rows,
     curve_rows,
     joint_rows,
@@ -32,6 +33,7 @@ from ..rows_of_run import (
     unit_rows,
     work_rows,
 )
+from .contest import contest
 from .images import classes, extremes, heatmaps, work
 from .layers import core_filters, keep_ratios, training
 from .results import accuracy, corruptions, curve, latency
@@ -99,6 +101,18 @@ def sheets_of_runs(found: Found) -> Iterator[Sheet]:
                 "Lines: the estimate, from one pass before any training. Hollow: what it predicted "
                 "for a setting. Full: what the trained network achieved on test images.",
             )
+    for network in dict.fromkeys(str(file.name) for file in found.contests):
+        yield Sheet(
+            f"contest-{network}",
+            f"{network}: accuracy against milliseconds",
+            partial(contest_rows, found, network),
+            partial(contest, found, network),
+            _commands(file for file in found.contests if file.name == network),
+            "Each mark is one way of running the network, one image at a time on one thread, all "
+            "timed in turns. Full: eight bits; half: bfloat16; hollow: float32. The line joins "
+            "those that none is both as fast and more accurate than.",
+            wide=True,
+        )
     for network in dict.fromkeys(file.result.network for file in found.corruptions):
         yield Sheet(
             f"corruptions-{network}",

@@ -13,6 +13,7 @@ from ... import shipped
 from ...files.json import read_json
 from ...names import is_own
 from ...records.benchmark import Benchmark
+from ...records.contest import Contest
 from ...records.corruptions import NetworkRobustness
 from ...records.curve import Curve
 from ...records.fields import Fields
@@ -79,6 +80,7 @@ class Found:
         benchmarks: Latencies.
         curves: Estimates r -> reduction.
         corruptions: Results on corrupted images.
+        contests: Accuracy against time, of all ways of running a network.
         recordings: Recordings that belong to no run or pruning that was found.
         logs: Figures of trainings that are not finished.
         left_out: File -> why it is not shown.
@@ -90,6 +92,7 @@ class Found:
     benchmarks: tuple[Filed[Benchmark], ...] = ()
     curves: tuple[Filed[Curve], ...] = ()
     corruptions: tuple[Filed[NetworkRobustness], ...] = ()
+    contests: tuple[Filed[Contest], ...] = ()
     recordings: tuple[LoneRecording, ...] = ()
     logs: tuple[Log, ...] = ()
     left_out: tuple[tuple[Path, str], ...] = ()

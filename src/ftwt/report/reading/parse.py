@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...records.benchmark import Benchmark
+from ...records.contest import Contest
 from ...records.corruptions import NetworkRobustness
 from ...records.curve import Curve, read_curve
 from ...records.fields import Fields
@@ -164,6 +165,17 @@ def benchmark(values: Fields, name: str) -> Filed[Benchmark]:
     """
     provenance(values)
     found = values.read(Benchmark)
+    return Filed(found.network, values.path, found)
+
+
+def contest(values: Fields, name: str) -> Filed[Contest]:
+    """Check and return all ways of running one network.
+
+    Raises:
+        ValueError: A field is missing or not what it must be.
+    """
+    provenance(values)
+    found = values.read(Contest)
     return Filed(found.network, values.path, found)
 
 

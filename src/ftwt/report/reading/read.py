@@ -14,6 +14,7 @@ import safetensors
 
 from ... import shipped
 from ...files.json import parse_json, read_json
+from ...records.contest import KIND as CONTEST
 from ...records.fields import Fields
 from ...records.folder import METRICS, PRUNED, TRAINING
 from ...records.folder import RESULT as RUN
@@ -157,6 +158,7 @@ class _Search:
             ),
             curves=tuple(self.of["estimate"]),
             corruptions=tuple(self.of["corruptions"]),
+            contests=tuple(self.of[CONTEST]),
             recordings=tuple(lone),
             logs=tuple(logs.values()),
             left_out=tuple(self.left_out),
@@ -205,8 +207,8 @@ def kind_of(values: Any) -> str | None:
     """Tell a result's kind from its fields; None for a file of another kind."""
     if not isinstance(values, dict):
         return None
-    if values.get("kind") == "corruptions":
-        return "corruptions"
+    if values.get("kind") in ("corruptions", CONTEST):
+        return str(values["kind"])
     if values.get("kind") == "static" or {"config", "test", "training"} <= values.keys():
         return "run"
     for kind, fields in (
@@ -227,6 +229,7 @@ _KINDS: dict[str, tuple[Callable[[Fields, str], Any], str]] = {  # reader, and w
     "benchmark": (parse.benchmark, "`ftwt bench MODEL --output FILE`"),
     "estimate": (parse.curve, "`ftwt estimate MODEL --output FILE`"),
     "corruptions": (parse.corruptions, "the command that its provenance names"),
+    CONTEST: (parse.contest, "`benchmarks/accuracy_latency.py`"),
 }
 
 
