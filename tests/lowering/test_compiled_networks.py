@@ -30,20 +30,25 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"residual": "after", "depthwise": "gate", "pool": "max"},
     {"head": "softmax", "pool": "both", "rank": 3},
 )
-LARGE = tuple(  # of kinds that smaller ones stand for in a default run
-    f"torchvision:{name}"
-    for name in (
-        "alexnet",
-        "densenet121",
-        "googlenet",
-        "mnasnet1_0",
-        "mobilenet_v3_large",
-        "regnet_x_400mf",
-        "resnet50",
-        "resnext50_32x4d",
-        "vgg11_bn",
-        "vgg16",
-    )
+LARGE = (  # of kinds that smaller ones stand for in a default run
+    "cifar10-resnet56",
+    *(
+        f"torchvision:{name}"
+        for name in (
+            "alexnet",
+            "densenet121",
+            "googlenet",
+            "mnasnet1_0",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "regnet_x_400mf",
+            "resnet18",
+            "resnet50",
+            "resnext50_32x4d",
+            "vgg11_bn",
+            "vgg16",
+        )
+    ),
 )
 SOME = [  # a form for each network, and each form for one
     *(

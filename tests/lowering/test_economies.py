@@ -21,12 +21,13 @@ from ftwt.runtime.check import check
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* returns something else in training")
 NETWORKS = (
-    "cifar10-resnet20", "cifar10-mobilenet-v2", "torchvision:regnet_x_400mf",
-    "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x1_0", "torchvision:squeezenet1_1",
+    "cifar10-resnet20", "torchvision:regnet_x_400mf", "torchvision:mobilenet_v3_small",
+    "torchvision:shufflenet_v2_x1_0", "torchvision:squeezenet1_1",
 )  # fmt: skip
 MORE = (
-    "cifar10-mobilenet-v1", "cifar10-vgg11-bn", "torchvision:resnet18", "torchvision:googlenet",
-    "torchvision:efficientnet_b0", "torchvision:regnet_y_400mf", "torchvision:densenet121",
+    "cifar10-mobilenet-v1", "cifar10-mobilenet-v2", "cifar10-vgg11-bn", "torchvision:resnet18",
+    "torchvision:googlenet", "torchvision:efficientnet_b0", "torchvision:regnet_y_400mf",
+    "torchvision:densenet121",
 )  # fmt: skip
 each_network = pytest.mark.parametrize(
     "name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]

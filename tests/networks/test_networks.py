@@ -34,17 +34,22 @@ SIZES = {  # of torchvision's networks: pixels of the smallest image that they t
 }
 NAMES = [f"cifar10-{name}" for name in OURS] + [f"torchvision:{name}" for name in SIZES]
 LARGE = {  # of kinds that smaller ones stand for in a default run
-    f"torchvision:{name}"
-    for name in (
-        "alexnet",
-        "mnasnet1_0",
-        "resnet50",
-        "vgg11",
-        "inception_v3",
-        "resnext50_32x4d",
-        "densenet121",
-        "convnext_tiny",
-    )
+    "cifar10-resnet56",
+    *(
+        f"torchvision:{name}"
+        for name in (
+            "alexnet",
+            "convnext_tiny",
+            "densenet121",
+            "efficientnet_b0",
+            "inception_v3",
+            "mnasnet1_0",
+            "mobilenet_v2",
+            "resnet50",
+            "resnext50_32x4d",
+            "vgg11",
+        )
+    ),
 }
 PLAIN = ("cifar10-vgg16-bn", "torchvision:alexnet", "torchvision:vgg11")
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
