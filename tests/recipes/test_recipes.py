@@ -134,7 +134,10 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name: str) -> None:
         assert f"{config.model}-baseline" in recipes.names()
 
 
-@pytest.mark.parametrize("name", GOALS)
+@pytest.mark.parametrize(
+    "name",  # of one network, one budget in a default run
+    [pytest.param(n, marks=[pytest.mark.slow][: n.endswith("dynamic-62")]) for n in GOALS],
+)
 def test_a_goal_is_a_budget_that_its_network_can_meet(name: str) -> None:
     reduction, lost = GOALS[name]
     config, told = recipes.get(name), recipes.describe(name)
