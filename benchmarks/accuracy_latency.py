@@ -40,7 +40,6 @@ from ftwt.contest.turns import Contestant, disturbance, time_in_turns
 from ftwt.files.json import write_json
 from ftwt.files.provenance import provenance
 from ftwt.fitting.masks import inner_units
-from ftwt.lowering.second_look import compile_second_look
 from ftwt.networks.sources import resolve
 from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.pruning.second_look import SecondLook, opened
@@ -175,7 +174,7 @@ def networks(
     if given.second_look:
         first = made("greedy", inner, subject, FIRST)
         second = opened(inner).eval()
-        look = ftwt.second_look(first, second, unseen.split(100), reduction=AVERAGE)
+        look = ftwt.second_look([first, second], unseen.split(100), reduction=AVERAGE)
         yield f"second look, {AVERAGE:.0%}", look.network
 
 
@@ -190,14 +189,13 @@ def made(kind: str, inner: DynamicModel, subject: repair.Subject, cut: float) ->
 
 def ours(pruning: str, network: Any, batches: np.ndarray, held: Tensor) -> Iterator[Way]:
     """Our engine, in float and in eight bits."""
-    build = compile_second_look if isinstance(network, SecondLook) else ftwt.compile
     gated = isinstance(network, DynamicModel | SecondLook)
     options: dict[str, Any] = {"check": False} | ({} if gated else {"example": held[:1]})
     for precision in ("f32", "int8"):
         given = options | {"precision": precision}
         if precision == "int8":
             given["calibrate"] = held.split(AT_ONCE)
-        engine = build(network, **given)
+        engine = ftwt.compile(network, **given)
         image = np.zeros_like(batches[0])
         yield Way(
             pruning,
