@@ -178,9 +178,10 @@ class Soak:
         model = ftwt.from_pretrained(folder / "model")
         assert isinstance(model, ftwt.DynamicModel)
         path = folder / "net.ftwt"
-        for threads in (1, 2):
+        eight = {"precision": "int8", "calibrate": [self.example]}
+        for threads, given in ((1, {}), (2, eight)) if number % 2 else ((1, eight), (2, {})):
             with torch.no_grad():
-                engine = ftwt.compile(model, threads=threads)
+                engine = ftwt.compile(model, threads=threads, **given)
             engine.save(path)
             engines = [engine, *(runtime.load(path, threads=threads) for _ in range(5))]
             for turn, one in enumerate(engines):

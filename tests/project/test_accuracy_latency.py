@@ -1,4 +1,4 @@
-"""The contest of accuracy and time: filters taken out for the rivals, and a whole small run."""
+"""The contest of accuracy and time, filters taken out for rivals; what files and processes take."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ pytest.importorskip("torch_pruning", reason='torch-pruning is not installed: ".[
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import accuracy_latency  # noqa: E402
+import footprint  # noqa: E402
 import repair  # noqa: E402
 
 import ftwt  # noqa: E402
@@ -94,3 +95,12 @@ def test_every_contestant_is_asked_and_timed(
     assert dense.top1 == pytest.approx(float(right.float().mean())) and dense.reduction == 0
     assert by_name["fixed mask, 30%, onnxruntime f32"].reduction == pytest.approx(0.3, abs=0.1)
     assert found.front[0].latency_ms == min(entry.latency_ms for entry in found.entries)
+
+
+def test_eight_bits_take_a_quarter_and_no_torch(tiny_home: Path) -> None:
+    whole, small = footprint.measure(tiny.NAME, runs=20)
+    assert (whole["precision"], small["precision"]) == ("f32", "int8")
+    assert small["weight_bytes"] * 4 == whole["weight_bytes"] < whole["file_bytes"]
+    for row in (whole, small):
+        assert row["runs"] == 20 and 0 < row["bare_mb"] < row["peak_mb"] < 1000
+        assert row["load_ms"] > 0 and row["growth_mb"] < 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .files import ROOT, read
-from .layout import commits, percent, table
+from .layout import commits, origin, percent, table
 
 
 def eight_bits() -> str:
@@ -76,3 +76,26 @@ def eight_bits_speed() -> str:
 
 def _read(folder: str) -> list[dict[str, Any]]:
     return [read(str(path.relative_to(ROOT))) for path in sorted((ROOT / folder).glob("*.json"))]
+
+
+def footprint() -> str:
+    """Bytes of a file and of its weights, loading, memory of a process without torch."""
+    path = "results/footprint.json"
+    if not (ROOT / path).exists():
+        return "No results yet: `python benchmarks/footprint.py`.\n"
+    result = read(path)
+    rows = [
+        (
+            f"{row['network']}, {row['precision']}",
+            f"{row['weight_bytes'] / 1e6:.2f} MB",
+            f"{row['file_bytes'] / 1e6:.2f} MB",
+            f"{row['load_ms']:.0f} ms",
+            f"{row['bare_mb']:.0f} MB",
+            f"{row['peak_mb']:.0f} MB",
+            f"{row['runs']:,}",
+            f"{row['growth_mb']:.1f} MB",
+        )
+        for row in result["rows"]
+    ]
+    head = ("network", "weights", "file", "loading", "process before", "its peak", "runs", "growth")
+    return table(head, rows) + origin(path, result)
