@@ -300,3 +300,11 @@ def test_the_same_network_gives_the_same_bytes_and_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "0" / "model.safetensors")
     with pytest.raises(ValueError, match="model.safetensors is not a regular file"):
         from_pretrained(tmp_path / "0", model=toys.Toy())
+
+
+def test_weights_that_no_network_can_be_rebuilt_with_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"0\.weight lies on the meta device"):
+        save_pretrained(tiny().to("meta"), tmp_path / "meta")
+    with pytest.raises(ValueError, match=r"0\.weight is torch\.float8_e5m2.*bfloat16"):
+        save_pretrained(tiny().to(torch.float8_e5m2), tmp_path / "eight")
+    assert not list(tmp_path.iterdir())

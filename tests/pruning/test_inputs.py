@@ -199,3 +199,59 @@ def test_a_restored_network_comes_back_from_a_pickle(kind) -> None:
     if kind is Padded:
         with pytest.raises(ValueError, match=r"an input of shape \(3, 20, 20\)"):
             again(torch.zeros(1, 3, 20, 20))
+
+
+UNREADABLE = {
+    "sparse": (IMAGES.to_sparse(), "laid out as sparse_coo"),
+    "packed": (IMAGES.to_mkldnn(), "laid out as mkldnn"),
+    "meta": (IMAGES.to("meta"), "on (the )?meta"),
+    "complex": (IMAGES.to(torch.complex64), "complex"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_images_that_do_not_lie_in_memory_one_by_one_are_refused(name: str) -> None:
+    images, said = UNREADABLE[name]
+    dynamic, batches = ftwt.convert(plain(), IMAGES), [(images, LABELS)]
+    engine = ftwt.compile(plain(), IMAGES, engine="reference")
+    for call in (
+        lambda: ftwt.convert(plain(), images),
+        lambda: ftwt.compile(plain(), images),
+        lambda: ftwt.count_macs(plain(), images),
+        lambda: ftwt.estimate(dynamic, batches),
+        lambda: ftwt.evaluate(dynamic, batches),
+        lambda: ftwt.calibrate(dynamic, batches, reduction=0.2),
+        lambda: ftwt.fit_predictors(dynamic, [images]),
+        lambda: dynamic.freeze([images]),
+        lambda: engine(images),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+@pytest.mark.parametrize("name", ["sparse", "meta"])
+def test_labels_that_do_not_lie_in_memory_one_by_one_are_refused(name: str) -> None:
+    labels = LABELS.to_sparse() if name == "sparse" else LABELS.to("meta")
+    with pytest.raises(ValueError, match=f"a batch of labels.*{name}"):
+        ftwt.evaluate(plain(), [(IMAGES, labels)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
+def test_images_of_another_precision_are_refused_by_name(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=r"cannot take an input of \(4, 3, 16, 16\).*float"):
+        ftwt.convert(plain(), IMAGES).freeze([IMAGES.abs().to(dtype)])
+
+
+@pytest.mark.parametrize("what", [lambda x: x, None, nn.ReLU, "a network"])
+def test_what_is_no_network_is_refused(what: object) -> None:
+    said = "is a class" if isinstance(what, type) else "is no network: give an nn.Module"
+    for call in (
+        lambda: ftwt.convert(what, IMAGES),
+        lambda: ftwt.compile(what, IMAGES),
+        lambda: ftwt.count_macs(what, IMAGES),
+        lambda: ftwt.estimate(what, [IMAGES]),
+        lambda: ftwt.evaluate(what, [(IMAGES, LABELS)]),
+        lambda: ftwt.train(what, [(IMAGES, LABELS)], [(IMAGES, LABELS)]),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()

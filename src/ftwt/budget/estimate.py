@@ -20,6 +20,7 @@ from ..files.json import read_json, write_json
 from ..files.provenance import provenance
 from ..files.tables import Shown
 from ..graph.trace import evaluating
+from ..graph.wrappers import refuse_no_module
 from ..processes import alone, first, gathered
 from ..pruning.convert import UNNAMED_R, convert
 from ..pruning.dynamic import DynamicModel, check_r
@@ -179,6 +180,7 @@ def estimate(
     """
     if images < 1:
         raise ValueError(f"images={images}: look at one image or more; 2048 is usual")
+    refuse_no_module(model)
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
     parts: list[tuple[int, int, dict[str, Tensor]]] = []

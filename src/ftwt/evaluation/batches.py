@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..graph.inputs import refuse_unreadable
+
 PAIRS = "batches must be pairs (images, labels)"
 
 
@@ -41,10 +43,13 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
             f"images must be a tensor of floats, prepared as the network expects, not {kind}; "
             "bytes become floats by images.float() / 255, and a mean and std"
         )
+    refuse_unreadable(images, "a batch of images")
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"labels must be class numbers, (B,), not {labels!r:.80}") from error
+    if labels.is_meta or labels.layout != torch.strided:
+        refuse_unreadable(labels, "a batch of labels")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.dim() != 1 or not whole:
         fix = (

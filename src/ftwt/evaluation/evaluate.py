@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..graph.inputs import refuse_spoilt
 from ..graph.trace import evaluating
 from ..graph.work import count_work
+from ..graph.wrappers import refuse_no_module
 from ..pruning.dynamic import DynamicModel
 from ..pruning.macs import warn_of_uncounted
 from ..pruning.method import Apply
@@ -50,6 +51,7 @@ def evaluate(
         ValueError: If there is no batch, an image is not finite or has another size than the
             network was converted for, a label is out of range, or the network returns no logits.
     """
+    refuse_no_module(model)
     dynamic = model if isinstance(model, DynamicModel) else None
     device = next(model.parameters()).device
     tally = _Tally()

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .state import State, kept
 
 Digest = tuple[float, ...]
 FLAGS = ("training", "train")  # arguments by which functions are told the mode
@@ -31,27 +33,6 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
-
-
-@contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Give each module back the attributes that it had, and what was in its dicts and lists."""
-    held = [(vars(part), dict(vars(part))) for part in model.modules()]
-    filled = [
-        (value, value.copy())
-        for _, attributes in held
-        for value in attributes.values()
-        if isinstance(value, dict | list | set)
-    ]
-    try:
-        yield
-    finally:
-        for now, before in held:
-            now.clear()
-            now.update(before)
-        for value, content in filled:
-            value.clear()
-            value.extend(content) if isinstance(value, list) else value.update(content)
 
 
 @contextmanager
@@ -79,22 +60,47 @@ def two_images(example: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def compare(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
-    """Refuse a graph that computes something else than the network in eval mode.
+def answers(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+    """Run a network in eval mode, twice if a pass leaves something behind in it.
 
     Returns:
-        The parts of the network's outputs.
+        The parts of its outputs.
+
+    Raises:
+        ValueError: It gives something else when it is called again.
+    """
+    left: list[str] = []
+    outputs = _run(_Twice(model, left.extend), inputs)
+    first, second = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
+    if left and not _equal(first, second):
+        raise ValueError(
+            f"it gives something else when it is called again: a call changes "
+            f"{', '.join(left)}, and what is made of it keeps nothing from one call to the "
+            "next; give such values as inputs"
+        )
+    return first if left else outputs
+
+
+@torch.no_grad()
+def compare(
+    network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...], theirs: list[Any]
+) -> None:
+    """Refuse a graph that computes something else than the network in eval mode.
+
+    Args:
+        network: The graph.
+        model: The network that it was traced from.
+        inputs: Of both.
+        theirs: What the network gives for them.
 
     Raises:
         ValueError: What differs first.
     """
-    theirs, ours = _run(model, inputs), _run(network, inputs)
-    if not _equal(theirs, ours):
+    if not _equal(theirs, _run(network, inputs)):
         raise ValueError(
             "its graph computes something else than the network"
             + _first_difference(network, model, inputs)
         )
-    return theirs
 
 
 def compare_training(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -149,6 +155,26 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
     with torch.random.fork_rng(devices=list(devices)), kept(call):
         torch.manual_seed(0)
         return tree_leaves(functional_call(call, buffers, tuple(copies)))
+
+
+class _Twice(nn.Module):
+    """Calls a network, and again if that changed what its modules hold: then it tells what."""
+
+    def __init__(self, network: nn.Module, tell: Callable[[list[str]], None]) -> None:
+        super().__init__()
+        self.network, self.tell = network, tell
+
+    def forward(self, *inputs: Any) -> Any:
+        copies = tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, inputs)
+        lots = torch.get_rng_state()
+        before = State(self.network)
+        first = self.network(*inputs)
+        if not (left := before.changed()):
+            return first
+        self.tell(left)
+        first = tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, first)
+        torch.set_rng_state(lots)
+        return first, self.network(*copies)
 
 
 class _Forward(nn.Module):

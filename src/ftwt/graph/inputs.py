@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 
@@ -29,7 +30,25 @@ def inputs_of(example: Any) -> tuple[Any, ...]:
             f"an example that begins with {found}; give the network's input, a tensor "
             "(B, C, *spatial), or a tuple of its inputs that begins with one"
         )
+    for part in inputs:
+        if isinstance(part, Tensor):
+            refuse_unreadable(part, "an input")
     return inputs
+
+
+def refuse_unreadable(values: Tensor, what: str) -> None:
+    """Refuse tensors whose elements do not lie in memory one by one, each a real number.
+
+    Raises:
+        ValueError: It is sparse, packed, complex, or has no values at all.
+    """
+    if values.is_meta:
+        raise ValueError(f"{what} lies on the meta device, where it has no values; load it first")
+    if values.layout != torch.strided:
+        kind = str(values.layout).removeprefix("torch.").lstrip("_")
+        raise ValueError(f"{what} is laid out as {kind}; give it as plain numbers, by .to_dense()")
+    if values.is_complex():
+        raise ValueError(f"{what} holds complex numbers; give real ones, say .abs()")
 
 
 def refuse_call(model: nn.Module, example: tuple[Any, ...]) -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from types import MethodType
+from types import BuiltinFunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 
-from .compare import kept
 from .settle import NO_GRADIENT
+from .state import kept
+
+CLOCKS = tuple(
+    f"{clock}{unit}"
+    for clock in ("time", "monotonic", "perf_counter", "process_time", "thread_time")
+    for unit in ("", "_ns")
+)  # of the module time
+LATER = 12_345_678  # seconds: another day, hour and minute
 
 _APPLY = torch.autograd.Function.__dict__["apply"]
 
@@ -48,12 +56,74 @@ class MarkingTracer(fx.Tracer):
         return node
 
 
-def record(model: nn.Module, tracer: fx.Tracer) -> fx.GraphModule:
-    """Trace a network, and leave nothing in it: what its forward caches would be stand-ins."""
-    with torch.enable_grad(), _whole_functions(model), kept(model):
+def record(
+    model: nn.Module, tracer: fx.Tracer, asked: set[str] | None = None, *, late: int = 0
+) -> fx.GraphModule:
+    """Trace a network, and leave nothing in it: what its forward caches would be stand-ins.
+
+    Args:
+        model: The network.
+        tracer: That has traced nothing yet.
+        asked: Is given the names of the clocks that its forward asks.
+        late: By how many seconds these clocks are late.
+    """
+    clocks = _clocks(model, set() if asked is None else asked, late)
+    with torch.enable_grad(), _whole_functions(model), kept(model), clocks:
         network = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     network.graph._tracer_cls = None  # or a pickled graph would be recorded by ours again
     return network
+
+
+def refuse_time(network: fx.GraphModule, later: fx.GraphModule, asked: set[str]) -> None:
+    """Refuse a network whose graph, recorded at another time, is another.
+
+    Raises:
+        ValueError: They differ; it names the clocks that were asked.
+    """
+    if _told(network) != _told(later):
+        raise ValueError(
+            f"it asks for the time ({', '.join(sorted(asked))}), which would stand still in what "
+            "is made of it; give the time as an input"
+        )
+
+
+def _told(network: fx.GraphModule) -> list[Any]:
+    """What a graph's nodes are, with the numbers in them."""
+    nodes = [(n.op, str(n.target), repr((n.args, n.kwargs))) for n in network.graph.nodes]
+    constants = (
+        getattr(network, str(n.target)).tolist()
+        for n in network.graph.nodes
+        if n.op == "get_attr" and str(n.target).startswith("_tensor_constant")
+    )
+    return [*nodes, *constants]
+
+
+@contextmanager
+def _clocks(model: nn.Module, asked: set[str], late: int) -> Iterator[None]:
+    """Note which clocks a network's code asks, and let them be late by so many seconds."""
+
+    def stand(name: str, clock: Callable[[], Any]) -> Callable[[], Any]:
+        def ask() -> Any:
+            asked.add(f"time.{name}")
+            return clock() + late * (10**9 if name.endswith("_ns") else 1)
+
+        return ask
+
+    clocks = {getattr(time, name): stand(name, getattr(time, name)) for name in CLOCKS}
+    holders = [sys.modules.get(type(part).__module__) for part in model.modules()]
+    places = [
+        (vars(holder), name, value)
+        for holder in {id(each): each for each in (time, *holders) if each is not None}.values()
+        for name, value in list(vars(holder).items())
+        if type(value) is BuiltinFunctionType and value in clocks
+    ]
+    for names, name, value in places:
+        names[name] = clocks[value]
+    try:
+        yield
+    finally:
+        for names, name, value in places:
+            names[name] = value
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .compare import close, compare, compare_training, mode, two_images
+from .compare import answers, close, compare, compare_training, mode, two_images
 from .convolutions import is_convolution, is_linear
 from .inputs import expect_sizes, expect_values, refuse_call
-from .patches import MarkingTracer, record
+from .patches import LATER, MarkingTracer, record, refuse_time
 from .recognise import frozen_affine
 from .settle import settle
 from .sized import SizedTracer
@@ -77,21 +77,26 @@ def trace(
     if example is not None:
         refuse_call(model, example)
     whole = {module for module in model.modules() if _is_whole(module)}  # before a tracer is about
-    tracers: list[fx.Tracer] = [MarkingTracer(whole)]
+    ways: list[Callable[[], fx.Tracer]] = [lambda: MarkingTracer(whole)]
     if example is not None:
-        tracers.append(SizedTracer(example, whole))
-    for tracer in tracers:
+        ways.append(lambda: SizedTracer(example, whole))
+    wanted: list[Any] | None = None
+    for way in ways:
         try:
             with evaluating(model):
-                network = _traced(model, tracer, example, ran)
+                if example is not None and wanted is None:
+                    wanted = answers(model, two_images(example))
+                network = _traced(model, way, example, wanted)
             break
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a tracer runs the user's forward: anything may come out of it
-            if tracer is tracers[-1]:
+            if way is ways[-1]:
                 _try(model, example)
                 said = f"cannot trace {type(model).__name__}: {_reason(error)}"
                 raise ValueError(said + _cure(model, error)) from error
+    if ran is not None and example is not None and wanted is not None:
+        ran.append((two_images(example), wanted))
     modes = {name: part.training for name, part in model.named_modules(remove_duplicate=False)}
     for name, module in network.named_modules():  # functional dropout that is a module now is new
         module.training = modes.get(name, model.training)
@@ -104,21 +109,25 @@ def trace(
 
 
 def _traced(
-    model: nn.Module, tracer: fx.Tracer, example: tuple[Any, ...] | None, ran: Ran | None
+    model: nn.Module,
+    way: Callable[[], fx.Tracer],
+    example: tuple[Any, ...] | None,
+    wanted: list[Any] | None,
 ) -> fx.GraphModule:
-    network = record(model, tracer)
+    tracer, asked = way(), set[str]()
+    network = record(model, tracer, asked)
+    if asked:
+        refuse_time(network, record(model, way(), asked, late=LATER), asked)
     network.eval()
     _dropout_as_modules(network)
-    if example is None:
+    if example is None or wanted is None:
         return network
     if isinstance(tracer, SizedTracer):
         expect_sizes(network, example)
     expect_values(network, example)
     inputs = two_images(example)
     settle(network, _copies(inputs))
-    outputs = compare(network, model, inputs)
-    if ran is not None:
-        ran.append((inputs, outputs))
+    compare(network, model, inputs, wanted)
     _refuse_hooks(network, model, inputs)
     return network
 
@@ -192,7 +201,7 @@ def _cure(model: nn.Module, error: Exception) -> str:
     text = str(error)
     if isinstance(error, fx.proxy.TraceError) or "its forward " in text:
         return f". {_BRANCH}"
-    ours = ("its graph computes", "hooks on")
+    ours = ("its graph computes", "hooks on", "it gives something else", "it asks for the time")
     return "" if text.startswith(ours) else ". Convert the traceable trunk alone"
 
 

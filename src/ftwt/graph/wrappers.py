@@ -35,6 +35,7 @@ def refuse_wrapped(model: nn.Module) -> None:
     Raises:
         ValueError: What it is, where, and the cure.
     """
+    refuse_no_module(model)
     for name, module in model.named_modules():
         if (why := _why_not(module, name)) is not None:
             what = f"its module {name!r}" if name else "it"
@@ -46,6 +47,23 @@ def refuse_wrapped(model: nn.Module) -> None:
                 f"cannot trace {type(model).__name__}: {place!r} is named by a word of Python's "
                 "own, which a traced network cannot have; give it another name"
             )
+
+
+def refuse_no_module(model: Any) -> None:
+    """Refuse what is no network: a function, a class that was not called, nothing.
+
+    Raises:
+        ValueError: What it is instead.
+    """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ValueError(f"{model.__name__} is a class; give a network, {model.__name__}(...)")
+    kind = type(model).__name__
+    raise ValueError(
+        f"a {kind} is no network: give an nn.Module; what a function computes goes into the "
+        "forward of one"
+    )
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -71,8 +71,9 @@ def save_pretrained(
             so does the network. None stores everything as it is.
 
     Raises:
-        ValueError: The dtype is none of these, or a weight is too large for it; the network of that
-            name and arguments has other weights; or a dynamic network has inputs beside images.
+        ValueError: The dtype is none of these, or a weight is too large for it, has no value or is
+            of eight bits; the network of that name and arguments has other weights; or a dynamic
+            network has inputs beside images.
         OSError: The folder cannot be written or the disk is full.
     """
     if isinstance(model, SecondLook):
@@ -114,6 +115,16 @@ def save_pretrained(
         "input_shape": None if dynamic is None else list(dynamic.input_shape),
         "convert": None if dynamic is None else dynamic.config,
     }
+    for key, value in model.state_dict().items():
+        if value.is_meta:
+            raise ValueError(
+                f"{key} lies on the meta device, where it has no values; load it first"
+            )
+        if value.is_floating_point() and value.element_size() == 1:
+            raise ValueError(
+                f"{key} is {value.dtype}, in which no network can be rebuilt; model.to("
+                "torch.bfloat16) first"
+            )
     state = model.state_dict() if dtype is None else rounded(model.state_dict(), dtype)
     folder = Path(directory)
     write_json(folder / NEXT, config)

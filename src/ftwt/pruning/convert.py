@@ -18,7 +18,7 @@ from ..graph.operations import Conv
 from ..graph.settle import without_gradients
 from ..graph.trace import trace
 from ..graph.units import Depthwise, Residual, Unit, find_units
-from ..graph.wrappers import copied
+from ..graph.wrappers import copied, refuse_no_module
 from ..names import nearest
 from .dynamic import ARGUMENTS, GATES, DynamicModel, FrozenGate, check_r
 from .macs import warn_of_uncounted
@@ -84,6 +84,7 @@ def convert(  # noqa: D417
             raise ValueError(f"{name}={value!r}: use one of {', '.join(get_args(kind))}")
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: give a width of at least 1, or None for a full predictor")
+    refuse_no_module(model)
     if any(isinstance(module, Gate | FrozenGate | DynamicModel) for module in model.modules()):
         raise ValueError("the network is dynamic already; convert what its restore() returns")
     inputs = inputs_of(example)

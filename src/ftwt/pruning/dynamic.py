@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import _register_namedtuple
 
 from ..graph.activity import ChannelGraph
-from ..graph.inputs import refuse_spoilt
-from ..graph.trace import evaluating
+from ..graph.inputs import refuse_spoilt, refuse_unreadable
+from ..graph.trace import cannot_take, evaluating
 from ..graph.units import Unit
 from ..names import nearest
 from .macs import MaskedMacs, masked_macs
@@ -261,7 +261,12 @@ class DynamicModel(nn.Module):
             for batch in batches:
                 images = images_of(batch)
                 self.check_input(images)
-                _, gates = self(images.to(device), return_gates="masks")
+                try:
+                    _, gates = self(images.to(device), return_gates="masks")
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    raise cannot_take((images,), error) from error
                 for name, gate in gates.items():
                     sums[name] += gate.mask.sum(0, dtype=torch.float64)
                 samples += len(images)
@@ -339,6 +344,7 @@ def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:
             f"batches must be images, a tensor (B, C, *spatial), or pairs (images, labels), not "
             f"{type(images).__name__}; a collate_fn can return (batch['image'], batch['label'])"
         )
+    refuse_unreadable(images, "a batch of images")
     return images
 
 

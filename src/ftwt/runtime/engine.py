@@ -303,4 +303,7 @@ def _numpy(x: Any, what: str) -> np.ndarray:
     if x.device.type != "cpu" or str(x.dtype) not in ("torch.float32", "torch.bool"):
         have = f"{x.dtype} on {x.device}"
         raise ValueError(f"{what} is {have}, must be float32 (a mask: bool) on the CPU")
+    if str(x.layout) != "torch.strided":
+        kind = str(x.layout).removeprefix("torch.").lstrip("_")
+        raise ValueError(f"{what} is laid out as {kind}; give it as plain numbers, by .to_dense()")
     return x.detach().numpy()

@@ -25,6 +25,7 @@ from ..evaluation.evaluate import evaluate
 from ..files.json import write_json
 from ..files.provenance import provenance
 from ..files.tensors import load_tensors, refusing, save_tensors
+from ..graph.wrappers import refuse_no_module
 from ..processes import check_sharing, processes, without_gpu
 from ..pruning.second_look import SecondLook
 from ..records.evaluation import Evaluation
@@ -81,6 +82,7 @@ def train(
         Interrupted: After Ctrl-C or SIGTERM; the checkpoint is that of the last step.
     """
     config = config or TrainConfig()
+    refuse_no_module(model)
     size = getattr(train_batches, "batch_size", None)
     if isinstance(size, int):
         config = replace(config, batch_size=size)
