@@ -127,6 +127,7 @@ def prune_named(
     images: int = 2048,
     precision: Precision = "f32",
     engine: Kind = "native",
+    realtime: bool = False,
     config: Any = None,
 ) -> PrunedRun:
     """Prune a trained network; evaluate, time, compile and save it; write a page.
@@ -144,6 +145,7 @@ def prune_named(
         precision: Of our engines that are timed, and of the file; `int8` takes ranges of maps from
             the images that are fitted to.
         engine: Which of our engines to time; `reference` is for tests.
+        realtime: As of `ftwt.bench`.
         config: Kept in the provenance.
 
     Returns:
@@ -192,6 +194,7 @@ def prune_named(
                 images=next(iter(splits.test))[0][:TIMED].cpu().contiguous(),
                 rivals=RIVALS,
                 rounds=ROUNDS,
+                realtime=realtime,
                 engine=engine,
                 beside=others,
                 name=name,

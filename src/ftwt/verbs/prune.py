@@ -39,6 +39,8 @@ class PruneCommand:
     """Of our engines that are timed, and of the file: int8 for eight-bit maps and weights."""
     engine: Kind = "native"
     """Which of our engines to time and write a file for; reference is slow."""
+    realtime: bool = False
+    """Put what is timed before all other processes meanwhile (Linux, with the right to)."""
     output: str = "runs/pruned"
     """Folder for the files."""
     as_json: Json = False
@@ -57,6 +59,7 @@ class PruneCommand:
             images=self.images,
             precision=self.precision,
             engine=self.engine,
+            realtime=self.realtime,
             config=self,
         )
         if self.as_json:
@@ -77,6 +80,8 @@ class DemoCommand:
     """Of our engines that are timed, and of the file: int8 for eight-bit maps and weights."""
     engine: Kind = "native"
     """Which of our engines to time and write a file for; reference is slow."""
+    realtime: bool = False
+    """Put what is timed before all other processes meanwhile (Linux, with the right to)."""
     as_json: Json = False
 
     def __call__(self) -> Any:
@@ -86,6 +91,7 @@ class DemoCommand:
             reduction=self.reduction,
             precision=self.precision,
             engine=self.engine,
+            realtime=self.realtime,
             output=self.output,
             as_json=self.as_json,
             data=DataConfig(dataset="cifar10-embedded", validation=500),
