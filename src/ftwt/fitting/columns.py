@@ -35,7 +35,7 @@ def rank_filters(
     dynamic: DynamicModel,
     batches: Iterable[tuple[Tensor, Any] | Tensor],
     *,
-    images: int = 512,
+    images: int = 256,
     accelerator: Any = None,
 ) -> Ranking:
     """Rank each unit's filters by what least squares cannot make good for.

@@ -17,6 +17,7 @@ from ..graph.trace import evaluating
 from ..processes import first, gathered
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import MaskPredictor
+from ..pruning.own import OwnPredictor
 
 HELD_OUT = 5  # every fifth image is held out
 DECAYS = (1e-2, 1e-3, 1e-4)  # of the squared weights
@@ -127,10 +128,14 @@ def _look(
 
 def _entrance(predictor: MaskPredictor) -> nn.Module:
     """The first module that reads pooled features (after the softmax of that head)."""
+    if isinstance(predictor, OwnPredictor):
+        return predictor.own
     return predictor.standardize or predictor.reduce or predictor.linear
 
 
 def _logits(predictor: MaskPredictor, x: Tensor) -> Tensor:
+    if isinstance(predictor, OwnPredictor):
+        return predictor.own(x)
     if predictor.standardize is not None:
         x = predictor.standardize(x)
     return predictor.linear(x if predictor.reduce is None else predictor.reduce(x))

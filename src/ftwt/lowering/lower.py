@@ -21,6 +21,7 @@ from ..graph.settle import changed
 from ..graph.trace import Ran, trace
 from ..pruning.dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..pruning.method import Gate
+from ..pruning.own import OwnPredictor
 from ..runtime.program import Fixed, Predict, Program, Silence
 from ..runtime.program import Gate as Mask
 from .draft import Data, Draft
@@ -315,6 +316,11 @@ class Walk:
 
     def _predict(self, gate: Gate, inputs: Data, mask: int) -> None:
         predictor, draft = gate.predictor, self.draft
+        if isinstance(predictor, OwnPredictor):
+            raise ValueError(
+                f"the engine does not know the head {predictor.head} of unit {draft.name!r}; "
+                "convert with head='standardized', or export the network (ftwt.export)"
+            )
         inside_border, share = inputs, 1.0
         if isinstance(inputs, Moved) and predictor.standardize and predictor.pool == "mean":
             if len(inputs.shape) == 3:  # zeros around a map only make its means smaller

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import re
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from ..names import find_own
 
 
 def create_own(name: str, *, num_classes: int | None, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -33,7 +29,7 @@ def create_own(name: str, *, num_classes: int | None, pretrained: bool, **kwargs
             f"{name} comes without weights; give them: --weights FILE.pth, or a folder of "
             "save_pretrained or of a run (None begins with random ones)"
         )
-    build = _find(name)
+    build = find_own(name)
     if num_classes is not None and "num_classes" in inspect.signature(build).parameters:
         kwargs["num_classes"] = num_classes
     try:
@@ -47,26 +43,3 @@ def create_own(name: str, *, num_classes: int | None, pretrained: bool, **kwargs
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} returned {type(network).__name__}, it must return a network")
     return network
-
-
-def _find(name: str) -> Callable[..., Any]:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        raise ValueError(f"{name!r} is no MODULE:FUNCTION, such as nets:small for small in nets.py")
-    place, _, function = name.partition(":")
-    module: Any = sys.modules["__main__"]  # a script that saves its own network runs but once
-    if Path(getattr(module, "__file__", None) or "").stem != place:
-        sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name != place.split(".")[0] and error.name != place:
-                raise
-            raise ImportError(
-                f"there is no module {place!r} in this folder or installed; {name} is the "
-                f"function {function} in {place.replace('.', '/')}.py"
-            ) from error
-        finally:
-            sys.path.remove(os.getcwd())
-    if not callable(found := getattr(module, function, None)):
-        raise ValueError(f"{place} has no function {function!r}, which {name} names")
-    return found

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -34,6 +34,8 @@ from ..files.tensors import (
 from ..names import is_own, nearest
 from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel, check_r
+from ..pruning.method import Gate
+from ..pruning.own import refuse_nameless
 from ..pruning.second_look import SecondLook
 from ..shipped import CONFIG, MODEL, WEIGHTS
 from .outline import FEW, outline, refuse_large_maps, refuse_unlike
@@ -100,6 +102,9 @@ def save_pretrained(
             "or no name",
             gated=dynamic is not None,
         )
+    if dynamic is not None:
+        gates = [gate for gate in dynamic.gates.values() if isinstance(gate, Gate)]
+        refuse_nameless(dynamic.predictors.values(), [gate.saliency for gate in gates])
     if dynamic is not None and len(dynamic.inputs) > 1:
         raise ValueError(
             f"a dynamic network of the inputs {', '.join(dynamic.inputs)} would not come back: "
@@ -139,6 +144,8 @@ def from_pretrained(
     source: str | os.PathLike[str],
     *,
     model: nn.Module | str | None = None,
+    saliency: Callable[..., Any] | str | None = None,
+    head: Callable[..., Any] | str | None = None,
     revision: str | None = None,
 ) -> nn.Module:
     """Rebuild what `save_pretrained` or `push_to_hub` saved.
@@ -148,6 +155,9 @@ def from_pretrained(
             the id of a repository on the Hugging Face Hub, `owner/name`.
         model: The dense network, which is copied, or what builds it, `module:function`, where the
             saved one is not one of `ftwt.models`: no file may choose code that runs here.
+        saliency: The saved network's, where that is a rule of your own: the function, or its name
+            `module:function`.
+        head: Likewise.
         revision: Branch, tag or commit of the repository.
 
     Returns:
@@ -159,7 +169,7 @@ def from_pretrained(
         FileNotFoundError: There is no such network or folder, or it holds no network.
     """
     if (Path(source) / RULE).exists():
-        return _second_look(Path(source), model)
+        return _second_look(Path(source), {"model": model, "saliency": saliency, "head": head})
     directory = _fetch(source, revision)
     config = read_json(directory / (CONFIG if (directory / CONFIG).exists() else NEXT))
     if not isinstance(config, dict) or config.get("library") != "ftwt":
@@ -185,6 +195,7 @@ def from_pretrained(
             f"{directory} is of {name}, and no file may choose code that runs here; if you trust "
             f"that code, give model={name!r}"
         )
+    own = _own_rules(config["convert"] or {}, directory, saliency=saliency, head=head)
     with refusing(directory, "asks for a network that cannot be built"):
         if isinstance(name, str):
             ours = config["model"] in (name, None)
@@ -195,7 +206,7 @@ def from_pretrained(
         else:
             built = copy.deepcopy(name)
         if config["convert"] is not None:
-            options = dict(config["convert"])
+            options = dict(config["convert"]) | own
             static = options.pop("static", False)
             dtype = next((p.dtype for p in built.parameters()), torch.float32)
             example = torch.zeros(2, *config["input_shape"], dtype=dtype)
@@ -205,6 +216,24 @@ def from_pretrained(
     load_weights(built, tensors, source=directory)
     check_values(built, directory / WEIGHTS)
     return built.eval()
+
+
+def _own_rules(convert: Mapping[str, Any], directory: Path, **given: Any) -> dict[str, Any]:
+    """The rules that were given for those of a saved network; refuse names that are a file's."""
+    own = {}
+    for what, rule in given.items():
+        saved = convert.get(what)
+        if not is_own(str(saved)):
+            if rule is not None:
+                raise ValueError(f"{directory} has the {what} {saved!r}; leave out {what}=")
+        elif rule is None:
+            raise ValueError(
+                f"{directory} has the {what} {saved}, and no file may choose code that runs here; "
+                f"if you trust that code, give {what}={saved!r}"
+            )
+        else:
+            own[what] = rule
+    return own
 
 
 def _check_outline(
@@ -235,14 +264,14 @@ def check_values(network: nn.Module, path: Path) -> None:
             check_r(network.r, network.predictors)
 
 
-def _second_look(folder: Path, model: nn.Module | str | None) -> SecondLook:
+def _second_look(folder: Path, given: Mapping[str, Any]) -> SecondLook:
     rule = read_json(folder / RULE)
     thresholds: Any = rule.get("thresholds") if isinstance(rule, dict) else None
     known = isinstance(thresholds, list) and rule.get("format") == FORMAT
     if not known or len(thresholds) not in (1, 2) or {*map(type, thresholds)} != {float}:
         raise ValueError(f"{folder / RULE} holds no thresholds of format {FORMAT}; save it anew")
     places = [folder / place for place in PLACES[: len(thresholds) + 1]]
-    passes = [from_pretrained(place, model=model) for place in places]
+    passes = [from_pretrained(place, **given) for place in places]
     if not all(isinstance(one, DynamicModel) for one in passes):
         raise ValueError(f"{folder} holds plain networks, no second look; save it anew")
     return SecondLook(cast(list[DynamicModel], passes), thresholds).eval()

@@ -23,6 +23,7 @@ from ..names import nearest
 from .dynamic import ARGUMENTS, GATES, DynamicModel, FrozenGate, check_r
 from .macs import warn_of_uncounted
 from .method import Gate, Head, MaskPredictor, Mode, Pool, Saliency, Variant, silence
+from .own import OwnHead, OwnPredictor, OwnSaliency, resolve_head, resolve_saliency
 
 UNNAMED_R = 0.9  # of a unit that a mapping does not name, and of all if nothing is said
 _TOO_DEAR = {
@@ -37,10 +38,10 @@ def convert(  # noqa: D417
     *,
     r: float | Mapping[str, float] = UNNAMED_R,
     mode: Mode = "decoupled",
-    saliency: Saliency = "peak",
+    saliency: Saliency | OwnSaliency | str = "peak",
     variant: Variant = "mass",
     pool: Pool = "mean",
-    head: Head = "standardized",
+    head: Head | OwnHead | str = "standardized",
     rank: int | None = None,
     straight_through: bool = False,
     residual: Residual = "before",
@@ -55,8 +56,12 @@ def convert(  # noqa: D417
         model: Any network that can be traced, if need be for the size of `example` alone. It is
             copied, never changed.
         example: Its input, (B, C, *spatial), or a tuple of its inputs. One sample is enough.
-        r, mode, saliency, variant, straight_through: As `ftwt.PruneConfig` documents each.
-        pool, head, rank: Likewise, of the predictors.
+        r, mode, saliency, variant, straight_through: As `ftwt.PruneConfig` documents each. A
+            saliency of your own maps (B, C, *spatial) outputs of a unit to (B, C) values from 0 on;
+            it is given as the function, or as `module:function`.
+        pool, head, rank: Likewise, of the predictors. A head of your own is called with the width
+            of pooled features and the number of filters, and returns a module from (B, width) to
+            (B, filters) logits.
         residual, depthwise, linear: Likewise, of where gates sit.
         skip: Likewise, or a predicate on the names of layers.
         min_gain: Likewise; it judges by the images of `example`.
@@ -73,15 +78,17 @@ def convert(  # noqa: D417
     """
     for name, value, kind in (
         ("mode", mode, Mode),
-        ("saliency", saliency, Saliency),
         ("variant", variant, Variant),
         ("pool", pool, Pool),
-        ("head", head, Head),
         ("residual", residual, Residual),
         ("depthwise", depthwise, Depthwise),
     ):
         if value not in get_args(kind):
             raise ValueError(f"{name}={value!r}: use one of {', '.join(get_args(kind))}")
+    rule, saliency_name = resolve_saliency(saliency)
+    build_head, head_name = resolve_head(head)
+    if build_head is not None and rank is not None:
+        raise ValueError(f"rank={rank} is of ftwt's heads; a head of your own has its own form")
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: give a width of at least 1, or None for a full predictor")
     refuse_no_module(model)
@@ -93,12 +100,18 @@ def convert(  # noqa: D417
         parameter.requires_grad_(False)
     options = {
         "mode": mode,
-        "saliency": saliency,
+        "saliency": rule,
         "variant": variant,
         "straight_through": straight_through,
     }
-    form = {"pool": pool, "head": head, "rank": rank}
+    form = {"pool": pool, "head": head_name, "rank": rank}
     place = {"residual": residual, "depthwise": depthwise, "linear": linear}
+
+    def predictor(unit: Unit) -> MaskPredictor:
+        if build_head is None:
+            return MaskPredictor(unit.in_channels, unit.out_channels, **form)  # type: ignore[arg-type]
+        sizes = (unit.in_channels, unit.out_channels)
+        return OwnPredictor(*sizes, pool=pool, build=build_head, name=head_name)
 
     def build(left: Mapping[str, str]) -> DynamicModel:
         copied = copy.deepcopy(network)
@@ -106,12 +119,13 @@ def convert(  # noqa: D417
         gated = [unit for unit in units if unit.inherits is None]
         values = check_r(r, [unit.name for unit in gated])
         gates = {
-            unit.name: Gate(_predictor(unit, form), r=values.get(unit.name, UNNAMED_R), **options)  # type: ignore[arg-type]
+            unit.name: Gate(predictor(unit), r=values.get(unit.name, UNNAMED_R), **options)
             for unit in gated
         }
         dynamic = _insert(copied, units, gates, channels)
-        config = {"r": r if isinstance(r, int | float) else dict(r)} | options | form | place
-        return DynamicModel(dynamic, units, reasons, inputs, config | {"skip": sorted(left)})
+        told = options | {"saliency": saliency_name, "skip": sorted(left)}
+        config = {"r": r if isinstance(r, int | float) else dict(r)} | told | form | place
+        return DynamicModel(dynamic, units, reasons, inputs, config)
 
     left = dict.fromkeys(_chosen(skip, network, linear=linear), "skipped on request")
     channels = ChannelGraph(network, inputs)
@@ -125,7 +139,7 @@ def convert(  # noqa: D417
             left[unit.name] = "its rows are not samples: something else is folded into the batch"
         elif layers[unit.name].positions == 1 and unit.kind == "conv":
             left[unit.name] = "sees a single position, as in squeeze-excitation"
-        elif min_gain is None and _weights(_predictor(unit, form)) >= layers[unit.name].macs:
+        elif min_gain is None and _weights(predictor(unit)) >= layers[unit.name].macs:
             left[unit.name] = _TOO_DEAR[unit.kind]
     if min_gain is not None and min_gain > -math.inf:
         for name, gain in _gains(build(left), inputs).items():
@@ -157,11 +171,9 @@ def _gains(dynamic: DynamicModel, inputs: tuple[Any, ...]) -> dict[str, float]:
     return result
 
 
-def _predictor(unit: Unit, form: Mapping[str, Any]) -> MaskPredictor:
-    return MaskPredictor(unit.in_channels, unit.out_channels, **form)
-
-
 def _weights(predictor: MaskPredictor) -> int:
+    if isinstance(predictor, OwnPredictor):
+        return predictor.macs
     return sum(m.weight.numel() for m in predictor.modules() if isinstance(m, nn.Linear))
 
 

@@ -25,6 +25,7 @@ from ..graph.trace import trace
 from ..graph.units import Unit
 from ..names import nearest
 from .method import MaskPredictor
+from .own import OwnPredictor
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,14 @@ def predictor_macs(predictor: MaskPredictor, active: Tensor | int) -> Tensor | i
     Args:
         predictor: A gate's predictor.
         active: Input channels that can be non-zero. A standardized head folds into its linear layer
-            and reads only these; a softmax head turns zeros into numbers and reads all.
+            and reads only these; a softmax head turns zeros into numbers and reads all, and so
+            does one of your own.
 
     Returns:
         MACs, in the form of `active`.
     """
+    if isinstance(predictor, OwnPredictor):
+        return active * 0 + predictor.macs
     linear, reduce = predictor.linear, predictor.reduce
     width = (linear if reduce is None else reduce).in_features
     if reduce is not None:

@@ -10,7 +10,7 @@ with Self-Supervised Mask Prediction", CVPR 2022, arXiv 2110.08232 ("the paper" 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,22 +29,24 @@ SILENT = 1e-5  # a filter with at most this share of its unit's saliency fires n
 STARTS_OPEN = 1.0  # first bias of a predictor (logits): until it has learned, all is computed
 
 
-def saliency(features: Tensor, kind: Saliency = "peak") -> Tensor:
+def saliency(features: Tensor, kind: Saliency | Callable[[Tensor], Tensor] = "peak") -> Tensor:
     """Say how strongly each filter fires for each sample.
 
     Args:
         features: (B, C, *spatial) outputs of a unit.
         kind: `peak` is the heatmap's largest absolute value, as published; `energy` the sum of its
-            squares, `norm` the root of that, `mean` the mean absolute value.
+            squares, `norm` the root of that, `mean` the mean absolute value; or a rule of your own.
 
     Returns:
         (B, C) non-negative saliencies.
     """
+    if callable(kind):
+        return kind(features)
     if kind == "peak":
-        return _spatial_max(features.abs())
+        return pooled(features.abs(), "max")
     if kind == "mean":
-        return _spatial_mean(features.abs())
-    energy = _spatial_mean(features.float().square()) * features[0, 0].numel()
+        return pooled(features.abs(), "mean")
+    energy = pooled(features.float().square(), "mean") * features[0, 0].numel()
     return energy if kind == "energy" else energy.sqrt()
 
 
@@ -62,9 +64,8 @@ def entry(saliency: Tensor, variant: Variant = "mass") -> Tensor:
     """
     ranked, order = mass(saliency).sort(dim=1, descending=True, stable=True)
     if variant == "uniform":
-        before = torch.arange(ranked.shape[1], device=ranked.device).expand_as(ranked) / len(
-            ranked[0]
-        )
+        count = ranked.shape[1]
+        before = torch.arange(count, device=ranked.device).expand_as(ranked) / count
     else:
         before = (ranked.cumsum(1) - ranked).clamp(0, 1 - 1e-7)  # r = 1 takes all that fire
         before[ranked == 0] = torch.inf
@@ -135,18 +136,16 @@ class MaskPredictor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C_in, *spatial) inputs of the unit to (B, C) logits."""
-        pools = [_spatial_max] * (self.pool != "mean") + [_spatial_mean] * (self.pool != "max")
-        pooled = torch.cat([pool(features) for pool in pools], 1).to(self.linear.weight.dtype)
-        scaled = pooled.softmax(1) if self.standardize is None else self.standardize(pooled)
+        x = pooled(features, self.pool).to(self.linear.weight.dtype)
+        scaled = x.softmax(1) if self.standardize is None else self.standardize(x)
         return self.linear(scaled if self.reduce is None else self.reduce(scaled))
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """Return the (C, width) weight and (C,) bias that map pooled features to logits."""
         if self.standardize is None:
             raise ValueError("a softmax head does not fold; convert with head='standardized'")
-        weight = (
-            self.linear.weight if self.reduce is None else self.linear.weight @ self.reduce.weight
-        )
+        weight, reduce = self.linear.weight, self.reduce
+        weight = weight if reduce is None else weight @ reduce.weight
         scale = (self.standardize.running_var + self.standardize.eps).rsqrt()
         return weight * scale, self.linear.bias - weight @ (scale * self.standardize.running_mean)
 
@@ -177,7 +176,7 @@ class Gate(nn.Module):
         *,
         r: float = 0.9,
         mode: Mode = "decoupled",
-        saliency: Saliency = "peak",
+        saliency: Saliency | Callable[[Tensor], Tensor] = "peak",
         variant: Variant = "mass",
         straight_through: bool = False,
     ) -> None:
@@ -240,11 +239,12 @@ def mask_loss(gates: Mapping[str, GateOutput]) -> Tensor:
     return torch.stack(losses).mean() if losses else torch.zeros(())
 
 
-def _spatial_max(features: Tensor) -> Tensor:
+def pooled(features: Tensor, kind: Pool) -> Tensor:
+    """Pool (B, C, *spatial) over space to (B, C), or (B, 2 C): the maxima, then the means."""
+    if kind == "both":
+        return torch.cat([pooled(features, "max"), pooled(features, "mean")], 1)
+    if features.dim() == 2 or kind == "mean":
+        return features.mean(tuple(range(2, features.dim()))) if features.dim() > 2 else features
     if features.dim() == 4 and not features.is_contiguous():  # amax crawls in channels-last memory
         return F.adaptive_max_pool2d(features, 1).flatten(1)
-    return features.flatten(2).amax(2) if features.dim() > 2 else features
-
-
-def _spatial_mean(features: Tensor) -> Tensor:
-    return features.mean(tuple(range(2, features.dim()))) if features.dim() > 2 else features
+    return features.flatten(2).amax(2)
