@@ -1,7 +1,10 @@
 """The demo: one pruning on the images in the package, which ends with a page."""
 
 import importlib.util
+import io
 import json
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,24 @@ from ftwt.verbs import prune
 ENGINE = () if importlib.util.find_spec("ftwt.runtime._native") else ("--engine", "reference")
 
 
-@pytest.fixture
-def tiny_demo(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(prune, "DEMO", tiny.NAME)
-    return tiny_home
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """What two demos of the tiny network print, the second as JSON."""
+    home = tmp_path_factory.mktemp("demos")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.register(home, patch)
+        patch.chdir(home)
+        patch.setattr(prune, "DEMO", tiny.NAME)
+        printed = []
+        for flags in ((), ("--output", "again", "--json")):
+            with redirect_stdout(io.StringIO()) as output:
+                assert cli.main(["demo", "--reduction", "0.25", *flags, *ENGINE]) == 0
+            printed.append(output.getvalue())
+        yield printed[0], printed[1]
 
 
-def test_the_demo_tells_keeps_and_shows_its_figures(tiny_demo: Path, capsys: Any) -> None:
-    assert cli.main(["demo", "--reduction", "0.25", *ENGINE]) == 0
-    told = capsys.readouterr().out
+def test_the_demo_tells_keeps_and_shows_its_figures(demos: tuple[str, str]) -> None:
+    told = demos[0]
     values = read_json("runs/demo/prune.json")
     assert values["pruned"]["asked"] == 0.25 and values["network"] == tiny.NAME
     assert set(values["test"]) == {"dense", "static", "dynamic", "second-look"}
@@ -55,20 +67,19 @@ def test_the_demo_tells_keeps_and_shows_its_figures(tiny_demo: Path, capsys: Any
 
 
 def test_the_demo_gives_the_same_figures_again_and_the_report_reads_them(
-    tiny_demo: Path, capsys: Any
+    demos: tuple[str, str], tmp_path: Path
 ) -> None:
+    values = json.loads(demos[1])
+    assert values == read_json("again/prune.json")
     results = []
-    for output in ("one", "two"):
-        assert cli.main(["demo", "--output", output, "--json", *ENGINE]) == 0
-        values = json.loads(capsys.readouterr().out)
-        assert values == read_json(f"{output}/prune.json")
-        results.append({k: v for k, v in values.items() if k not in ("latency", "provenance")})
+    for made in (read_json("runs/demo/prune.json"), read_json("again/prune.json")):
+        results.append({k: v for k, v in made.items() if k not in ("latency", "provenance")})
         del results[-1]["pruned"]["provenance"]
         for candidate in results[-1]["pruned"]["candidates"]:
             candidate["repair"].pop("seconds", None)
     assert results[0] == results[1]
 
-    found = read("two")
+    found = read("again")
     [one] = found.pruned
     assert one.network == tiny.NAME and one.test.top1 == values["test"][one.kind]["top1"]
     assert one.recording_path is not None and one.recording() is not None
@@ -77,9 +88,9 @@ def test_the_demo_gives_the_same_figures_again_and_the_report_reads_them(
     assert one.latency_ms["dense"] == timed["ftwt dense"]
     assert one.latency_ms[one.kind] == timed["ftwt gated"]
     del values["test"][one.kind]
-    Path("broken.json").write_text(json.dumps(values))
+    (tmp_path / "broken.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="the evaluation of the network that was chosen"):
-        read("broken.json")
+        read(tmp_path / "broken.json")
 
 
 @pytest.mark.slow
