@@ -25,6 +25,7 @@ import ftwt
 from ftwt.config import DataConfig
 from ftwt.contest.bench import RIVALS
 from ftwt.lowering.compile import Precision
+from ftwt.models.init import measure_norms
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.records.benchmark import Benchmark
@@ -38,6 +39,7 @@ NETWORKS = (
     "timm:mobilenetv1_100",
 )
 IMAGES = 200  # one by one, with one thread
+NOISE = 8  # images that random weights get their batch norms from
 FEW = 2  # batches of more than an image
 CALIBRATED = 64  # images that ranges of eight-bit maps come from, where there are as many
 OUTPUT = {"f32": "results/engine", "int8": "results/int8-speed"}
@@ -77,6 +79,8 @@ def measure(source: str, threads: int, arguments: argparse.Namespace) -> Benchma
     torch.manual_seed(0)
     named = resolve(source, None)
     network, example = named.load().cpu(), torch.zeros(1, *named.shape())
+    if named.random:
+        measure_norms(network, torch.randn(NOISE, *example.shape[1:]))
     trained = isinstance(network, ftwt.DynamicModel)
     images = None
     if arguments.rank and not trained:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ftwt import models
 from ftwt.files.tensors import rounded
 from ftwt.models import vision
+from ftwt.models.init import measure_norms
 from ftwt.models.resnet import Subsample, resnet
 from ftwt.models.vgg import vgg
 from ftwt.networks.pretrained import save_pretrained
@@ -239,3 +240,18 @@ def test_other_import_errors_pass(error: Exception, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(vision.importlib, "import_module", fails)
     with pytest.raises(type(error), match=str(error)):
         vision.import_vision("torchvision")
+
+
+def test_random_weights_keep_their_scale_by_measured_norms() -> None:
+    torch.manual_seed(0)
+    network = models.create("cifar10-mobilenet-v2").eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data *= 0.1
+    images = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        before = network(images).std(0).mean()
+        after = measure_norms(network.train(), images)(images).std(0).mean()
+    assert before < 1e-6 and after > 0.01
+    assert not network.training and {m.momentum for m in network.modules()
+                                     if isinstance(m, nn.BatchNorm2d)} == {0.1}  # fmt: skip

@@ -94,6 +94,11 @@ class Source:
             raise ValueError(f"{self.given} holds a pruned network; name the run of a dense one")
         return network
 
+    @property
+    def random(self) -> bool:
+        """Whether its weights are random."""
+        return self.folder is None and self.weights is None
+
     def load_start(
         self, *, classes: int | None = None, new_head: bool = False, data: DataConfig = PLAIN
     ) -> nn.Module:
@@ -108,7 +113,7 @@ class Source:
             ValueError: As of `load`; or it is of another number of classes.
         """
         sized: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-        random = self.folder is None and self.weights is None
+        random = self.random
         network = models.create(self.model, **sized) if random else self.load()
         if classes is not None and (found := count_outputs(network, self.shape(data))) != classes:
             if isinstance(network, DynamicModel):

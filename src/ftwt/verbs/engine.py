@@ -13,12 +13,15 @@ from ..contest.bench import BATCHES, LOOKED_AT, RIVALS, SINGLES, bench
 from ..deployment.deploy import Economies, calibration, deploy, first
 from ..lowering.compile import Precision
 from ..lowering.quantize import CALIBRATE
+from ..models.init import measure_norms
 from ..networks.sources import resolve
 from ..networks.splits import load_splits
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
 from ..runtime.engine import Kind
 from .options import Json, Network, Weights, named
+
+NOISE = 8  # images that random weights get their batch norms from
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class BenchCommand:
         source, images = resolve(self.model, self.weights), None
         network = source.load(passes=True).cpu()
         example = torch.zeros(1, *source.shape(self.data))
+        if source.random:
+            measure_norms(network, torch.randn(NOISE, *example.shape[1:]))
         if self.keep is None and isinstance(network, DynamicModel | SecondLook):
             looks = isinstance(network, SecondLook)
             wanted = max(self.singles, (LOOKED_AT if looks else BATCHES) * self.batch)
