@@ -1,20 +1,12 @@
 """Files of a published archive: found, or fetched, and checked before they are used."""
 
-import hashlib
-import http.client
 import os
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-from ..files.console import PlainConsole
-
-CHUNK = 1 << 20
+from ..files.download import CHUNK, check_digest, fetch
 
 
 @dataclass(frozen=True)
@@ -74,9 +66,15 @@ def locate(
                     f"their folder (--data-root), or download=True (--download) fetches "
                     f"{archive.url}"
                 )
-            _download(archive.url, packed, md5=archive.md5)
+            otherwise = (
+                f"get {packed.name} some other way, put it into {root.resolve()}, or name the "
+                "folder that has it (--data-root)"
+            )
+            fetch(archive.url, packed, digest=archive.md5, algorithm="md5", otherwise=otherwise)
         else:
-            _check_md5(packed, archive.md5, fix="delete it and download it again")
+            check_digest(
+                packed, archive.md5, algorithm="md5", fix="delete it and download it again"
+            )
         _unpack(packed, members, archive.folder, root)
     again = f"delete it and unpack or download {archive.name} again"
     for path, member in zip(paths, members, strict=True):
@@ -87,49 +85,8 @@ def locate(
                 f"{again}"
             )
         if member.md5 is not None:
-            _check_md5(path, member.md5, fix=again)
+            check_digest(path, member.md5, algorithm="md5", fix=again)
     return paths
-
-
-def _check_md5(path: Path, expected: str, *, fix: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"{path}: expected MD5 {expected}, found {found}: truncated or changed; {fix}"
-        )
-
-
-def _download(url: str, target: Path, *, md5: str) -> None:
-    """Fetch `url` under another name, check it, and only then give it its own."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    columns = (TextColumn(target.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=30) as source,
-            partial.open("wb") as sink,
-            Progress(*columns, console=PlainConsole(stderr=True), transient=True) as progress,
-        ):
-            size = source.headers.get("Content-Length")
-            task = progress.add_task("", total=int(size) if size else None)
-            while chunk := source.read(CHUNK):
-                sink.write(chunk)
-                progress.advance(task, len(chunk))
-        _check_md5(partial, md5, fix="the download went wrong, try again")
-        partial.replace(target)
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        TimeoutError,
-        ConnectionError,
-    ) as error:
-        raise ConnectionError(
-            f"could not download {url} ({error}); get {target.name} some other way, put it into "
-            f"{target.parent.resolve()}, or name the folder that has it (--data-root)"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _unpack(packed: Path, members: Sequence[Member], folder: str, root: Path) -> None:

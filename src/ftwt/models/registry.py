@@ -1,5 +1,6 @@
 """Networks by name."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -11,6 +12,7 @@ from ..names import is_own
 from .mobilenet import mobilenet_v1, mobilenet_v2
 from .own import create_own
 from .resnet import resnet
+from .states import read_state
 from .vgg import vgg
 from .vision import check_name, create_timm, create_torchvision
 
@@ -37,28 +39,60 @@ def names(*, pretrained: bool = False) -> list[str]:
 
 
 def create(
-    name: str, *, num_classes: int | None = None, pretrained: bool = False, **kwargs: object
+    name: str,
+    *,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    **kwargs: object,
 ) -> nn.Module:
     """Build a network by name.
 
     Args:
         name: one of `names()`, or `torchvision:<name>`, `timm:<name>` with the names of those
             libraries (the `vision` extra), or `module:function` of your own.
-        num_classes: outputs of the classifier, by default those of the dataset.
+        num_classes: outputs of the classifier, by default those of the dataset, or of `weights`.
         pretrained: load trained weights: our own come with the package, the others are downloaded.
+        weights: instead, the file of a state dict (.pth, .pt, .safetensors), or its address with
+            its checksum, `https://HOST/FILE.pth#sha256=DIGEST`; nothing in it is run. How images
+            are prepared for them is theirs, not the name's: a state dict does not say it.
         kwargs: passed to the builder, `width=0.5` for the MobileNets, say.
 
     Returns:
         The network, in training mode. Ours map (B, 3, 32, 32) to logits (B, num_classes).
 
     Raises:
-        ValueError: an unknown name, that of a pruned network, a name without weights, or weights
-            that do not fit.
+        ValueError: an unknown name, that of a pruned network, a name without weights, weights
+            that do not fit, or an address without a checksum.
+        FileNotFoundError: there is no such file of weights.
+        ConnectionError: weights cannot be downloaded.
         ImportError: torchvision, timm or the module is needed and not installed.
 
     Example:
         >>> model = create("cifar10-mobilenet-v1", width=0.5)
     """
+    if weights is None:
+        return _build(name, num_classes=num_classes, pretrained=pretrained, **kwargs)
+    if pretrained:
+        raise ValueError(f"pretrained=True beside weights={str(weights)!r}; give one of them")
+    tensors = read_state(weights)
+    model = _build(name, num_classes=num_classes, pretrained=False, **kwargs)
+    state = model.state_dict()
+    last = list(state)[-1]  # of the classifier
+    found = tensors.get(last)
+    if (
+        num_classes is None
+        and found is not None
+        and found.dim()
+        and found.shape != state[last].shape
+    ):
+        model = _build(name, num_classes=len(found), pretrained=False, **kwargs)
+    load_weights(model, tensors, source=str(weights))
+    return model
+
+
+def _build(name: str, *, num_classes: int | None, pretrained: bool, **kwargs: object) -> nn.Module:
+    """Build a network, with its own weights or random ones."""
     if is_own(name):
         return create_own(name, num_classes=num_classes, pretrained=pretrained, **kwargs)
     source, _, foreign = name.rpartition(":")

@@ -252,7 +252,7 @@ def _check_outline(
         refuse_large_maps(like, shape, source=str(directory / CONFIG))
 
 
-def check_values(network: nn.Module, path: Path) -> None:
+def check_values(network: nn.Module, path: Path | str) -> None:
     """Refuse values that a network cannot have: they would give wrong answers in silence."""
     for name, value in network.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():

@@ -15,8 +15,9 @@ from .. import models, shipped
 from ..config import DataConfig
 from ..files.json import read_json
 from ..files.pictures import SUFFIX, Preprocessing
-from ..files.tensors import load_state, load_weights, refusing
+from ..files.tensors import refusing
 from ..graph.trace import evaluating
+from ..models.states import ADDRESS, STATES, names_state
 from ..names import is_own, nearest
 from ..processes import processes
 from ..pruning.dynamic import DynamicModel
@@ -25,7 +26,6 @@ from ..records.folder import METRICS, MODEL, PRUNED, RESULT
 from .inputs import known
 from .pretrained import check_values, find_saved, from_pretrained
 
-STATES = (".pt", ".pth", ".safetensors")  # files of a state dict alone
 PLAIN = DataConfig()
 
 
@@ -62,23 +62,14 @@ class Source:
         elif self.weights in (None, "pretrained"):
             network = models.create(self.model, pretrained=self.weights is not None)
         else:
-            network = self._of_state(Path(str(self.weights)))
+            network = models.create(self.model, weights=str(self.weights)).eval()
+            check_values(network, str(self.weights))
         if isinstance(network, SecondLook) and not passes:
             raise ValueError(
                 f"{self.given} holds a second look, which is {len(network.passes)} networks; name "
                 f"one of them, such as {Path(self.given, 'first')}"
             )
         return network.to(processes().device)
-
-    def _of_state(self, path: Path) -> nn.Module:
-        tensors, network = load_state(path), models.create(self.model)
-        state = network.state_dict()
-        last = list(state)[-1]  # of the classifier
-        if last in tensors and tensors[last].dim() and tensors[last].shape != state[last].shape:
-            network = models.create(self.model, num_classes=len(tensors[last]))
-        load_weights(network, tensors, source=path)
-        check_values(network, path)
-        return network.eval()
 
     def load_dense(self, **options: Any) -> nn.Module:
         """Load a dense network.
@@ -221,7 +212,7 @@ def resolve(source: str, weights: str | None = "pretrained") -> Source:
             that comes with ftwt; the folder of a run or of `save_pretrained`; or a repository on
             the Hugging Face Hub, `owner/name`.
         weights: Of an architecture by name: `pretrained`, None for random ones, the file of a state
-            dict, or what else `source` may be.
+            dict, or its address with its checksum, or what else `source` may be.
 
     Raises:
         ValueError: It is none of these (the message suggests the nearest name), a name and a
@@ -234,13 +225,13 @@ def resolve(source: str, weights: str | None = "pretrained") -> Source:
             f"{source} is compiled: `ftwt run` and ftwt.runtime.load take it; give the network "
             "that it was compiled from"
         )
-    if suffix in STATES and ":" not in source:
+    if ADDRESS.match(source) or (suffix in STATES and ":" not in source):
         raise ValueError(
             f"{source} holds weights, but not what computes with them; write MODEL --weights "
             f"{source}, with a name of `ftwt models` or MODULE:FUNCTION for MODEL"
         )
     if _is_architecture(source):
-        if weights in (None, "pretrained") or Path(str(weights)).suffix in STATES:
+        if weights in (None, "pretrained") or names_state(str(weights)):
             return Source(source, source, weights)
         folder, saved = find_saved(_folder_of(str(weights)))
         return Source(str(weights), source, folder=folder, saved=saved)
