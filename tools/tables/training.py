@@ -13,7 +13,14 @@ from .files import ROOT, SHIPPED, grouped, read
 from .layout import commits, million, origin, over, percent, table
 
 CIFAR10_IMAGES = 50_000  # to train on, those held out among them
+IMAGES_TRAINED = 45_000  # without those held out
 PUBLISHED_EPOCHS = 200
+QUEUE = "benchmarks/paper_rows.sweep"
+SANDWICH = {
+    "fixed-40": "fixed mask",
+    "look-40": "fixed mask, the dense network looks again",
+    "sandwich-40": "weights for both passes",
+}
 
 
 def demo() -> str:
@@ -125,6 +132,92 @@ def cost() -> str:
     return table(head, rows) + (
         "\nOne thread for each run, beside other runs; images per second are those of the median "
         "epoch. 200 epochs are the paper's schedule, which was not run here.\n"
+    )
+
+
+def queue() -> str:
+    """What the sweep of the paper's rows would take, at speeds measured in shorter runs."""
+    measured: dict[tuple[str, str, bool], list[float]] = {}
+    for folder in ("results/short", "results/gates-only"):
+        for result in (seed for _, seeds in grouped(folder) for seed in seeds):
+            speed = result["training"]["images_per_s"]
+            measured.setdefault(trained(result), []).append(speed)
+    rows, total = [], 0.0
+    for line in (ROOT / QUEUE).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("train"):
+            continue
+        recipe, epochs = line.split()[1], int(re.findall(r"--epochs (\d+)", line)[0])
+        found = re.match(r"(.*?)(-half)?-(baseline|r\d+|dynamic)", recipe)
+        assert found is not None
+        goal = found[3] == "dynamic"  # which a teacher helps to reach
+        kind = {"baseline": "dense"}.get(found[3], "dynamic")
+        kind = "twin" if "--twin-of" in line else kind
+        model = found[1] + (found[2] or "").replace("-half", "-x0.5")
+        speeds = measured.get((model, kind, goal), [])
+        hours = epochs * IMAGES_TRAINED / median(speeds) / 3600 if speeds else 0.0
+        total += hours
+        rows.append(
+            (
+                line.split("--output runs/paper/")[1],
+                f"`{recipe}`",
+                str(epochs),
+                f"{median(speeds):.0f}" if speeds else "",
+                f"{hours:.1f}" if speeds else "not measured",
+            )
+        )
+    head = ("run", "recipe", "epochs", "images/s", "hours")
+    return table(head, rows) + (
+        f"\n{total:.0f} hours in all without those not measured, one thread for each run: "
+        f"[{QUEUE}]({QUEUE}). Speeds are the "
+        "medians of runs of the same network and kind, taught or not, in "
+        "[results/short](results/short) and [results/gates-only](results/gates-only): decoupled "
+        "ones, with gates of our own.\n"
+    )
+
+
+def trained(result: dict[str, Any]) -> tuple[str, str, bool]:
+    """The network of a run; whether it trained a twin, gates, or neither; whether it was taught."""
+    config = result["config"]
+    kind = "twin" if config["twin_of"] else "dynamic" if config["prune"] else "dense"
+    return config["model"], kind, config["train"]["distillation"] > 0
+
+
+def sandwich() -> str:
+    """Weights for both passes beside a fixed mask, alone and with the dense second look."""
+    runs = dict(grouped("results/sandwich"))
+    if not runs:
+        return "No results yet: `ftwt sweep benchmarks/sandwich.sweep`.\n"
+    rows = []
+    for name, label in SANDWICH.items():
+        if name not in runs:
+            rows.append((label, *["not finished"] * 8))
+            continue
+        (result, *_), look = runs[name], runs[name][0].get("second_look")
+        alone = look or {
+            "first_top1": result["test"]["top1"],
+            "first_reduction": result["test"]["reduction"],
+        }
+        rows.append(
+            (
+                label,
+                percent(result["test"]["top1"], 2),
+                percent(result["validation"]["top1"], 2),
+                percent(result["test"]["reduction"], 2),
+                percent(alone["first_reduction"], 2),
+                percent(alone["first_top1"], 2),
+                percent(look["again"]) if look else "",
+                percent(look["second_top1"], 2) if look else "",
+                str(len(result["training"]["history"])),
+            )
+        )
+    head = (
+        "", "top-1", "on validation", "saved on average", "saved by the mask",
+        "masked pass alone", "looked at again", "second pass alone", "epochs",
+    )  # fmt: skip
+    made = [seed["provenance"] for seeds in runs.values() for seed in seeds]
+    return table(head, rows) + (
+        f"\nOne seed; at {commits(made)}, {made[0]['hardware']['cpu']}, one thread each: "
+        "[results/sandwich](results/sandwich).\n"
     )
 
 
