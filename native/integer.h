@@ -50,13 +50,14 @@ struct IntegerStage {
 
 // Weights of the inputs that are active, side by side, for some filters of one group.
 struct IntegerPack {
-  const void* weights;         // (K, taps, inputs), as the instruction set reads them
+  const void* weights;         // (K, blocks, taps, inputs of the block), as the instruction set reads them
   int64_t row;                 // of weights, from one filter to the next
   int taps, inputs;            // of a group, filled up to whole dwords
+  int block;                   // inputs of a block, kIntegerBlock or all
   const int32_t* chosen;       // inputs, ascending, of whole dwords
-  const uint64_t* bits;        // the same as bits of a row
-  const uint8_t* orders;       // and as shuffles of sixteen bytes each of a row, if the instruction set
-  const uint8_t* kept;         // wants these: the bytes that are kept first, and how many they are
+  const uint64_t* bits;        // the same as bits
+  const uint8_t* orders;       // and as shuffles of sixteen bytes each, if the instruction set wants
+  const uint8_t* kept;         // these: the bytes that are kept first, and how many they are
   int count;
   const int32_t* filters;
   int filter_count;
@@ -67,6 +68,7 @@ struct IntegerPack {
 };
 
 constexpr int kIntegerFilters = 32;  // at most, of a call
+constexpr int kIntegerBlock = 64;    // inputs whose weights lie together
 
 struct IntegerEpilogue {
   const float* scale;
@@ -87,7 +89,8 @@ struct IntegerDirect {
   int groups;                  // of inputs: dwords
   const int32_t* tap_offsets;
   int taps;
-  const void* weights[kIntegerFilters];  // (taps, groups) dwords of each filter
+  int block;                   // dwords of inputs whose weights lie together
+  const void* weights[kIntegerFilters];  // (blocks, taps, dwords of the block) of each filter
   int32_t less[kIntegerFilters];         // to be taken off the sums
   const int32_t* filters;
   int filter_count;
@@ -121,8 +124,6 @@ struct IntegerDot {
   int first_filter, last_filter;
   const IntegerEpilogue* epilogue;
 };
-
-constexpr int kIntegerBlock = 64;
 
 // Where four taps in a row of sixteen outputs lie.
 struct Quad {

@@ -28,7 +28,8 @@ class IntegerDirectConvolution : public IntegerConvolution {
   IntegerDirectConvolution(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale)
       : IntegerConvolution(net, spec, scale), dword_(net.integers.dword),
         folded_(net.integers.tiles && spec.groups == 1 && group_in_ <= 4 && group_out_ >= 8 && spec.kernel[1] > 1 && spec.kernel[1] <= 16),
-        tiles_(folded_ || (net.integers.tiles && group_in_ >= 4 * kFewest && group_out_ >= 8)), inputs_(whole(group_in_)), row_(static_cast<int64_t>(taps_) * inputs_),
+        tiles_(folded_ || (net.integers.tiles && group_in_ >= 4 * kFewest && group_out_ >= 8)), inputs_(whole(group_in_)),
+        block_(tiles_ ? inputs_ : std::min(inputs_, kIntegerBlock)), row_(static_cast<int64_t>(taps_) * inputs_),
         staging_(folded_ ? plan_columns(spec, in_, out_) : plan(spec, in_, out_)) {
     staging_.layout.phase_of = staging_.phases.data();
     for (int y = 0; folded_ && y < spec.kernel[0]; ++y) rows_.push_back(staging_.taps[y * spec.kernel[1]]);
@@ -37,12 +38,12 @@ class IntegerDirectConvolution : public IntegerConvolution {
     if (stride_ / 16 % 2 == 0) stride_ += 16;  // so that dwords of a position do not share a place in the cache
     const int each = 4 / dword_;  // bytes of a weight
     const size_t size = static_cast<size_t>(out_.channels) * row_ * each;
-    const std::string layout = "integer" + std::to_string(dword_) + ",";
+    const std::string layout = "integer" + std::to_string(dword_) + "," + std::to_string(block_) + ",";
     weights_ = keep(net, layout.c_str(), size / 4 + 32, [&](float* to) {
       const auto lay = [&](auto* w) {
         for (int64_t f = 0; f < out_.channels; ++f)
           for (int64_t c = 0; c < group_in_; ++c)
-            for (int64_t t = 0; t < taps_; ++t) w[f * row_ + t * inputs_ + c] = weights[(f * group_in_ + c) * taps_ + t];
+            for (int64_t t = 0; t < taps_; ++t) w[f * row_ + place(c, t)] = weights[(f * group_in_ + c) * taps_ + t];
       };
       if (each == 1) lay(reinterpret_cast<int8_t*>(to));
       else lay(reinterpret_cast<int16_t*>(to));
@@ -162,32 +163,29 @@ class IntegerDirectConvolution : public IntegerConvolution {
     });
   }
 
-  // A row of all weights of a filter: a bit for each of those that are chosen, and the shuffles that
-  // put them side by side.
+  // Where the weight of an input's tap lies in the row of a filter.
+  int64_t place(int64_t input, int64_t tap) const {
+    const int64_t first = input / block_ * block_, inputs = std::min<int64_t>(block_, inputs_ - first);
+    return first * taps_ + tap * inputs + input - first;
+  }
+
+  // The inputs of a group: a bit for each that is chosen, and shuffles that put these side by side.
   struct Marks {
     std::vector<uint64_t> bits;
     std::vector<uint8_t> orders, kept;
   };
 
   void mark(const Network& net, const int32_t* inputs, int count, Marks& m) const {
-    m.bits.assign((row_ + 63) / 64 + 1, 0);
-    std::vector<uint64_t> tap((inputs_ + 63) / 64, 0);
-    for (int i = 0; i < count; ++i) tap[inputs[i] / 64] |= uint64_t{1} << inputs[i] % 64;
-    for (int t = 0; t < taps_; ++t)
-      for (size_t word = 0; word < tap.size(); ++word) {
-        const size_t at = static_cast<size_t>(t) * inputs_ + 64 * word;
-        m.bits[at / 64] |= tap[word] << at % 64;
-        if (at % 64) m.bits[at / 64 + 1] |= tap[word] >> (64 - at % 64);
-      }
+    const int words = (inputs_ + 63) / 64, each = 4 / dword_, some = 16 / each;  // bytes of a weight, weights of a shuffle
+    m.bits.assign(words, 0);
+    for (int i = 0; i < count; ++i) m.bits[inputs[i] / 64] |= uint64_t{1} << inputs[i] % 64;
     if (!net.integers.orders) return;
-    const int each = 4 / dword_, some = 16 / each;  // bytes of a weight, weights of a shuffle
-    const int64_t shuffles = (row_ + 63) / 64 * 4 * each;
-    m.orders.resize(16 * shuffles + 16), m.kept.resize(shuffles);
-    for (int64_t i = 0; i < shuffles; ++i) {
+    m.orders.assign(64 * words * each + 16, 0), m.kept.resize(4 * words * each);
+    for (int i = 0; i < 4 * words * each; ++i) {
       uint8_t* const order = &m.orders[16 * i];
       int n = 0;
       for (int k = 0; k < some; ++k) {
-        const int64_t at = i * some + k;
+        const int at = i * some + k;
         for (int byte = 0; byte < each; ++byte) order[n + byte] = static_cast<uint8_t>(k * each + byte);
         n += m.bits[at / 64] >> at % 64 & 1 ? each : 0;
       }
@@ -199,7 +197,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
     const int workers = net.workers.count(), vectors = static_cast<int>(staging_.vectors.size());
     // of many weights fewer filters, so that these stay near
     const bool few = folded_ || row_ > 2048;
-    const int many = tiles_ ? (few ? 16 : kIntegerFilters) : taps_ == 1 ? kIntegerFilters : 8;
+    const int many = tiles_ ? (few ? 16 : kIntegerFilters) : taps_ == 1 ? 30 : row_ > 1024 ? 6 : 12;
     const int blocks = (out_.channels + many - 1) / many;
     int filter_parts = 1, vector_parts = 1;
     if (workers > 1) {
@@ -218,7 +216,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
       const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
       const int some = per_piece(last - first, block);
       const IntegerEpilogue e = epilogue(net, job);
-      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, {}, {}, nullptr, 0, &e, 0,
+      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, 0, {}, {}, nullptr, 0, &e, 0,
                       net.types[spec_.x] == Type::s8};
       static thread_local Marks marks;
       int marked = -1;
@@ -253,14 +251,16 @@ class IntegerDirectConvolution : public IntegerConvolution {
     const int each = 4 / dword_;
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(weights_);
     const bool side_by_side = d.filters[d.filter_count - 1] - d.filters[0] == d.filter_count - 1;
+    d.block = g.count / dword_;
     if (g.all && (!tiles_ || side_by_side)) {
+      d.block = block_ / dword_;
       for (int f = 0; f < d.filter_count; ++f)
         d.weights[f] = weights + d.filters[f] * row_ * each, d.less[f] = shifted_ ? less_[d.filters[f]] : 0;
       return;
     }
     const int64_t row = (static_cast<int64_t>(taps_) * g.count + 63) / 64 * 64;
     uint8_t* packed = reinterpret_cast<uint8_t*>(net.scratch(worker).need((d.filter_count * row * each + 64) / 4 + 16));
-    net.integers.pack({weights, row_, taps_, inputs_, c.inputs.data() + g.first, m.bits.data(), m.orders.data(), m.kept.data(),
+    net.integers.pack({weights, row_, taps_, inputs_, block_, c.inputs.data() + g.first, m.bits.data(), m.orders.data(), m.kept.data(),
                        g.count, d.filters, d.filter_count,
                        packed, row, d.less, shifted_});
     for (int f = 0; f < d.filter_count; ++f) d.weights[f] = packed + f * row * each;
@@ -272,6 +272,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
   const bool folded_;           // of few inputs: the matrix unit takes those of a row of the kernel together
   const bool tiles_;
   const int inputs_;            // of a group, filled up to whole dwords or tiles
+  const int block_;             // of them, whose weights lie together
   const int64_t row_;           // weights of a filter
   Staging staging_;
   int64_t stride_ = 0;          // from one dword's planes to the next

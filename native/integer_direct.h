@@ -79,7 +79,7 @@ FTWT_INLINE void finish(const IntegerEpilogue& e, int filter, const Vector* vect
   find_finish(e, filter)(e, filter, vectors, n, sums);
 }
 
-constexpr int kRun = 6;  // vectors whose sums are finished together
+constexpr int kRun = 8;  // vectors whose sums are finished together
 
 // F filters at N vectors; a lone vector of few filters has its sums in two chains.
 template <int F, int N, bool One>
@@ -107,24 +107,27 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, int32
       for (int n = 0; n < N * kParts; ++n) s[chain][f][n] = multiply_add(s[chain][f][n], in[n], weight);
     }
   };
-  int g = 0;
-  if constexpr (One) {
-    const int32_t* x = d.input;
-    if constexpr (kChains == 2)
-      for (; g + 2 <= d.groups; g += 2, x += 2 * d.stride) step(x, g, 0), step(x + d.stride, g + 1, 1);
-    for (; g < d.groups; ++g, x += d.stride) step(x, g, 0);
-  } else if constexpr (kChains == 2) {
-    for (; g + 2 <= d.groups; g += 2) {
-      const int32_t *x = d.input + g * d.stride, *y = x + d.stride;
-      for (int64_t t = 0, w = g; t < d.taps; ++t, w += d.groups) {
-        step(x + d.tap_offsets[t], w, 0);
-        step(y + d.tap_offsets[t], w + 1, 1);
-      }
+  const int32_t* x = d.input;
+  for (int from = 0; from < d.groups; from += d.block) {
+    const int groups = min(d.block, d.groups - from);  // with one tap, blocks are as one
+    int64_t w = static_cast<int64_t>(from) * d.taps;
+    int g = 0;
+    if constexpr (One) {
+      if constexpr (kChains == 2)
+        for (; g + 2 <= groups; g += 2, w += 2, x += 2 * d.stride) step(x, w, 0), step(x + d.stride, w + 1, 1);
+      for (; g < groups; ++g, ++w, x += d.stride) step(x, w, 0);
+    } else {
+      if constexpr (kChains == 2)
+        for (; g + 2 <= groups; g += 2, w += 2, x += 2 * d.stride) {
+          const int32_t* y = x + d.stride;
+          for (int64_t t = 0, at = w; t < d.taps; ++t, at += groups) {
+            step(x + d.tap_offsets[t], at, 0);
+            step(y + d.tap_offsets[t], at + 1, 1);
+          }
+        }
+      for (; g < groups; ++g, ++w, x += d.stride)
+        for (int64_t t = 0, at = w; t < d.taps; ++t, at += groups) step(x + d.tap_offsets[t], at, 0);
     }
-  }
-  for (; g < d.groups; ++g) {
-    const int32_t* x = d.input + g * d.stride;
-    for (int64_t t = 0, w = g; t < d.taps; ++t, w += d.groups) step(x + d.tap_offsets[t], w, 0);
   }
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
@@ -141,8 +144,9 @@ static void run_of(const IntegerDirect& d, int first, const Vector* vectors, int
   alignas(64) int32_t sums[F * kRun * kLanes];
   int v = 0;
   if constexpr (kParts == 1) {
-    // two twos rather than three and one
-    for (; n - v >= 5 || n - v == 3; v += 3) tile<F, 3, One>(d, first, vectors + v, sums + v * kLanes);
+    // three and two rather than four and one
+    for (; n - v >= 6 || n - v == 4; v += 4) tile<F, 4, One>(d, first, vectors + v, sums + v * kLanes);
+    for (; n - v >= 3; v += 3) tile<F, 3, One>(d, first, vectors + v, sums + v * kLanes);
     for (; n - v >= 2; v += 2) tile<F, 2, One>(d, first, vectors + v, sums + v * kLanes);
   }
   for (; v < n; ++v) tile<F, 1, One>(d, first, vectors + v, sums + v * kLanes);
@@ -151,7 +155,7 @@ static void run_of(const IntegerDirect& d, int first, const Vector* vectors, int
 
 template <bool One>
 static void all_vectors(const IntegerDirect& d) {
-  constexpr int most = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
+  constexpr int most = kParts == 1 ? 6 : kParts == 2 ? 4 : 2;
   for (int v = d.first_vector; v < d.last_vector; v += kRun) {
     const Vector* vectors = d.vectors + v;
     const int n = min(kRun, d.last_vector - v);

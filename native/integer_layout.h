@@ -85,28 +85,34 @@ static void stage(const IntegerStage& s) {
 #if defined(__AVX2__) && !defined(__AVX512VBMI2__)
 constexpr bool kOrders = true;
 
-// Sixteen bytes of a row at a time: `orders` puts those that are kept first, `kept` says how many.
-FTWT_INLINE void pack_row(const IntegerPack& p, const uint8_t* row, int64_t bytes, uint8_t* to) {
+// Sixty-four weights, sixteen bytes at a time: `orders` puts those that are kept first, `kept` says
+// how many. Returns the place behind them.
+FTWT_INLINE uint8_t* pack_block(const uint8_t* from, const uint8_t* orders, const uint8_t* kept, uint8_t* to) {
 #if defined(__AVX512F__)
-  for (int64_t i = 0; i < bytes; i += 64) {
-    const __m512i w = _mm512_shuffle_epi8(_mm512_loadu_si512(row + i), _mm512_loadu_si512(p.orders + i));
-    const uint8_t* kept = p.kept + i / 16;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(w)), to += kept[0];
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_extracti32x4_epi32(w, 1)), to += kept[1];
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_extracti32x4_epi32(w, 2)), to += kept[2];
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_extracti32x4_epi32(w, 3)), to += kept[3];
-  }
+  const __m512i w = _mm512_shuffle_epi8(_mm512_loadu_si512(from), _mm512_loadu_si512(orders));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(w)), to += kept[0];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_extracti32x4_epi32(w, 1)), to += kept[1];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_extracti32x4_epi32(w, 2)), to += kept[2];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_extracti32x4_epi32(w, 3)), to += kept[3];
 #else
-  for (int64_t i = 0; i < bytes; i += 16) {
-    const __m128i w = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i));
-    const __m128i order = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p.orders + i));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(w, order)), to += p.kept[i / 16];
+  for (int i = 0; i < 64 * static_cast<int>(sizeof(Weight)); i += 16) {
+    const __m128i w = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    const __m128i order = _mm_loadu_si128(reinterpret_cast<const __m128i*>(orders + i));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(w, order)), to += kept[i / 16];
   }
 #endif
+  return to;
 }
 #else
 constexpr bool kOrders = false;
 #endif
+
+// Where the weight of an input's tap lies in a row.
+FTWT_INLINE int64_t place_of(const IntegerPack& p, int tap, int input) {
+  if (p.block >= p.inputs) return static_cast<int64_t>(tap) * p.inputs + input;
+  const int first = input & ~63, inputs = min(64, p.inputs - first);
+  return static_cast<int64_t>(first) * p.taps + static_cast<int64_t>(tap) * inputs + (input - first);
+}
 
 static void pack(const IntegerPack& p) {
   const Weight* all = static_cast<const Weight*>(p.weights);
@@ -116,23 +122,24 @@ static void pack(const IntegerPack& p) {
     Weight* out = static_cast<Weight*>(p.out) + f * p.out_row;
     p.sums[f] = 0;
 #if defined(__AVX2__)
-    // whole rows at once; what the last load reads past one is left out, and memory goes on behind it
-    const Weight* next = all + p.filters[min(f + 1, p.filter_count - 1)] * p.row;
-    const int64_t bytes = width * static_cast<int64_t>(sizeof(Weight));
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(reinterpret_cast<const uint8_t*>(next) + i, 0, 2);
-#endif
-#if defined(__AVX512VBMI2__)
+    // sixty-four at a time; of what is read past a block nothing is kept, and memory goes on behind it
+    const uint8_t* next = reinterpret_cast<const uint8_t*>(all + p.filters[min(f + 1, p.filter_count - 1)] * p.row);
+    for (int64_t i = 0; i < width * static_cast<int64_t>(sizeof(Weight)); i += 64) __builtin_prefetch(next + i, 0, 3);
     uint8_t* to = reinterpret_cast<uint8_t*>(out);
-    for (int64_t i = 0; i < width; i += 64) {
-      const uint64_t bits = p.bits[i / 64];
-      _mm512_storeu_si512(to, _mm512_maskz_compress_epi8(bits, _mm512_loadu_si512(row + i)));
-      to += __builtin_popcountll(bits);
-    }
-#elif defined(__AVX2__)
-    pack_row(p, reinterpret_cast<const uint8_t*>(row), bytes, reinterpret_cast<uint8_t*>(out));
+    for (int t = 0; t < p.taps; ++t)
+      for (int c = 0; c < p.inputs; c += 64) {
+        const Weight* from = row + place_of(p, t, c);
+#if defined(__AVX512VBMI2__)
+        _mm512_storeu_si512(to, _mm512_maskz_compress_epi8(p.bits[c / 64], _mm512_loadu_si512(from)));
+        to += __builtin_popcountll(p.bits[c / 64]);
 #else
-    for (int64_t t = 0; t < width; t += p.inputs)
-      for (int i = 0; i < p.count; ++i) *out++ = row[t + p.chosen[i]];
+        const int64_t at = c * static_cast<int64_t>(sizeof(Weight));
+        to = pack_block(reinterpret_cast<const uint8_t*>(from), p.orders + at, p.kept + at / 16, to);
+#endif
+      }
+#else
+    for (int t = 0; t < p.taps; ++t)
+      for (int i = 0; i < p.count; ++i) out[t * p.count + i] = row[place_of(p, t, p.chosen[i])];
 #endif
 #if defined(__AVX512VNNI__)
     if (p.shifted) {
