@@ -90,7 +90,9 @@ struct IntegerDirect {
   const int32_t* tap_offsets;
   int taps;
   int block;                   // dwords of inputs whose weights lie together
-  const void* weights[kIntegerFilters];  // (blocks, taps, dwords of the block) of each filter
+  const void* weights;         // (filters, blocks, taps, dwords of the block)
+  int64_t row;                 // bytes from one filter's weights to the next
+  bool ahead;                  // as many weights that follow them are wanted next
   int32_t less[kIntegerFilters];         // to be taken off the sums
   const int32_t* filters;
   int filter_count;

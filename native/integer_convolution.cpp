@@ -216,7 +216,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
       const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
       const int some = per_piece(last - first, block);
       const IntegerEpilogue e = epilogue(net, job);
-      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, 0, {}, {}, nullptr, 0, &e, 0,
+      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, 0, nullptr, 0, false, {}, nullptr, 0, &e, 0,
                       net.types[spec_.x] == Type::s8};
       static thread_local Marks marks;
       int marked = -1;
@@ -234,8 +234,8 @@ class IntegerDirectConvolution : public IntegerConvolution {
           d.taps = spec_.kernel[0], d.tap_offsets = rows_.data();
         }
         d.filters = job.filters.data() + f, d.filter_count = end - f;
-        if ((!g.all || tiles_) && marked != group) mark(net, c.inputs.data() + g.first, g.count, marks), marked = group;
-        lay(net, worker, g, c, marks, d);
+        if (!g.all && marked != group) mark(net, c.inputs.data() + g.first, g.count, marks), marked = group;
+        lay(net, worker, g, c, marks, end == to, d);
         for (int v = first; v < last; v += some) {
           net.pulse(worker, block * std::min(some, last - v));
           d.first_vector = v, d.last_vector = std::min(last, v + some);
@@ -246,24 +246,24 @@ class IntegerDirectConvolution : public IntegerConvolution {
     });
   }
 
-  // The weights of some filters: where they lie, or those of the active inputs side by side.
-  void lay(Network& net, int worker, const Chosen& g, const Columns& c, const Marks& m, IntegerDirect& d) const {
-    const int each = 4 / dword_;
+  // The weights of some filters: where they lie, or side by side, those of the active inputs alone.
+  void lay(Network& net, int worker, const Chosen& g, const Columns& c, const Marks& m, bool last, IntegerDirect& d) const {
+    const int each = 4 / dword_, first = d.filters[0];
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(weights_);
-    const bool side_by_side = d.filters[d.filter_count - 1] - d.filters[0] == d.filter_count - 1;
-    d.block = g.count / dword_;
-    if (g.all && (!tiles_ || side_by_side)) {
-      d.block = block_ / dword_;
-      for (int f = 0; f < d.filter_count; ++f)
-        d.weights[f] = weights + d.filters[f] * row_ * each, d.less[f] = shifted_ ? less_[d.filters[f]] : 0;
+    for (int f = 0; f < d.filter_count; ++f) d.less[f] = shifted_ ? less_[d.filters[f]] : 0;
+    d.block = (g.all ? block_ : g.count) / dword_, d.ahead = false;
+    if (g.all && d.filters[d.filter_count - 1] - first == d.filter_count - 1) {
+      d.weights = weights + first * row_ * each, d.row = row_ * each, d.ahead = !last;
       return;
     }
     const int64_t row = (static_cast<int64_t>(taps_) * g.count + 63) / 64 * 64;
-    uint8_t* packed = reinterpret_cast<uint8_t*>(net.scratch(worker).need((d.filter_count * row * each + 64) / 4 + 16));
-    net.integers.pack({weights, row_, taps_, inputs_, block_, c.inputs.data() + g.first, m.bits.data(), m.orders.data(), m.kept.data(),
-                       g.count, d.filters, d.filter_count,
-                       packed, row, d.less, shifted_});
-    for (int f = 0; f < d.filter_count; ++f) d.weights[f] = packed + f * row * each;
+    uint8_t* side_by_side = reinterpret_cast<uint8_t*>(net.scratch(worker).need((d.filter_count * row * each + 64) / 4 + 16));
+    d.weights = side_by_side, d.row = row * each;
+    if (g.all)
+      for (int f = 0; f < d.filter_count; ++f) std::memcpy(side_by_side + f * d.row, weights + d.filters[f] * row_ * each, row_ * each);
+    else
+      net.integers.pack({weights, row_, taps_, inputs_, block_, c.inputs.data() + g.first, m.bits.data(), m.orders.data(), m.kept.data(),
+                         g.count, d.filters, d.filter_count, side_by_side, row, d.less, shifted_});
   }
 
   static constexpr int kFewest = 8;  // dwords of inputs that are worth the matrix unit

@@ -81,9 +81,10 @@ FTWT_INLINE void finish(const IntegerEpilogue& e, int filter, const Vector* vect
 
 constexpr int kRun = 8;  // vectors whose sums are finished together
 
-// F filters at N vectors; a lone vector of few filters has its sums in two chains.
-template <int F, int N, bool One>
-static void tile(const IntegerDirect& d, int first, const Vector* vectors, int32_t* out) {
+// F filters at N vectors, each behind the other if they are Near; a lone vector of few filters has its
+// sums in two chains. What lies `ahead` is fetched meanwhile.
+template <int F, int N, bool One, bool Near>
+static void tile(const IntegerDirect& d, int first, const Vector* vectors, const uint8_t* ahead, int32_t* out) {
   constexpr int kChains = kParts * F * N <= kRegisters / 4 ? 2 : 1;
   RI s[kChains][F][N * kParts];
 #pragma GCC unroll 2
@@ -92,41 +93,43 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, int32
     for (int f = 0; f < F; ++f)
 #pragma GCC unroll 12
       for (int n = 0; n < N * kParts; ++n) s[c][f][n] = splat_dword(c ? 0 : -d.less[first + f]);
-  const int32_t* rows[F];
-  for (int f = 0; f < F; ++f) rows[f] = static_cast<const int32_t*>(d.weights[first + f]);
   int64_t source[N];
-  for (int n = 0; n < N; ++n) source[n] = vectors[n].source;
-  auto step = [&](const int32_t* x, int64_t w, int chain) __attribute__((always_inline)) {
+  for (int n = 0; n < N; ++n) source[n] = vectors[n].source - vectors[0].source;
+  const int64_t row = d.row / 4;
+  auto step = [&](const int32_t* x, const int32_t* w, int chain) __attribute__((always_inline)) {
     RI in[N * kParts];
 #pragma GCC unroll 12
-    for (int n = 0; n < N * kParts; ++n) in[n] = load_dwords(x + source[n / kParts] + n % kParts * kWidth);
+    for (int n = 0; n < N * kParts; ++n) in[n] = load_dwords(x + (Near ? n / kParts * kLanes : source[n / kParts]) + n % kParts * kWidth);
+    const int32_t* others = w + 3 * row;  // two pointers and two distances are all that is in registers
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) {
-      const RI weight = splat_dword(rows[f][w]);
+      const RI weight = splat_dword((f < 3 ? w : others)[f % 3 * row]);
 #pragma GCC unroll 12
       for (int n = 0; n < N * kParts; ++n) s[chain][f][n] = multiply_add(s[chain][f][n], in[n], weight);
     }
   };
-  const int32_t* x = d.input;
+  const int32_t *x = d.input + vectors[0].source, *w = static_cast<const int32_t*>(d.weights) + first * row;
   for (int from = 0; from < d.groups; from += d.block) {
     const int groups = min(d.block, d.groups - from);  // with one tap, blocks are as one
-    int64_t w = static_cast<int64_t>(from) * d.taps;
     int g = 0;
     if constexpr (One) {
+      if (ahead)
+        for (int i = 0; i < 4 * F * groups; i += 64) __builtin_prefetch(ahead, 0, 3), ahead += 64;
       if constexpr (kChains == 2)
         for (; g + 2 <= groups; g += 2, w += 2, x += 2 * d.stride) step(x, w, 0), step(x + d.stride, w + 1, 1);
       for (; g < groups; ++g, ++w, x += d.stride) step(x, w, 0);
     } else {
-      if constexpr (kChains == 2)
-        for (; g + 2 <= groups; g += 2, w += 2, x += 2 * d.stride) {
-          const int32_t* y = x + d.stride;
-          for (int64_t t = 0, at = w; t < d.taps; ++t, at += groups) {
-            step(x + d.tap_offsets[t], at, 0);
-            step(y + d.tap_offsets[t], at + 1, 1);
-          }
-        }
-      for (; g < groups; ++g, ++w, x += d.stride)
-        for (int64_t t = 0, at = w; t < d.taps; ++t, at += groups) step(x + d.tap_offsets[t], at, 0);
+      const int64_t lines = (int64_t{F} * d.taps + 15) / 16;
+      for (; g < groups; ++g, ++w, x += d.stride) {
+        if (ahead)
+          for (int i = 0; i < lines; ++i) __builtin_prefetch(ahead, 0, 3), ahead += 64;
+        const int32_t* at = w;
+        int t = 0;
+        if constexpr (kChains == 2)
+          for (; t + 2 <= d.taps; t += 2, at += 2 * groups) step(x + d.tap_offsets[t], at, 0), step(x + d.tap_offsets[t + 1], at + groups, 1);
+        for (; t < d.taps; ++t, at += groups) step(x + d.tap_offsets[t], at, 0);
+      }
+      w += static_cast<int64_t>(d.taps - 1) * groups;
     }
   }
 #pragma GCC unroll 8
@@ -139,33 +142,41 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, int32
     }
 }
 
+template <int F, int N, bool One>
+FTWT_INLINE void tile_of(const IntegerDirect& d, int first, const Vector* vectors, const uint8_t* ahead, int32_t* out) {
+  if (N > 1 && vectors[N - 1].source - vectors[0].source == (N - 1) * kLanes) tile<F, N, One, true>(d, first, vectors, ahead, out);
+  else tile<F, N, One, false>(d, first, vectors, ahead, out);
+}
+
 template <int F, bool One>
-static void run_of(const IntegerDirect& d, int first, const Vector* vectors, int n) {
+static void run_of(const IntegerDirect& d, int first, const Vector* vectors, int n, const uint8_t* ahead) {
   alignas(64) int32_t sums[F * kRun * kLanes];
   int v = 0;
   if constexpr (kParts == 1) {
     // three and two rather than four and one
-    for (; n - v >= 6 || n - v == 4; v += 4) tile<F, 4, One>(d, first, vectors + v, sums + v * kLanes);
-    for (; n - v >= 3; v += 3) tile<F, 3, One>(d, first, vectors + v, sums + v * kLanes);
-    for (; n - v >= 2; v += 2) tile<F, 2, One>(d, first, vectors + v, sums + v * kLanes);
+    for (; n - v >= 6 || n - v == 4; v += 4) tile_of<F, 4, One>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
+    for (; n - v >= 3; v += 3) tile_of<F, 3, One>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
+    for (; n - v >= 2; v += 2) tile_of<F, 2, One>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
   }
-  for (; v < n; ++v) tile<F, 1, One>(d, first, vectors + v, sums + v * kLanes);
+  for (; v < n; ++v) tile_of<F, 1, One>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
   for (int f = 0; f < F; ++f) finish(*d.epilogue, d.filters[first + f], vectors, n, sums + f * kRun * kLanes);
 }
 
 template <bool One>
 static void all_vectors(const IntegerDirect& d) {
   constexpr int most = kParts == 1 ? 6 : kParts == 2 ? 4 : 2;
+  const uint8_t* next = static_cast<const uint8_t*>(d.weights) + d.filter_count * d.row;
   for (int v = d.first_vector; v < d.last_vector; v += kRun) {
     const Vector* vectors = d.vectors + v;
     const int n = min(kRun, d.last_vector - v);
+    const bool ahead = d.ahead && v == d.first_vector;
     int f = 0;
-    for (; f + most <= d.filter_count; f += most) run_of<most, One>(d, f, vectors, n);
+    for (; f + most <= d.filter_count; f += most) run_of<most, One>(d, f, vectors, n, ahead ? next + f * d.row : nullptr);
     if constexpr (most > 4)
-      for (; f + 4 <= d.filter_count; f += 4) run_of<4, One>(d, f, vectors, n);
+      for (; f + 4 <= d.filter_count; f += 4) run_of<4, One>(d, f, vectors, n, nullptr);
     if constexpr (most > 2)
-      for (; f + 2 <= d.filter_count; f += 2) run_of<2, One>(d, f, vectors, n);
-    for (; f < d.filter_count; ++f) run_of<1, One>(d, f, vectors, n);
+      for (; f + 2 <= d.filter_count; f += 2) run_of<2, One>(d, f, vectors, n, nullptr);
+    for (; f < d.filter_count; ++f) run_of<1, One>(d, f, vectors, n, nullptr);
   }
 }
 

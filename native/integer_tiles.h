@@ -69,7 +69,7 @@ FTWT_INLINE void sums(const IntegerDirect& d, const int8_t* weights, int64_t row
 template <int M, bool Signed>
 static void filters(const IntegerDirect& d, int first, int count, int64_t row) {
   alignas(64) int32_t out[16 * M * kRun * kLanes];
-  const int8_t* weights = static_cast<const int8_t*>(d.weights[first]);
+  const int8_t* weights = static_cast<const int8_t*>(d.weights) + first * row;
   const int8_t* next = d.groups >= 16 && count == 16 * M ? weights + count * row : nullptr;  // the next filters, or nothing's
   for (int run = d.first_vector; run < d.last_vector; run += kRun) {
     const Vector* vectors = d.vectors + run;
@@ -88,7 +88,6 @@ static void filters(const IntegerDirect& d, int first, int count, int64_t row) {
 
 static void direct(const IntegerDirect& d) {
   if (!d.tile_groups) return integers::direct(d);
-  const int64_t row = d.filter_count > 1 ? static_cast<const int8_t*>(d.weights[1]) - static_cast<const int8_t*>(d.weights[0]) : 64;
   for (int i = d.first_vector; i < d.last_vector; ++i)
     FTWT_PRODUCTS(integer, int64_t{4} * d.filter_count * d.groups * d.taps * d.vectors[i].count);
   for (int f = 0; f < d.filter_count; f += 32) {
@@ -99,8 +98,8 @@ static void direct(const IntegerDirect& d) {
     for (int i = 4; i < 6; ++i) s.rows[i] = static_cast<uint8_t>(rows[i - 4]), s.columns[i] = static_cast<uint16_t>(4 * d.tile_groups);
     for (int i = 6; i < 8; ++i) s.rows[i] = static_cast<uint8_t>(d.tile_groups), s.columns[i] = 64;
     _tile_loadconfig(&s);
-    if (d.is_signed) count > 16 ? filters<2, true>(d, f, count, row) : filters<1, true>(d, f, count, row);
-    else count > 16 ? filters<2, false>(d, f, count, row) : filters<1, false>(d, f, count, row);
+    if (d.is_signed) count > 16 ? filters<2, true>(d, f, count, d.row) : filters<1, true>(d, f, count, d.row);
+    else count > 16 ? filters<2, false>(d, f, count, d.row) : filters<1, false>(d, f, count, d.row);
   }
   _tile_release();
 }
