@@ -127,11 +127,10 @@ struct IntegerDot {
   const IntegerEpilogue* epilogue;
 };
 
-// Where four taps in a row of sixteen outputs lie.
+// Four taps in a row of sixteen outputs of a small plane.
 struct Quad {
-  int32_t offset;              // from a plane's start; 64 bytes from there on are read,
-  int32_t order;               // number of the order that they are put in,
-  uint64_t read, placed;       // only those of these bytes: the others are zeros
+  int32_t order;               // number of the order that its bytes are put in,
+  uint64_t placed;             // only these: the others are zeros
 };
 
 // Sixty-four bytes from sixty-four: by one shuffle, or first of dwords, then within sixteen bytes.
@@ -141,18 +140,22 @@ struct ByteOrder {
   uint8_t within[64];
 };
 
-// A convolution of each channel with its own filter, planes read in place; only where there is such
-// a kernel.
+// A convolution of each channel with its own filter; only where there is such a kernel.
 struct IntegerDepthwise {
   const uint8_t* input;
   Type type;
   const uint8_t* active;       // channels of the input
-  int positions;               // of the input
-  const Vector* vectors;
+  int height, width;           // of the input
+  const Vector* vectors;       // of a large plane: columns of them, rows one after the other
   int vector_count;
-  const Quad* quads;           // (vectors, taps)
+  const Quad* quads;           // of a plane of at most 64 bytes: (vectors, taps); null: it is larger,
+  int top, left, pitch;        // has zeros around it,
+  const int32_t* offsets;      // and its taps lie there
   int taps;                    // fours of them
-  const ByteOrder* orders;
+  bool neighbours;             // three rows of one four, and those of the next output are one row further
+  uint8_t* plane;              // so many bytes
+  int64_t plane_bytes;
+  const ByteOrder* orders;     // of a large plane: one
   const int32_t* weights;      // (K, taps) dwords
   const int32_t* less;         // of each filter: to be taken off its sums
   const int32_t* filters;

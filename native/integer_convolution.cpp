@@ -100,9 +100,16 @@ class IntegerDirectConvolution : public IntegerConvolution {
       std::vector<uint8_t> active(in_.channels, 0);
       for (const int c : job.inputs) active[c] = 1;
       const IntegerEpilogue e = epilogue(net, job);
-      IntegerDepthwise d{reinterpret_cast<const uint8_t*>(job.x), net.types[spec_.x], active.data(), in_.positions(),
-                         quads_.vectors.data(), static_cast<int>(quads_.vectors.size()), quads_.quads.data(), quads_.taps,
-                         quads_.orders.data(), reinterpret_cast<const int32_t*>(quad_weights_), less_.data(), job.filters.data(), 0, 0, &e};
+      uint8_t* plane = reinterpret_cast<uint8_t*>(net.scratch(worker).need(quads_.bytes / 4 + 64));
+      IntegerDepthwise d{};
+      d.input = reinterpret_cast<const uint8_t*>(job.x), d.type = net.types[spec_.x], d.active = active.data();
+      d.height = in_.height, d.width = in_.width, d.plane = plane, d.plane_bytes = quads_.bytes + 64;
+      d.top = spec_.padding[0], d.left = spec_.padding[1], d.pitch = quads_.pitch, d.offsets = quads_.offsets.data();
+      d.vectors = quads_.vectors.data(), d.vector_count = static_cast<int>(quads_.vectors.size());
+      d.quads = quads_.quads.empty() ? nullptr : quads_.quads.data(), d.orders = quads_.orders.data(), d.taps = quads_.taps;
+      d.neighbours = quads_.taps == 3 && spec_.kernel[0] == 3 && spec_.stride[0] == 1 && spec_.dilation[0] == 1;
+      d.weights = reinterpret_cast<const int32_t*>(quad_weights_), d.less = less_.data(), d.filters = job.filters.data();
+      d.epilogue = &e;
       const int64_t each = static_cast<int64_t>(out_.positions()) * taps_ + in_.positions();
       const int from = share_of(n, part, parts), to = share_of(n, part + 1, parts), some = per_piece(to - from, each);
       for (int f = from; f < to; f += some) {

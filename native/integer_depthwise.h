@@ -5,7 +5,9 @@ namespace integers {
 
 #if defined(__AVX512VNNI__)
 
-FTWT_INLINE __m512i arranged(__m512i bytes, const ByteOrder& order, uint64_t placed) {
+constexpr int kSome = 16;  // vectors whose sums are finished together
+
+FTWT_INLINE __m512i arranged(__m512i bytes, const ByteOrder& order, uint64_t placed = ~uint64_t{0}) {
 #if defined(__AVX512VBMI__)
   return _mm512_maskz_permutexvar_epi8(placed, _mm512_loadu_si512(order.bytes), bytes);
 #else
@@ -14,32 +16,78 @@ FTWT_INLINE __m512i arranged(__m512i bytes, const ByteOrder& order, uint64_t pla
 #endif
 }
 
+FTWT_INLINE uint64_t first_bytes(int n) { return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
+
+// Sums of one filter on a plane of one register.
+FTWT_INLINE void small_plane(const IntegerDepthwise& d, int c, int first, int count, int32_t* sums) {
+  const int positions = d.height * d.width;
+  const __m512i flip = _mm512_set1_epi32(zero_of(d.type));
+  const __m512i bytes = _mm512_maskz_loadu_epi8(first_bytes(positions), d.input + static_cast<int64_t>(c) * positions);
+  const int32_t* weights = d.weights + static_cast<int64_t>(c) * d.taps;
+  const Quad* quad = d.quads + static_cast<int64_t>(first) * d.taps;
+  for (int k = 0; k < count; ++k) {
+    __m512i sum = _mm512_set1_epi32(-d.less[c]);
+    for (int t = 0; t < d.taps; ++t, ++quad)
+      sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(arranged(bytes, d.orders[quad->order], quad->placed), flip),
+                                _mm512_set1_epi32(weights[t]));
+    _mm512_store_si512(sums + k * kLanes, sum);
+  }
+}
+
+// The plane between its zeros, which are there already.
+FTWT_INLINE void copy_plane(const IntegerDepthwise& d, int c) {
+  const uint8_t* from = d.input + static_cast<int64_t>(c) * d.height * d.width;
+  uint8_t* to = d.plane + static_cast<int64_t>(d.top) * d.pitch + d.left;
+  const __m512i flip = _mm512_set1_epi32(zero_of(d.type));
+  for (int y = 0; y < d.height; ++y, from += d.width, to += d.pitch)
+    for (int x = 0; x < d.width; x += 64) {
+      const uint64_t some = first_bytes(d.width - x);
+      _mm512_mask_storeu_epi8(to + x, some, _mm512_xor_si512(_mm512_maskz_loadu_epi8(some, from + x), flip));
+    }
+}
+
+// Sums of one filter on a plane that was copied. What a row of outputs reads, the next rows read too.
+FTWT_INLINE void large_plane(const IntegerDepthwise& d, int c, int first, int count, int32_t* sums) {
+  const int32_t* weights = d.weights + static_cast<int64_t>(c) * d.taps;
+  const __m512i less = _mm512_set1_epi32(-d.less[c]);
+  const auto at = [&](int64_t offset) __attribute__((always_inline)) { return arranged(_mm512_loadu_si512(d.plane + offset), *d.orders); };
+  if (d.neighbours) {
+    const __m512i w0 = _mm512_set1_epi32(weights[0]), w1 = _mm512_set1_epi32(weights[1]), w2 = _mm512_set1_epi32(weights[2]);
+    __m512i above = less, same = less;
+    int64_t wanted = -1;
+    for (int k = 0; k < count; ++k) {
+      const int64_t source = d.vectors[first + k].source;
+      if (source != wanted) above = at(source), same = at(source + d.pitch);
+      const __m512i below = at(source + 2 * d.pitch);
+      const __m512i two = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(less, above, w0), same, w1);
+      _mm512_store_si512(sums + k * kLanes, _mm512_dpbusd_epi32(two, below, w2));
+      above = same, same = below, wanted = source + d.pitch;
+    }
+    return;
+  }
+  for (int k = 0; k < count; ++k) {
+    __m512i sum = less;
+    for (int t = 0; t < d.taps; ++t)
+      sum = _mm512_dpbusd_epi32(sum, at(d.vectors[first + k].source + d.offsets[t]), _mm512_set1_epi32(weights[t]));
+    _mm512_store_si512(sums + k * kLanes, sum);
+  }
+}
+
 static void depthwise(const IntegerDepthwise& d) {
-  constexpr int kSome = 16;  // vectors at a time
-  const __m512i zero = _mm512_set1_epi32(zero_of(d.type));
+  if (!d.quads) std::memset(d.plane, zero_of(d.type) & 255, d.plane_bytes);
   for (int i = d.first_filter; i < d.last_filter; ++i) {
     const int c = d.filters[i];
-    const uint8_t* plane = d.input + static_cast<int64_t>(c) * d.positions;
-    const int32_t* weights = d.weights + static_cast<int64_t>(c) * d.taps;
     const bool active = d.active[c];
+    const Finish finish_some = find_finish(*d.epilogue, c);
+    if (active && !d.quads) copy_plane(d, c);
     for (int v = 0; v < d.vector_count; v += kSome) {
       alignas(64) int32_t sums[kSome * kLanes];
       const int n = min(kSome, d.vector_count - v);
-      const Quad* quad = d.quads + static_cast<int64_t>(v) * d.taps;
-      for (int k = 0; k < n; ++k) {
-        __m512i sum = _mm512_setzero_si512();
-        if (active) {
-          sum = _mm512_set1_epi32(-d.less[c]);
-          for (int t = 0; t < d.taps; ++t, ++quad) {
-            const __m512i bytes = _mm512_maskz_loadu_epi8(quad->read, plane + quad->offset);
-            const __m512i dwords = arranged(bytes, d.orders[quad->order], quad->placed);
-            sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(dwords, zero), _mm512_set1_epi32(weights[t]));
-          }
-          FTWT_PRODUCTS(integer, int64_t{4} * d.taps * d.vectors[v + k].count);
-        }
-        _mm512_store_si512(sums + k * kLanes, sum);
-      }
-      finish(*d.epilogue, c, d.vectors + v, n, sums);
+      if (!active) std::memset(sums, 0, sizeof sums);
+      else if (d.quads) small_plane(d, c, v, n, sums);
+      else large_plane(d, c, v, n, sums);
+      for (int k = 0; active && k < n; ++k) FTWT_PRODUCTS(integer, int64_t{4} * d.taps * d.vectors[v + k].count);
+      finish_some(*d.epilogue, c, d.vectors + v, n, sums);
     }
   }
 }

@@ -20,50 +20,56 @@ static bool split(ByteOrder& order, uint64_t placed) {
   return true;
 }
 
+static Quads plan_small(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
+  Quads plan;
+  const auto [kh, kw] = spec.kernel;
+  const int fours = (kw + 3) / 4;
+  for (int v = 0; v < out.positions(); v += 16) {
+    const int count = std::min(16, out.positions() - v);
+    plan.vectors.push_back({0, v, static_cast<uint16_t>((1 << count) - 1), static_cast<uint16_t>(count)});
+    for (int t = 0; t < kh * fours; ++t) {
+      ByteOrder order{};
+      uint64_t placed = 0;
+      for (int i = 0; i < 4 * count; ++i) {
+        const int at = v + i / 4, k = t % fours * 4 + i % 4;
+        const int y = at / out.width * spec.stride[0] + t / fours * spec.dilation[0] - spec.padding[0];
+        const int x = at % out.width * spec.stride[1] + k * spec.dilation[1] - spec.padding[1];
+        if (k >= kw || y < 0 || y >= in.height || x < 0 || x >= in.width) continue;
+        placed |= uint64_t{1} << i;
+        order.bytes[i] = static_cast<uint8_t>(y * in.width + x);
+      }
+      if (!split(order, placed)) return {};
+      plan.quads.push_back({static_cast<int>(plan.orders.size()), placed});
+      plan.orders.push_back(order);
+    }
+  }
+  plan.taps = kh * fours;
+  return plan;
+}
+
 Quads plan_quads(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
   Quads plan;
   const auto [sh, sw] = spec.stride;
   const auto [kh, kw] = spec.kernel;
   const auto [dh, dw] = spec.dilation;
-  const int reach = 15 * sw + 3 * dw;  // of a row, by sixteen outputs
-  if (reach >= 64 || static_cast<int64_t>(kh) * kw * out.positions() > 1 << 20) return plan;
-  // a plane of one register gives any sixteen outputs, a larger one those of a row
-  const bool small = in.positions() <= 64;
-  const int length = small ? out.positions() : out.width, rows = small ? 1 : out.height;
-  for (int y = 0; y < rows; ++y)
-    for (int x = 0; x < length; x += 16) {
-      const int count = std::min(16, length - x), lanes = (1 << count) - 1;
-      plan.vectors.push_back({0, y * length + x, static_cast<uint16_t>(lanes), static_cast<uint16_t>(count)});
+  if (static_cast<int64_t>(kh) * kw * out.positions() > 1 << 20) return plan;
+  if (in.positions() <= 64) return plan_small(spec, in, out);
+  if (15 * sw + 3 * dw >= 64) return plan;
+  plan.orders.push_back({});
+  for (int i = 0; i < 64; ++i) plan.orders[0].bytes[i] = static_cast<uint8_t>(i / 4 * sw + i % 4 * dw);
+  if (!split(plan.orders[0], ~uint64_t{0})) return {};
+  const int64_t rows = std::max<int64_t>(int64_t{out.height - 1} * sh + int64_t{kh - 1} * dh + 1, spec.padding[0] + in.height);
+  const int64_t pitch = std::max<int64_t>(int64_t{out.width - 1} * sw + int64_t{kw - 1} * dw + 1, spec.padding[1] + in.width);
+  if (rows * pitch > 1 << 24) return {};
+  plan.pitch = static_cast<int>(pitch), plan.bytes = rows * pitch;
+  for (int x = 0; x < out.width; x += 16)
+    for (int y = 0; y < out.height; ++y) {
+      const int count = std::min(16, out.width - x);
+      plan.vectors.push_back({y * sh * plan.pitch + x * sw, y * out.width + x, static_cast<uint16_t>((1 << count) - 1),
+                              static_cast<uint16_t>(count)});
     }
   const int fours = (kw + 3) / 4;
-  if (!small) {
-    plan.orders.push_back({});
-    for (int i = 0; i < 64; ++i) plan.orders[0].bytes[i] = static_cast<uint8_t>(i / 4 * sw + i % 4 * dw);
-    if (!split(plan.orders[0], ~uint64_t{0})) return {};
-  }
-  for (const Vector& v : plan.vectors)
-    for (int t = 0; t < kh * fours; ++t) {
-      const int ky = t / fours, kx = t % fours * 4, top = v.target / out.width, left = v.target % out.width;
-      Quad q{0, 0, 0, 0};
-      ByteOrder order{};
-      const int row = top * sh + ky * dh - spec.padding[0], start = left * sw + kx * dw - spec.padding[1];
-      if (!small) q.offset = row * in.width + start;
-      for (int i = 0; i < 4 * v.count; ++i) {
-        const int at = v.target + i / 4, k = kx + i % 4;
-        const int y = at / out.width * sh + ky * dh - spec.padding[0], x = at % out.width * sw + k * dw - spec.padding[1];
-        if (k >= kw || y < 0 || y >= in.height || x < 0 || x >= in.width) continue;
-        q.placed |= uint64_t{1} << i;
-        const int byte = small ? y * in.width + x : x - start;
-        q.read |= uint64_t{1} << byte;
-        order.bytes[i] = static_cast<uint8_t>(byte);
-      }
-      if (small) {
-        if (!split(order, q.placed)) return {};
-        q.order = static_cast<int>(plan.orders.size());
-        plan.orders.push_back(order);
-      }
-      plan.quads.push_back(q);
-    }
+  for (int t = 0; t < kh * fours; ++t) plan.offsets.push_back(t / fours * dh * plan.pitch + t % fours * 4 * dw);
   plan.taps = kh * fours;
   return plan;
 }

@@ -8,11 +8,16 @@
 
 namespace ftwt {
 
+// A plane of at most 64 bytes is one register, and an order gives any sixteen outputs. A larger one
+// has zeros around it, and the only order gives those of a row.
 struct Quads {
   int taps = 0;                // fours of them; 0: these shuffles do not reach all that is read
   std::vector<Vector> vectors;
-  std::vector<Quad> quads;     // (vectors, taps)
+  std::vector<Quad> quads;     // (vectors, taps) of a small plane
   std::vector<ByteOrder> orders;
+  std::vector<int32_t> offsets;  // of a large one: where taps lie,
+  int pitch = 0;               // from one row to the next,
+  int64_t bytes = 0;           // and so many it has
 };
 
 Quads plan_quads(const ConvolutionSpec& spec, const Shape& in, const Shape& out);
