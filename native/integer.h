@@ -175,6 +175,12 @@ struct IntegerPlanes {
   Target out;                  // out[c]; a maximum of the input's type is not scaled
 };
 
+// Whether each value of a small plane becomes the largest of two by two: planes one below the other are then as one.
+constexpr bool halves(const Window& w) {
+  return !w.adaptive && w.width <= 8 && w.kernel_h == 2 && w.kernel_w == 2 && w.stride_h == 2 && w.stride_w == 2 && w.pad_h == 0 && w.pad_w == 0 &&
+         w.width == 2 * w.out_width && w.height == 2 * w.out_height;
+}
+
 struct IntegerPooling {        // a maximum
   const uint8_t* x;
   Type type;

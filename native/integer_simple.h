@@ -12,24 +12,64 @@ static void blend(const Blend& b) {
   }
 }
 
+#if defined(__AVX512VNNI__)
+FTWT_INLINE uint64_t bytes_from(int n) { return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
+#endif
+
+// Of n values, at most 2^16: their sum, and the largest.
+template <typename Byte>
+FTWT_INLINE int32_t sum_of(const Byte* x, int n) {
+#if defined(__AVX512VNNI__)
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i sum = _mm512_setzero_si512();
+  for (int k = 0; k < n; k += 64) {
+    const __m512i some = _mm512_maskz_loadu_epi8(bytes_from(n - k), x + k);
+    sum = std::is_signed_v<Byte> ? _mm512_dpbusd_epi32(sum, ones, some) : _mm512_dpbusd_epi32(sum, some, ones);
+  }
+  return _mm512_reduce_add_epi32(sum);
+#else
+  int32_t sum = 0;
+  for (int k = 0; k < n; ++k) sum += x[k];
+  return sum;
+#endif
+}
+
+template <typename Byte>
+FTWT_INLINE Byte largest_of(const Byte* x, int n) {
+  Byte best = x[0];
+#if defined(__AVX512VNNI__)
+  if (n >= 16) {
+    const __m512i least = _mm512_set1_epi8(static_cast<char>(std::numeric_limits<Byte>::min()));
+    __m512i most = least;
+    for (int k = 0; k < n; k += 64) {
+      const __m512i some = _mm512_mask_loadu_epi8(least, bytes_from(n - k), x + k);
+      most = std::is_signed_v<Byte> ? _mm512_max_epi8(most, some) : _mm512_max_epu8(most, some);
+    }
+    const __m256i half = std::is_signed_v<Byte>
+                             ? _mm256_max_epi8(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1))
+                             : _mm256_max_epu8(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+    alignas(32) Byte left[32];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(left), half);
+    for (const Byte one : left) best = max(best, one);
+    return best;
+  }
+#endif
+  for (int k = 1; k < n; ++k) best = max(best, x[k]);
+  return best;
+}
+
 template <typename Byte>
 static void planes_of(const IntegerPlanes& p) {
   for (int i = 0; i < p.count; ++i) {
     const int c = p.channels[i];
     const Byte* x = reinterpret_cast<const Byte*>(p.input) + static_cast<int64_t>(c) * p.positions;
     if (p.maximum) {
-      Byte best = x[0];
-      for (int k = 1; k < p.positions; ++k) best = max(best, x[k]);
+      const Byte best = largest_of(x, p.positions);
       if (p.out.type == Type::f32) static_cast<float*>(p.out.at)[c] = static_cast<float>(best) * p.scale;
       else static_cast<Byte*>(p.out.at)[c] = best;
     } else {
       int64_t sum = 0;
-      for (int from = 0; from < p.positions; from += 1 << 16) {
-        const int to = min(p.positions, from + (1 << 16));
-        int32_t some = 0;
-        for (int k = from; k < to; ++k) some += x[k];
-        sum += some;
-      }
+      for (int from = 0; from < p.positions; from += 1 << 16) sum += sum_of(x + from, min(p.positions - from, 1 << 16));
       static_cast<float*>(p.out.at)[c] = static_cast<float>(sum) * p.scale;
     }
   }
@@ -85,8 +125,38 @@ static inline Span span_of(int i, bool adaptive, int length, int count, int kern
   return {static_cast<int>(max<int64_t>(start, 0)), static_cast<int>(min<int64_t>(start + kernel, length))};
 }
 
+// Rows of pairs of rows, each value the largest of two by two.
+template <typename Byte>
+static void halve(const IntegerPooling& p) {
+  const Window& w = p.window;
+  const Byte* x = reinterpret_cast<const Byte*>(p.x) + static_cast<int64_t>(p.first_row) * 2 * w.width;
+  Byte* out = reinterpret_cast<Byte*>(p.out) + static_cast<int64_t>(p.first_row) * w.out_width;
+  const int64_t n = static_cast<int64_t>(p.last_row - p.first_row) * w.out_width;
+  int64_t done = 0;
+#if defined(__AVX512VNNI__)
+  const auto most = [](__m512i a, __m512i b) __attribute__((always_inline)) {
+    return std::is_signed_v<Byte> ? _mm512_max_epi8(a, b) : _mm512_max_epu8(a, b);
+  };
+  if (w.width == 2 || w.width == 4 || w.width == 8)
+    for (; done + 16 <= n; done += 16) {  // pairs of bytes, then of what is left of rows
+      const __m512i all = _mm512_loadu_si512(x + 4 * done);
+      const __m512i rows = _mm512_zextsi256_si512(_mm512_cvtepi16_epi8(most(all, _mm512_srli_epi16(all, 8))));
+      __m128i half;
+      if (w.width == 2) half = _mm256_cvtepi16_epi8(_mm512_castsi512_si256(most(rows, _mm512_srli_epi16(rows, 8))));
+      else if (w.width == 4) half = _mm256_cvtepi32_epi16(_mm512_castsi512_si256(most(rows, _mm512_srli_epi32(rows, 16))));
+      else half = _mm256_cvtepi64_epi32(_mm512_castsi512_si256(most(rows, _mm512_srli_epi64(rows, 32))));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + done), half);
+    }
+#endif
+  for (; done < n; ++done) {
+    const Byte* at = x + done / w.out_width * 2 * w.width + done % w.out_width * 2;
+    out[done] = max(max(at[0], at[1]), max(at[w.width], at[w.width + 1]));
+  }
+}
+
 template <typename Byte>
 static void pool_of(const IntegerPooling& p) {
+  if (halves(p.window)) return halve<Byte>(p);
   typedef Block<Byte> B;
   const Window& w = p.window;
   const Byte* x = reinterpret_cast<const Byte*>(p.x);

@@ -6,6 +6,8 @@ namespace ftwt {
 
 namespace {
 
+constexpr int kTiny = 64;  // positions of a plane that is not worth a call of its own
+
 class Convert : public Step {
  public:
   Convert(const Network& net, int x, int out) {
@@ -16,7 +18,10 @@ class Convert : public Step {
   void run(Network& net, int batch, int) const override {
     const int x = reads[0];
     const int64_t plane = net.maps[x].positions();
-    each_channel(net, batch, x, false, [&](int, int sample, int c) {
+    if (plane <= kTiny) {  // all channels, whatever they hold, sooner than one after the other
+      for (int sample = 0; sample < batch; ++sample)
+        net.integers.blend({net.values(x, sample), {}, Activation::none, net.target(writes, sample), net.maps[x].size()});
+    } else each_channel(net, batch, x, false, [&](int, int sample, int c) {
       net.integers.blend({net.values(x, sample, c * plane), {}, Activation::none, net.target(writes, sample, c * plane), plane});
     });
     for (int sample = 0; sample < batch; ++sample) copy_activity(net, x, writes, sample);
@@ -73,6 +78,12 @@ class IntegerPool : public Step {
         net.integers.planes({net.bytes(x, sample), type, positions, active.data(), static_cast<int>(active.size()),
                              window_.maximum, scale_, net.target(writes, sample)});
       });
+    } else if (halves(window_) && positions <= kTiny) {
+      const int channels = net.maps[x].channels;
+      Window all = window_;
+      all.height *= channels, all.out_height *= channels;
+      for (int sample = 0; sample < batch; ++sample)
+        net.integers.pool({net.bytes(x, sample), type, all, nullptr, net.bytes(writes, sample), 0, all.out_height});
     } else {
       each_channel(net, batch, x, false, [&](int worker, int sample, int c) {
         const uint8_t* from = net.bytes(x, sample) + static_cast<int64_t>(c) * positions;

@@ -245,6 +245,22 @@ def test_small_planes_and_linear_layers_have_kernels_of_their_own(case):
         compare_program(build.program(), seed, rng, 2)
 
 
+@pytest.mark.parametrize("kind", ["u8", "s8"])
+@pytest.mark.parametrize("side", [2, 4, 6, 8, 14, 20])
+def test_pools_of_whole_maps_and_of_whole_planes(side, kind):
+    for channels in (1, 5, 33):
+        rng = np.random.default_rng([side, channels])
+        build = Builder((channels, side, side))
+        x = build.silence(build.quantize(0, kind, 0.02), build.fixed(np.ones(channels)))
+        how = build.quantised[build.typed(x, (kind, 0.02))]
+        half = build.typed(build.pool(x, "max", kernel=(2, 2), stride=(2, 2)), how)
+        most, mean = build.pool(x, "max"), build.pool(x, "mean")
+        flat = [build.flatten(i) for i in (build.dequantize(half), most, mean)]
+        total = sum(build.maps[i][0] for i in flat)
+        build.gather(tuple(flat), np.arange(total))
+        compare_program(build.program(), side, rng, 2)
+
+
 @pytest.mark.parametrize("start", range(0, PROGRAMS, 10))
 def test_native_equals_reference_to_the_last_bit(start):
     for seed in range(start, start + 10):
