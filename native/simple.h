@@ -72,7 +72,7 @@ static void columns(const Columns& c) {
       V s = load(c.sums + n), t = {};
 #pragma GCC unroll 8
       for (int k = 0; k < kColumns; k += 2) {
-        prefetch(ahead[k] + n), prefetch(ahead[k + 1] + n);
+        __builtin_prefetch(ahead[k] + n, 0, 3), __builtin_prefetch(ahead[k + 1] + n, 0, 3);
         s += scale[k] * load(rows[k] + n), t += scale[k + 1] * load(rows[k + 1] + n);
       }
       store(c.sums + n, s + t);
