@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields, replace
 from functools import partial
 from typing import Any
 
-from .files.text import printable
+from .files.text import one_line
 from .names import nearest
 from .verbs import SUMMARIES, VERBS
 
@@ -56,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("FTWT_TRACEBACK"):
             raise
-        print(printable(f"ftwt {verb}: {_explained(error)}"), file=sys.stderr)
+        print(one_line(f"ftwt {verb}: {_explained(error)}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"ftwt {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
+        print(one_line(f"ftwt {verb}: {str(stop) or 'interrupted'}"), file=sys.stderr)
         return 130
     return 0
 

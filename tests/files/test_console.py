@@ -9,10 +9,11 @@ from rich.table import Table
 
 from ftwt import cli
 from ftwt.files.console import PlainConsole
-from ftwt.files.text import printable
+from ftwt.files.text import one_line, printable
 from ftwt.report.plots.save import to_csv
 
 NAMES = ["[/]", "a[red]b", "[bold]", ":smile:", "\\[x]", "[link=http://x]y", "$\\frac{", "a=b"]
+FAKING = "x\nftwt evaluate: top-1 99.9%"
 STEERING = ["\x1b[2J", "a\x1b]0;title\x07", "\x9b31m", "a\rb", "a\bb", "\u202egnp"]
 
 
@@ -38,6 +39,16 @@ def test_names_are_shown_as_they_are(name: str) -> None:
 def test_nothing_that_steers_a_terminal_reaches_it(name: str) -> None:
     for text in (shown(name), shown(table(name)), printable(name)):
         assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_no_name_begins_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path / FAKING)]) == 1
+    cli._show([f"all of it: {FAKING}", table(FAKING)])
+    said = capsys.readouterr()
+    for text in (said.out, said.err, shown(FAKING), shown(table(FAKING)), one_line(FAKING)):
+        lines = [line.strip(" \u2502\u2503") for line in text.splitlines()]
+        assert any("x ftwt evaluate" in line for line in lines)
+        assert not any(line.startswith("ftwt evaluate") for line in lines)
 
 
 @pytest.mark.parametrize("name", ["runs/[/]", "runs/a[red]b", "runs/\x1b[2J"])
