@@ -12,6 +12,7 @@ import torch
 import ftwt
 import tiny
 from ftwt import cli
+from ftwt.config import DataConfig
 from ftwt.data import Batches, Images
 from ftwt.data.corruptions import CORRUPTIONS
 from ftwt.evaluation.evaluate import evaluate
@@ -203,6 +204,31 @@ def test_the_verb_shows_networks_side_by_side_and_writes_a_file_each(
     values = json.loads(capsys.readouterr().out)
     assert list(values) == [tiny.NAME, "gated"]
     assert values["gated"]["corrupted"] == own["corrupted"]
+
+
+def test_a_run_is_shown_its_own_images(
+    gated: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of(**images: Any) -> None:
+        config = {"config": {"data": DataConfig(**images).to_json()}}
+        (Path(gated) / "run.json").write_text(json.dumps(config))
+
+    given = ["robustness", gated, *SOME, *DATA, "--output", "given"]
+    assert cli.main(given) == 0
+    of(dataset=DATA[1])
+    assert cli.main(["robustness", gated, *SOME, "--output", "own"]) == 0
+    own, same = read_json("own/gated.json"), read_json("given/gated.json")
+    assert own["corrupted"] == same["corrupted"]
+    assert own["provenance"]["config"]["dataset"] == DATA[1]
+    of(dataset=DATA[1], mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    assert cli.main(["robustness", gated, *SOME, "--output", "own"]) == 0
+    assert read_json("own/gated.json")["corrupted"] != same["corrupted"]
+    of(dataset="folder", data_root="photos")
+    assert cli.main(["robustness", gated]) == 1
+    assert "lie in a folder" in capsys.readouterr().err
+    of(dataset="cifar100")
+    assert cli.main(["robustness", gated, "cifar10-resnet20"]) == 1
+    assert "of different images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

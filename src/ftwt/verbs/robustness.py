@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import tyro
 
 from .. import data, shipped
+from ..config import DataConfig
 from ..data.corruptions import CORRUPTIONS, SEVERITIES
 from ..evaluation.robustness import Robustness, evaluate_corrupted
 from ..files.provenance import provenance
-from ..networks.sources import Source
+from ..networks.sources import Source, own_images
 from ..processes import processes
 from .options import Json, Weights, named
 
@@ -42,10 +43,11 @@ class RobustnessCommand:
     output: str | None = None
     """Folder to write a file of figures to, as JSON, for each network."""
     as_json: Json = False
-    dataset: str = "cifar10"
-    """The dataset whose test images are corrupted: cifar10, cifar100 or cifar10-embedded."""
+    dataset: str | None = None
+    """The dataset whose test images are corrupted: cifar10, cifar100 or cifar10-embedded; None: the
+    runs' own, cifar10 where none are of a run."""
     data_root: str | None = None
-    """Folder that holds (or will hold) the dataset's files; None: ./data."""
+    """Folder that holds (or will hold) the dataset's files; None: the runs' own, or ./data."""
 
     def __call__(self) -> Any:
         """Evaluate."""
@@ -54,9 +56,12 @@ class RobustnessCommand:
             raise ValueError(f"--weights {self.weights} are of one model: name that one alone")
         short = name_networks(self.models)
         sources = {name: named(model, self.weights) for name, model in short.items()}
+        own = self._own_images()
         state = processes()
         with state.local_main_process_first():  # which downloads, if need be
-            test = data.load(self.dataset, self.data_root, train=False, download=True)
+            test = data.load(own.dataset, own.data_root, train=False, download=True)
+        if own.mean is not None and own.std is not None:
+            test = replace(test, mean=own.mean, std=own.std)
         found = evaluate_corrupted(
             {name: source.load(passes=True) for name, source in sources.items()},
             test.to(state.device),
@@ -72,6 +77,7 @@ class RobustnessCommand:
         config = replace(  # without this machine's folders
             self,
             models=tuple(map(_relative, self.models)),
+            dataset=own.dataset,
             data_root=None,
             corruptions_root=None,
             output=None,
@@ -86,6 +92,37 @@ class RobustnessCommand:
         if self.output and state.is_main_process:
             result.save(self.output)
         return result.to_json() if self.as_json else [result]
+
+    def _own_images(self) -> DataConfig:
+        """The images of the runs, with what flags say; those of all networks are the same.
+
+        Raises:
+            ValueError: Two runs are of other datasets, or prepare images in another way.
+        """
+        own = {
+            name: own_images(name, self.weights)
+            or (DataConfig() if name.startswith("cifar10-") else None)
+            for name in self.models
+        }
+        if self.dataset is not None:  # other images than a run's, but prepared as the run's
+            root = None
+            own = {name: c and replace(c, dataset=self.dataset) for name, c in own.items()}  # type: ignore[arg-type]
+        else:
+            root = next((c.data_root for c in own.values() if c is not None), None)
+        kinds = {(c.dataset, c.mean, c.std) for c in own.values() if c is not None}
+        if len(kinds) > 1:
+            told = ", ".join(f"{name}: {c.dataset}" for name, c in own.items() if c is not None)
+            raise ValueError(
+                f"these networks are of different images, or prepare them in another way ({told}); "
+                "show images to those of one kind at a time"
+            )
+        dataset, mean, std = kinds.pop() if kinds else (self.dataset or "cifar10", None, None)
+        if dataset == "folder":
+            raise ValueError(
+                "the run's own images lie in a folder, and are not of 32x32 pixels as CIFAR-10-C's "
+                "are; name --dataset cifar10 or cifar100"
+            )
+        return DataConfig(dataset=dataset, data_root=self.data_root or root, mean=mean, std=std)  # type: ignore[arg-type]
 
 
 def name_networks(sources: tuple[str, ...]) -> dict[str, str]:
