@@ -160,6 +160,29 @@ def test_images_that_do_not_fit_are_refused(given, message):
         quantize(block().program(), [images(block().program())], rule="best")
 
 
+def test_a_range_that_overflows_is_refused_and_one_of_zero_gives_zeros():
+    build = Builder((2, 4, 4))
+    x = build.conv(0, 2, weight=build.constant(np.full((2, 2, 1, 1), 1e30), np.float32))
+    build.conv(x, 2, weight=build.constant(np.full((2, 2, 1, 1), 1e30), np.float32))
+    program = build.program()
+    with pytest.raises(ValueError, match="map 2 overflows on a calibration image"):
+        quantize(program, [np.ones((1, 2, 4, 4), np.float32)])
+    black = np.zeros((1, 3, 12, 12), np.float32)
+    integer, _ = quantize(block().program(), [black])
+    assert np.isfinite(integer.scales).all() and min(integer.scales) > 0
+    same(integer, black)
+
+
+def test_what_has_no_eight_bit_form_stays_float_and_is_named():
+    build = Builder((4, 6, 6))
+    x = build.conv(0, 4)
+    build.conv(x, 4, add=x, post="silu")
+    integer, layers = quantized(build.program())
+    assert [layer.precision for layer in layers] == ["int8", "f32"]
+    assert layers[1].snr_db is None and layers[1].why == "silu after a sum"
+    assert "Conv" in {type(op).__name__ for op in integer.operations}
+
+
 def test_a_dynamic_network_keeps_its_masks():
     network = toys.dynamic(dropout=0.0).eval()
     program = lower(network, None)
