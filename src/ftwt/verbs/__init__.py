@@ -22,7 +22,8 @@ _HOMES = {  # verb -> its module and its class
 }
 SUMMARIES = {  # verb -> the first line of its help
     "demo": "Prune a trained ResNet-20 on the images in the package: what it costs, what it saves.",
-    "prune": "Make a trained network cheaper in minutes, without labels: fixed masks or gates.",
+    "prune": "Make a trained network cheaper in minutes, without labels: fixed masks, gates, "
+    "second looks.",
     "estimate": "Say what each r would save, from one pass over images, before any training.",
     "train": "Train a network, dense or pruned. Every setting of the recipe is a flag.",
     "sweep": "Train many networks, some at a time, until each has its result.",
