@@ -71,7 +71,7 @@ class _Kernels(TorchDispatchMode):
 
 
 def _macs(func: Any, args: tuple[Any, ...], result: Any) -> int:
-    name = func.overloadpacket.__name__
+    name = func.overloadpacket.__name__.removeprefix("linalg_vector_")  # a sum of squares
     kernel = name.removesuffix("_") if func.namespace == "aten" else ""  # in place, as much
     if kernel in ("mm", "bmm", "_int_mm"):
         (*batch, rows, shared), columns = args[0].shape, args[1].shape[-1]

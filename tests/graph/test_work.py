@@ -103,6 +103,7 @@ MODULES: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
         Call(lambda a, b: torch.zeros(2, 7, 5).baddbmm_(a, b)), (TOKENS, MEMORY.mT)
     ),
     "_int_mm": (Call(torch._int_mm), (WHOLE, WHOLE.T)),
+    "normalize": (Call(lambda x: F.normalize(x, dim=1)), (TOKENS,)),
     "baddbmm": (Call(torch.baddbmm), (torch.randn(2, 7, 5), TOKENS, MEMORY.mT)),
     "addbmm": (Call(torch.addbmm), (torch.randn(7, 5), TOKENS, MEMORY.mT)),
     "tensordot": (
@@ -131,7 +132,7 @@ MODULES: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
 
 FREE = (
     "Embedding, EmbeddingBag, BatchNorm2d, LayerNorm, GroupNorm, PReLU, outer, grid_sample, "
-    "einsum value by value, einsum summed beforehand, einsum one"
+    "normalize, einsum value by value, einsum summed beforehand, einsum one"
 ).split(", ")
 
 
