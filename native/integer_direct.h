@@ -103,7 +103,7 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, const
     const int32_t* others = w + 3 * row;  // two pointers and two distances are all that is in registers
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) {
-      const RI weight = splat_dword((f < 3 ? w : others)[f % 3 * row]);
+      const RI weight = splat_dword(f < 3 ? w[f * row] : others[(f - 3) * row]);
 #pragma GCC unroll 12
       for (int n = 0; n < N * kParts; ++n) s[chain][f][n] = multiply_add(s[chain][f][n], in[n], weight);
     }

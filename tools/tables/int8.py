@@ -45,13 +45,13 @@ def eight_bits_speed() -> str:
     if not results:
         return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
     rows = []
-    for result in sorted(results, key=lambda result: str(result["isa"])):
+    for result in sorted(results, key=_where):
         ms = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
         ours, rival = ms["ftwt gated"], ms.get("openvino-int8")
         rivals = ("openvino", "openvino-bf16", "openvino-int8")
         rows.append(
             (
-                str(result["isa"]),
+                _where(result),
                 f"{result['network']}, {result['input_shape'][-1]}",
                 *(f"{ms[name]:.2f} ms" if name in ms else "left out" for name in rivals),
                 f"{ms['ftwt dense']:.2f} ms",
@@ -62,16 +62,18 @@ def eight_bits_speed() -> str:
             )
         )
     head = (
-        "our kernels", "network, image size",
+        "our kernels, processor", "network, image size",
         "OpenVINO f32", "bf16", "int8 (NNCF)", "ours int8, dense",
         "half of the filters (fewer MACs)", "over OpenVINO f32", "over its dense int8",
         "correlation of MACs and latency",
     )  # fmt: skip
     made = commits(result["provenance"] for result in results)
-    cpus = {result["isa"]: result["provenance"]["hardware"]["cpu"] for result in results}
-    told = ", ".join(f"{isa}: {cpus[isa]}" for isa in sorted(cpus))
     where = "[results/int8-speed](results/int8-speed)"
-    return table(head, rows) + f"\n`ftwt bench` at {made}, 1 thread, {told}: {where}.\n"
+    return table(head, rows) + f"\n`ftwt bench` at {made}, 1 thread: {where}.\n"
+
+
+def _where(result: dict[str, Any]) -> str:
+    return f"{result['isa']}, {result['provenance']['hardware']['cpu'].removesuffix(' Processor')}"
 
 
 def _read(folder: str) -> list[dict[str, Any]]:
