@@ -11,14 +11,13 @@ from __future__ import annotations
 import copy
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import models, shipped
 from ..files.json import read_json, write_json
@@ -33,19 +32,18 @@ from ..files.tensors import (
 )
 from ..names import is_own, nearest
 from ..pruning.convert import convert
-from ..pruning.dynamic import DynamicModel, check_r
+from ..pruning.dynamic import DynamicModel
 from ..pruning.method import Gate
 from ..pruning.own import refuse_nameless
 from ..pruning.second_look import SecondLook
 from ..shipped import CONFIG, MODEL, WEIGHTS
-from .outline import FEW, outline, refuse_large_maps, refuse_unlike
+from .allowed import check_config, check_outline, check_values, own_rules
+from .outline import outline, refuse_unlike
 
 FORMAT = 1  # of a saved network
 RULE = "second_look.json"  # of a second look, whose passes lie in folders of their own
 PLACES = ("first", "second", "third")
 NEXT = f".{CONFIG}.next"  # what CONFIG becomes as soon as the weights are in place
-MAX_INPUT = 2**23  # numbers in an image that a file may ask to rebuild a network with
-LOADERS = re.compile("pretrained|checkpoint|^weights|(path|file|url|dir|cfg)$")  # of arguments
 
 
 def save_pretrained(
@@ -186,7 +184,7 @@ def from_pretrained(
         raise ValueError(
             f"{CONFIG} and {WEIGHTS} in {directory} are not of the same save; save the network anew"
         )
-    _check(config, tensors, directory)
+    check_config(config, tensors, directory)
     name = config["model"] if model is None else model
     if name is None:
         raise ValueError(f"{directory} holds an unnamed architecture; give the network as model=")
@@ -195,13 +193,13 @@ def from_pretrained(
             f"{directory} is of {name}, and no file may choose code that runs here; if you trust "
             f"that code, give model={name!r}"
         )
-    own = _own_rules(config["convert"] or {}, directory, saliency=saliency, head=head)
+    own = own_rules(config["convert"] or {}, directory, saliency=saliency, head=head)
     with refusing(directory, "asks for a network that cannot be built"):
         if isinstance(name, str):
             ours = config["model"] in (name, None)
             arguments = config["arguments"] if ours else {}
             if not is_own(name):
-                _check_outline(name, arguments, config, tensors, directory)
+                check_outline(name, arguments, config, tensors, directory)
             built = models.create(name, **arguments)
         else:
             built = copy.deepcopy(name)
@@ -218,52 +216,6 @@ def from_pretrained(
     return built.eval()
 
 
-def _own_rules(convert: Mapping[str, Any], directory: Path, **given: Any) -> dict[str, Any]:
-    """The rules that were given for those of a saved network; refuse names that are a file's."""
-    own = {}
-    for what, rule in given.items():
-        saved = convert.get(what)
-        if not is_own(str(saved)):
-            if rule is not None:
-                raise ValueError(f"{directory} has the {what} {saved!r}; leave out {what}=")
-        elif rule is None:
-            raise ValueError(
-                f"{directory} has the {what} {saved}, and no file may choose code that runs here; "
-                f"if you trust that code, give {what}={saved!r}"
-            )
-        else:
-            own[what] = rule
-    return own
-
-
-def _check_outline(
-    name: str,
-    arguments: Mapping[str, Any],
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    directory: Path,
-) -> None:
-    """Refuse a network that is not that of the weights, before it takes memory."""
-    like, gated = outline(name, arguments), config["convert"] is not None
-    cure = "build the network that was saved"
-    refuse_unlike(like, tensors, source=str(directory), cure=cure, gated=gated)
-    if gated:
-        shape = tuple(config["input_shape"])
-        refuse_large_maps(like, shape, source=str(directory / CONFIG))
-
-
-def check_values(network: nn.Module, path: Path | str) -> None:
-    """Refuse values that a network cannot have: they would give wrong answers in silence."""
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{path}: {name} holds NaN or infinity; save it anew")
-        if name.endswith("running_var") and value.numel() and value.min() < 0:
-            raise ValueError(f"{path}: {name} holds a negative variance; save it anew")
-    if isinstance(network, DynamicModel):
-        with refusing(path, "holds an r that no gate can have"):
-            check_r(network.r, network.predictors)
-
-
 def _second_look(folder: Path, given: Mapping[str, Any]) -> SecondLook:
     rule = read_json(folder / RULE)
     thresholds: Any = rule.get("thresholds") if isinstance(rule, dict) else None
@@ -275,42 +227,6 @@ def _second_look(folder: Path, given: Mapping[str, Any]) -> SecondLook:
     if not all(isinstance(one, DynamicModel) for one in passes):
         raise ValueError(f"{folder} holds plain networks, no second look; save it anew")
     return SecondLook(cast(list[DynamicModel], passes), thresholds).eval()
-
-
-def _check(config: Mapping[str, Any], tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """Refuse what a file of a stranger might ask for: other files, downloads, endless memory."""
-
-    def refuse(name: str, value: Any, allowed: str) -> NoReturn:
-        raise ValueError(f"{directory / CONFIG}: {name} is {value!r}; it must be {allowed}")
-
-    for name, kind, allowed in (
-        ("model", str | None, "text or null"),
-        ("arguments", dict, "an object"),
-        ("input_shape", list | None, "a list or null"),
-        ("convert", dict | None, "an object or null"),
-    ):
-        if name not in config or not isinstance(config[name], kind):
-            refuse(name, config.get(name), allowed)
-    sizes = [size for tensor in tensors.values() if tensor.numel() for size in tensor.shape]
-    most = max([FEW, len(tensors), *sizes])
-    for name, value in config["arguments"].items():
-        if LOADERS.search(name):
-            refuse(f"argument {name}", value, "left out: weights come from the folder alone")
-        if isinstance(value, str) and not re.fullmatch(r"[\w.-]{1,64}", value):
-            refuse(f"argument {name}", value, "a plain name")
-        if not isinstance(value, str | int | float | None):
-            refuse(f"argument {name}", value, "a number, a truth value or a name")
-        if isinstance(value, int | float) and abs(value) > most:
-            refuse(f"argument {name}", value, f"at most {most}, as the weights are")
-    shape = config["input_shape"]
-    if config["convert"] is not None:
-        if not shape or not all(type(size) is int and size > 0 for size in shape):
-            refuse("input_shape", shape, "sizes from 1 on")
-        if math.prod(shape) > MAX_INPUT:
-            refuse("input_shape", shape, f"of {MAX_INPUT} numbers at most")
-        rank = config["convert"].get("rank")
-        if isinstance(rank, int) and rank > most:
-            refuse("rank", rank, f"at most {most}, as the weights are")
 
 
 def push_to_hub(

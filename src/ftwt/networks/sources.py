@@ -23,8 +23,9 @@ from ..processes import processes
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
 from ..records.folder import METRICS, MODEL, PRUNED, RESULT
+from .allowed import check_values
 from .inputs import known
-from .pretrained import check_values, find_saved, from_pretrained
+from .pretrained import find_saved, from_pretrained
 
 PLAIN = DataConfig()
 
