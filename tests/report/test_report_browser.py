@@ -14,7 +14,6 @@ import synthetic
 from ftwt import cli
 from ftwt.records.recording import Recording
 from ftwt.report.write import write_report
-from ftwt.verbs import prune
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "all is there")
 
@@ -130,16 +129,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page that `ftwt demo` ends with, of a tiny network."""
+    """The page that `ftwt prune` ends with, of a tiny network with gates."""
     import tiny
 
-    home = tmp_path_factory.mktemp("demo")
+    home = tmp_path_factory.mktemp("pruned")
     with pytest.MonkeyPatch.context() as patch:
         tiny.register(home, patch)
-        patch.setattr(prune, "DEMO", tiny.NAME)
         patch.chdir(home)
-        assert cli.main(["demo", "--reduction", "0.25", "--json"]) == 0
-    return home / "runs" / "demo" / "index.html"
+        command = ["prune", tiny.NAME, *tiny.DATA, "--gates", "dynamic", "--reduction", "0.25"]
+        assert cli.main([*command, "--json"]) == 0
+    return home / "runs" / "pruned" / "index.html"
 
 
 @pytest.fixture(params=["shown", "trained"])
