@@ -8,6 +8,8 @@
 #   make wheels   in dist/, for CPython 3.11 to 3.13 on any Linux of x86-64 since 2018; needs Docker
 #   make sanitize the native engine's fuzz tests, stopping at invalid accesses and undefined behaviour,
 #                 and what its kernels multiply
+#   make emulate  the eight-bit kernels for AVX-512 VBMI and AMX, those instructions in software, on any
+#                 machine with AVX-512 VNNI
 #   make clean    remove .venv, caches and build products; data/ and runs/ stay
 # Another interpreter (3.11 or later): make PYTHON=python3.12 test, after make clean.
 
@@ -20,7 +22,7 @@ INSTALLED := .venv/installed
 WHOLE := runtime/test_process.py runtime/test_hardening.py pruning/test_any_network.py \
 	graph/test_graph_breaks.py
 
-.PHONY: help demo test quick docs wheels sanitize clean
+.PHONY: help demo test quick docs wheels sanitize emulate clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -60,6 +62,14 @@ sanitize: $(INSTALLED)
 		PYTHONPATH=build/sanitized/site:$(wildcard .venv/lib/python3.*/site-packages) \
 		$(BIN)/python -S -m pytest --capture=sys tests/runtime/test_fuzz.py tests/runtime/test_file.py \
 		tests/runtime/test_quantised.py tests/runtime/test_products.py
+
+emulate: $(INSTALLED)
+	@$(PIP) --no-build-isolation --no-deps --upgrade --target build/emulated/site \
+		--config-settings build-dir=build/emulated/native --config-settings wheel.cmake=true \
+		--config-settings cmake.define.FTWT_EMULATE=ON .
+	PYTHONPATH=build/emulated/site:$(wildcard .venv/lib/python3.*/site-packages) \
+		$(BIN)/python -S -m pytest tests/runtime/test_quantised.py tests/runtime/test_fuzz.py \
+		tests/lowering/test_quantize.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

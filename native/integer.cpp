@@ -16,7 +16,11 @@ const IntegerKernels& find_integer_kernels([[maybe_unused]] const std::string& i
   if (isa == "amx") return integer_amx::kernels;
   __builtin_cpu_init();
   if (isa == "avx512" && __builtin_cpu_supports("avx512vnni")) {
+#if defined(FTWT_EMULATE)
+    const bool shuffles = true;
+#else
     const bool shuffles = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+#endif
     return shuffles ? integer_vbmi::kernels : integer_vnni::kernels;
   }
   if (isa != "portable") return integer_avx2::kernels;

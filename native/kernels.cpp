@@ -22,7 +22,9 @@ int64_t products[static_cast<int>(Product::kinds)];
 #if defined(__x86_64__)
 // Whether the processor has a matrix unit and the system lets this process use it.
 static bool may_use_tiles() {
-#if defined(__linux__)
+#if defined(FTWT_EMULATE)
+  return true;
+#elif defined(__linux__)
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   return __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("avx512vnni") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
