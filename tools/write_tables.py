@@ -21,7 +21,7 @@ from tables.exports import exports
 from tables.files import ROOT
 from tables.fitting import agreement, repair, repaired, second_look
 from tables.imagenet import recipes
-from tables.int8 import eight_bits, eight_bits_speed, footprint
+from tables.int8 import eight_bits, eight_bits_speed, eight_bits_threads, footprint
 from tables.photographs import photograph_gates, photograph_targets
 from tables.scaling import communication
 from tables.soak import soak
@@ -85,6 +85,7 @@ TABLES: dict[str, Callable[[], str]] = {
         second_look,
         eight_bits,
         eight_bits_speed,
+        eight_bits_threads,
         contest,
         footprint,
         soak,

@@ -41,12 +41,12 @@ def eight_bits() -> str:
 
 def eight_bits_speed() -> str:
     """Our eight-bit engine beside OpenVINO in float, bfloat16 and int8; masks by lot."""
-    results = _read("results/int8-speed")
+    results = [result for result in _read("results/int8-speed") if "openvino" in _times(result)]
     if not results:
         return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
     rows = []
     for result in sorted(results, key=_where):
-        ms = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
+        ms = _times(result)
         ours, rival = ms["ftwt gated"], ms.get("openvino-int8")
         rivals = ("openvino", "openvino-bf16", "openvino-int8")
         rows.append(
@@ -70,6 +70,41 @@ def eight_bits_speed() -> str:
     made = commits(result["provenance"] for result in results)
     where = "[results/int8-speed](results/int8-speed)"
     return table(head, rows) + f"\n`ftwt bench` at {made}, 1 thread: {where}.\n"
+
+
+def eight_bits_threads() -> str:
+    """Our eight-bit engine beside OpenVINO's, with more threads and more images at a time."""
+    results = [result for result in _read("results/int8-speed") if "openvino" not in _times(result)]
+    if not results:
+        return "No results yet: `benchmarks/engine.py NETWORK --precision int8 --batch 64`.\n"
+    rows = []
+    for result in sorted(results, key=lambda one: (one["network"], one["batch"], one["threads"])):
+        ms = _times(result)
+        images = {name: 1000 / time for name, time in ms.items()}
+        rows.append(
+            (
+                result["network"],
+                str(result["threads"]),
+                str(result["batch"]),
+                *(
+                    f"{ms[name]:.2f} ms, {images[name]:.0f}"
+                    for name in ("openvino-int8", "ftwt dense", "ftwt gated")
+                ),
+                f"{ms['openvino-int8'] / ms['ftwt dense']:.2f}x",
+                f"{ms['openvino-int8'] / ms['ftwt gated']:.2f}x",
+            )
+        )
+    head = (
+        "network", "threads", "images at a time", "OpenVINO int8: an image, images/s",
+        "ours, dense", "half of the filters", "dense over dense", "half over dense",
+    )  # fmt: skip
+    made = commits(result["provenance"] for result in results)
+    where = "[results/int8-speed](results/int8-speed)"
+    return table(head, rows) + f"\n`engine.py --precision int8` at {made}: {where}.\n"
+
+
+def _times(result: dict[str, Any]) -> dict[str, float]:
+    return {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
 
 
 def _where(result: dict[str, Any]) -> str:
