@@ -64,22 +64,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("network", nargs="?", help="a name with weights, or a network's folder")
-    parser.add_argument("--name", help="what to call it in the result; by default, the network")
     parser.add_argument("--file", help="the result's name before -seedS; by default, that name")
     parser.add_argument("--reductions", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5])
-    parser.add_argument("--images", type=int, default=2048, help="to fit to, at most")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--data-root")
-    parser.add_argument("--mean", type=float, nargs=3)
-    parser.add_argument("--std", type=float, nargs=3)
-    parser.add_argument("--imagenet", type=Path, help="folder of images")
-    parser.add_argument("--weights", type=Path, help="of an ImageNet network")
-    given = parser.parse_args()
-    if (given.network is None) == (given.imagenet is None):
-        parser.error("give a network, or --imagenet with --weights")
-    torch.set_num_threads(1)
+    given = parse(parser)
     for seed in range(given.seeds):
         subject = of_imagenet(given) if given.imagenet else of_cifar(given, seed)
         print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
@@ -88,7 +77,6 @@ def main() -> None:
             for row in compare(subject, reduction, given.kinds):
                 rows.append({"asked": reduction, **row})
                 print(rows[-1], flush=True)
-                told = vars(given) | {"data_root": None, "imagenet": bool(given.imagenet)}
                 write_json(
                     OUTPUT / f"{given.file or subject.name}-seed{seed}.json",
                     {
@@ -98,12 +86,39 @@ def main() -> None:
                         "dense_top1": subject.top1,
                         "rows": rows,
                         "provenance": provenance(
-                            config=told | {"weights": given.weights and given.weights.name},
+                            config=settings(given),
                             seed=seed,
                             duration_s=time.perf_counter() - began,
                         ),
                     },
                 )
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read a benchmark's flags, and those that name the dense network and its images."""
+    parser.add_argument("network", nargs="?", help="a name with weights, or a network's folder")
+    parser.add_argument("--name", help="what to call it in the result; by default, the network")
+    parser.add_argument("--images", type=int, default=2048, help="to fit to, at most")
+    parser.add_argument("--data-root")
+    parser.add_argument("--mean", type=float, nargs=3)
+    parser.add_argument("--std", type=float, nargs=3)
+    parser.add_argument("--imagenet", type=Path, help="folder of images")
+    parser.add_argument("--weights", type=Path, help="of an ImageNet network")
+    given = parser.parse_args()
+    if (given.network is None) == (given.imagenet is None):
+        parser.error("give a network, or --imagenet with --weights")
+    torch.set_num_threads(1)
+    return given
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """The flags for a result, without places on this machine."""
+    weights = given.weights and given.weights.name
+    return vars(given) | {
+        "data_root": None,
+        "imagenet": bool(given.imagenet),
+        "weights": weights,
+    }
 
 
 def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
