@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import ftwt
 from ftwt.config import DataConfig
@@ -26,9 +27,10 @@ from ftwt.files.json import write_json
 from ftwt.files.provenance import provenance
 from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import fixed_masks
+from ftwt.fitting.second_look import Seen, see
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
-from ftwt.pruning.second_look import SecondLook, opened
+from ftwt.pruning.second_look import opened
 from ftwt.runs.prune import prunable
 
 OUTPUT = Path("results/second-look")
@@ -59,26 +61,25 @@ def main() -> None:
     generator = torch.Generator().manual_seed(given.seed)
     order = torch.randperm(len(splits.plain.images), generator=generator)
     fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
-    test = splits.test.images
-    halves = [
-        Batches(test.select(torch.arange(half, len(test), 2)), batch_size=500) for half in (0, 1)
-    ]
+    labels = torch.cat([right for _, right in splits.test])
     inner = prunable(dense, next(iter(fitted))[0])
     ranking = rank_filters(inner, fitted)
-    second = opened(inner).eval()
+    second = see(opened(inner).eval(), splits.test, len(labels))
+    whole = sum(layer.macs for layer in inner.channels.layers)
     rows: list[dict[str, Any]] = []
     alone: list[dict[str, Any]] = []
-    top1 = ftwt.evaluate(dense, splits.test).top1
+    top1 = accuracy(second[0], labels)
     print(f"{name}: dense {top1:.2%}", flush=True)
     for cut in sorted({*given.firsts, *given.averages}):
         first = inner.fix(fixed_masks(inner, ranking, reduction=cut))
         ftwt.repair(first, fitted, dense=dense, images=given.images)
-        found = ftwt.evaluate(first.eval(), splits.test)
-        alone.append({"cut": cut, "top1": found.top1, "reduction": found.reduction})
+        seen = Seen([see(first.eval(), splits.test, len(labels)), second], whole)
+        saved = 1 - float(seen.costs[0].mean()) / whole
+        alone.append({"cut": cut, "top1": accuracy(seen.outputs[0], labels), "reduction": saved})
         print(alone[-1], flush=True)
         if cut in given.firsts:
             for average in (a for a in given.averages if a < cut):
-                rows += look(first, second, halves, cut, average)
+                rows += look(seen, labels, cut, average)
                 print(rows[-2:], flush=True)
         write_json(
             OUTPUT / f"{name}-seed{given.seed}.json",
@@ -97,45 +98,41 @@ def main() -> None:
         )
 
 
-def look(
-    first: Any, second: Any, halves: list[Batches], cut: float, average: float
-) -> list[dict[str, Any]]:
+def look(seen: Seen, labels: Tensor, cut: float, average: float) -> list[dict[str, Any]]:
     """Set the threshold on each half, and score the other."""
     rows = []
+    halves = [torch.arange(half, seen.count, 2) for half in (0, 1)]
     for half, (mine, others) in enumerate((halves, halves[::-1])):
-        fit = ftwt.second_look([first, second], mine, reduction=average, images=len(mine.images))
-        found = ftwt.evaluate(fit.network, others)
+        plan = seen.select(mine).best(reduction=average)
+        other = seen.select(others)
+        found = other.looked(plan.thresholds)
         rows.append(
             {
                 "first_cut": cut,
                 "average_cut": average,
                 "threshold_from_half": half,
-                "threshold": fit.thresholds[0],
-                "again": fit.again,
-                "agreement": fit.agreement,
-                "images": found.images,
-                "top1": found.top1,
-                "reduction": found.reduction,
-                "by_lot_top1": by_lot(fit.network, others, fit.again, seed=half),
+                "threshold": plan.thresholds[0],
+                "again": plan.shares[0],
+                "agreement": 1 - plan.missed / len(mine),
+                "images": len(others),
+                "top1": accuracy(found.outputs, labels[others]),
+                "reduction": 1 - float(found.executed.mean()) / seen.dense,
+                "by_lot_top1": by_lot(other, labels[others], plan.shares[0], seed=half),
             }
         )
     return rows
 
 
-@torch.inference_mode()
-def by_lot(network: SecondLook, batches: Batches, share: float, *, seed: int) -> float:
+def by_lot(seen: Seen, labels: Tensor, share: float, *, seed: int) -> float:
     """Accuracy if as many images, drawn by lot, were looked at again."""
     generator = torch.Generator().manual_seed(seed)
-    right = count = 0
-    for images, labels in batches:
-        first, second = network.networks
-        outputs = first(images)
-        again = torch.rand(len(images), generator=generator) < share
-        if again.any():
-            outputs[again] = second(images[again])
-        right += int((outputs.argmax(1) == labels).sum())
-        count += len(labels)
-    return right / count
+    again = torch.rand(seen.count, generator=generator) < share
+    return accuracy(torch.where(again[:, None], seen.outputs[1], seen.outputs[0]), labels)
+
+
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    """Share of the images whose label is the first guess."""
+    return float((outputs.argmax(1) == labels).double().mean())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ftwt import convert, repair
 from ftwt.fitting.regression import Moments, fit, solve
+from ftwt.fitting.samples import add_samples
 from ftwt.fitting.sites import find_sites
 from ftwt.pruning.dynamic import DynamicModel, FrozenGate
 
@@ -320,3 +321,18 @@ def test_the_ridge_is_the_one_that_is_best_on_held_out_samples():
         warnings.simplefilter("error")
         best = fit(sums[1], sums[1], *zero, free_offset=True)
     assert best.ridge is not None and best.ridge < found.ridge
+
+
+def test_channels_that_a_fixed_mask_leaves_at_zero_are_passed_over_and_change_nothing():
+    layer = nn.Conv2d(6, 4, 3, padding=1)
+    x, y = torch.randn(5, 6, 7, 7), torch.randn(5, 4, 7, 7)
+    for dead in ([0, 3, 4], list(range(6))):
+        x[:, dead] = 0
+        moments = Moments(1, 54, 4, torch.device("cpu"))
+        add_samples(moments, layer, x, y, None, torch.tensor([0, 2, 3]))
+        rows = nn.functional.unfold(x[[0, 2, 3]], 3, padding=1).transpose(1, 2).reshape(1, -1, 54)
+        goals = y[[0, 2, 3]].flatten(2).transpose(1, 2).reshape(1, -1, 4)
+        direct = Moments(1, 54, 4, torch.device("cpu"))
+        direct.add(rows, goals)
+        for found, wanted in zip(moments.tensors(), direct.tensors(), strict=True):
+            torch.testing.assert_close(found, wanted)

@@ -19,7 +19,7 @@ from ftwt import (
     save_pretrained,
     second_look,
 )
-from ftwt.fitting.second_look import largest_rate
+from ftwt.fitting.second_look import Seen, largest_rate, see
 from ftwt.pruning.second_look import SecondLook, margin, opened
 
 IMAGES = toys.pixels(120)
@@ -254,3 +254,20 @@ def test_outputs_that_are_no_class_scores_are_refused():
     maps = convert(body, torch.zeros(2, 3, 8, 8), min_gain=-1.0).eval()
     with pytest.raises(ValueError, match=r"returns \(120, 4, 4, 4\), no scores"):
         second_look([maps, opened(maps)], [IMAGES], reduction=0.1)
+
+
+def test_recorded_passes_tell_what_the_network_gives_and_each_half_is_judged_by_the_other():
+    passes = three()
+    network = second_look(passes, [IMAGES], reduction=0.15).network
+    seen = Seen([see(one, IMAGES.split(50), 120) for one in passes], network.dense_macs)
+    looked, wanted = seen.looked(network.thresholds.tolist()), network.look(IMAGES)
+    torch.testing.assert_close(looked.outputs, wanted.outputs)
+    assert torch.equal(looked.passes, wanted.passes)
+    assert torch.equal(looked.executed, wanted.executed)
+    crossed = seen.crossed(reduction=0.15)
+    for half in (0, 1):
+        fit = second_look(passes, [IMAGES[1 - half :: 2]], reduction=0.15)
+        other = fit.network.look(IMAGES[half::2])
+        torch.testing.assert_close(crossed.outputs[half::2], other.outputs)
+        assert torch.equal(crossed.passes[half::2], other.passes)
+        assert torch.equal(crossed.executed[half::2], other.executed)

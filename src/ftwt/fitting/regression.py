@@ -30,13 +30,16 @@ class Moments:
         self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
         self.xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
 
-    def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+    def add(
+        self, x: Tensor, y: Tensor, weight: Tensor | None = None, inputs: Tensor | None = None
+    ) -> None:
         """Add samples.
 
         Args:
             x: (groups, N, inputs).
             y: (groups, N, outputs).
             weight: (groups, N) of 0 and 1: which samples count; None for all.
+            inputs: The places of the inputs that x holds, where all others are 0; None for all.
         """
         x, y = x.double(), y.double()
         if weight is None:
@@ -45,11 +48,13 @@ class Moments:
             weight = weight.double()
             self.weight += weight.sum(1)
             x, y = x * weight[..., None], y * weight[..., None]
-        self.x += x.sum(1)
         self.y += y.sum(1)
         self.yy += y.square().sum(1)
-        self.xx += x.mT @ x
-        self.xy += x.mT @ y
+        if inputs is None:
+            inputs = torch.arange(x.shape[2], device=x.device)
+        self.x[:, inputs] += x.sum(1)
+        self.xx[:, inputs[:, None], inputs] += x.mT @ x
+        self.xy[:, inputs] += x.mT @ y
 
     def tensors(self) -> list[Tensor]:
         """All sums, for several processes to add up."""

@@ -25,7 +25,10 @@ def shape_of(module: nn.Module) -> tuple[int, int, int]:
 def add_samples(
     moments: Moments, module: nn.Module, x: Tensor, y: Tensor, mask: Tensor | None, index: Tensor
 ) -> None:
-    """Add the samples of some images: up to `POSITIONS` of each, the same for all."""
+    """Add the samples of some images: up to `POSITIONS` of each, the same for all.
+
+    Channels that are 0 throughout, as a fixed mask leaves them, are passed over.
+    """
     groups, inputs, outputs = shape_of(module)
     if not len(index):
         return
@@ -45,6 +48,13 @@ def add_samples(
         for axis in (0, 1)
     )
     up, left = (int(pad) for pad in module.padding)
+    places = None
+    if groups == 1:
+        live = (x != 0).any((0, 2, 3)).nonzero()[:, 0]
+        if 0 < len(live) < x.shape[1]:
+            size = inputs // x.shape[1]  # weights of a kernel
+            places = (live[:, None] * size + torch.arange(size, device=x.device)).flatten()
+            x, inputs = x[:, live], len(places)
     for part in index.split(max(1, AT_ONCE // (groups * inputs * len(every)))):
         padded = nn.functional.pad(x[part], (left, left, up, up))
         patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # (B, C, P, kh, kw)
@@ -54,7 +64,8 @@ def add_samples(
         weight = None
         if mask is not None:
             weight = mask[part].float().T[..., None].expand(-1, -1, len(every)).flatten(1)
-        moments.add(patches.reshape(groups, -1, inputs), goals.reshape(groups, -1, outputs), weight)
+        samples = goals.reshape(groups, -1, outputs)
+        moments.add(patches.reshape(groups, -1, inputs), samples, weight, places)
 
 
 def add_up(sums: list[Moments], count: int, accelerator: Any) -> int:

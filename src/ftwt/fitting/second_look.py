@@ -15,11 +15,9 @@ from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..processes import first as first_images
 from ..pruning.dynamic import DynamicModel
-from ..pruning.second_look import SecondLook, check_scores, margin, run_counted
+from ..pruning.second_look import Looked, SecondLook, check_scores, margin, run_counted
 
 CONFIDENCE = 0.95  # with which the promised agreement holds
-
-
 STEPS = 40  # of the share of images that a second of three passes looks at
 
 
@@ -96,68 +94,133 @@ def second_look(
     if (reduction is None) == (agreement is None):
         raise ValueError(f"reduction={reduction}, agreement={agreement}: give one of them")
     network = SecondLook(passes, [0.0] * (len(passes) - 1))
-    seen = _Seen(network, batches, images)
-    best: _Plan | None = None
-    refused: list[ValueError] = []
-    for earlier in seen.earlier():
-        try:
-            plan = seen.plan(earlier, reduction, agreement)
-        except ValueError as error:
-            refused.append(error)
-            continue
-        if best is None or plan.better(best, by_agreement=reduction is not None):
-            best = plan
-    if best is None:
-        raise refused[0]
-    network.thresholds.copy_(torch.tensor(best.thresholds))
+    seen = Seen([see(one, batches, images) for one in network.networks], network.dense_macs)
+    return fitted_to(seen, network, reduction=reduction, agreement=agreement)
+
+
+def fitted_to(
+    seen: Seen,
+    network: SecondLook,
+    *,
+    reduction: float | None = None,
+    agreement: float | None = None,
+) -> SecondLookFit:
+    """As `second_look`, for passes that were asked already; the thresholds are written."""
+    plan = seen.best(reduction=reduction, agreement=agreement)
+    network.thresholds.copy_(torch.tensor(plan.thresholds))
     return SecondLookFit(
         network=network.eval(),
-        thresholds=best.thresholds,
-        shares=best.shares,
-        reduction=best.reduction,
-        agreement=1 - best.missed / seen.count,
-        promised=1 - largest_rate(best.missed, seen.count),
+        thresholds=plan.thresholds,
+        shares=plan.shares,
+        reduction=plan.reduction,
+        agreement=1 - plan.missed / seen.count,
+        promised=1 - largest_rate(plan.missed, seen.count),
         images=seen.count,
     )
 
 
+@torch.no_grad()
+def see(network: DynamicModel, batches: Iterable[Any], images: int) -> tuple[Tensor, Tensor]:
+    """Return a pass's outputs (N, classes) for images, and (N,) float64 executed MACs."""
+    found = []
+    device = next(network.parameters()).device
+    with evaluating(network):
+        for _, part in first_images(batches, images):
+            network.check_input(part)
+            outputs, cost = run_counted(network, part.to(device))
+            check_scores(outputs)
+            found.append((outputs.cpu(), cost.cpu()))
+    if not found:
+        raise ValueError("no images to set the threshold on; give batches of images")
+    outputs, costs = zip(*found, strict=True)
+    return torch.cat(outputs), torch.cat(costs)
+
+
 @dataclass(frozen=True)
-class _Plan:
-    """Thresholds, and what they come to."""
+class Plan:
+    """Thresholds, and what they come to on the images that they were set on.
+
+    Args:
+        thresholds: Of each pass but the last.
+        shares: Of each pass but the first: share of the images that it looks at.
+        reduction: Executed reduction.
+        missed: Images that get another guess than the last network's.
+    """
 
     thresholds: tuple[float, ...]
     shares: tuple[float, ...]
     reduction: float
     missed: int
 
-    def better(self, other: _Plan, *, by_agreement: bool) -> bool:
+    def better(self, other: Plan, *, by_agreement: bool) -> bool:
+        """Whether it agrees with the last network more often, or else saves more."""
         if by_agreement:
             return (-self.missed, self.reduction) > (-other.missed, other.reduction)
         return self.reduction > other.reduction
 
 
-class _Seen:
-    """What each pass makes of each image."""
+class Seen:
+    """What each pass makes of each image.
 
-    def __init__(self, network: SecondLook, batches: Iterable[Any], images: int) -> None:
-        networks = network.networks
-        parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in networks]
-        device = next(network.parameters()).device
-        with evaluating(network):
-            for _, part in first_images(batches, images):
-                part = part.to(device)
-                network.last.check_input(part)
-                for found, one in zip(parts, networks, strict=True):
-                    outputs, cost = run_counted(one, part)
-                    check_scores(outputs)
-                    found.append((margin(outputs).cpu(), cost, outputs.argmax(1).cpu()))
-        if not parts[0]:
-            raise ValueError("no images to set the threshold on; give batches of images")
-        columns = [[torch.cat(column) for column in zip(*found, strict=True)] for found in parts]
-        self.margins = [column[0] for column in columns]
-        self.costs = [column[1] for column in columns]
-        self.wrong = [column[2] != columns[-1][2] for column in columns]
-        self.count, self.dense = len(self.margins[0]), network.dense_macs
+    Args:
+        passes: Of each, from `see`: outputs (N, classes) and executed MACs (N,).
+        dense: MACs of the last network with all its filters, for one image.
+    """
+
+    def __init__(self, passes: Sequence[tuple[Tensor, Tensor]], dense: int) -> None:
+        self.outputs, self.costs = [one[0] for one in passes], [one[1] for one in passes]
+        self.margins = [margin(outputs) for outputs in self.outputs]
+        guesses = [outputs.argmax(1) for outputs in self.outputs]
+        self.wrong = [guess != guesses[-1] for guess in guesses]
+        self.count, self.dense = len(self.margins[0]), dense
+
+    def select(self, index: Tensor) -> Seen:
+        """The same of some images."""
+        passes = zip(self.outputs, self.costs, strict=True)
+        return Seen([(outputs[index], costs[index]) for outputs, costs in passes], self.dense)
+
+    def looked(self, thresholds: Sequence[float]) -> Looked:
+        """What a `SecondLook` with these thresholds gives each image."""
+        outputs, executed = self.outputs[0].clone(), self.costs[0].clone()
+        passes = torch.ones(self.count, dtype=torch.int64)
+        left = torch.arange(self.count)
+        for number, threshold in enumerate(torch.tensor(list(thresholds)).float()):
+            left = left[self.margins[number][left] < threshold]
+            outputs[left] = self.outputs[number + 1][left]
+            executed[left] += self.costs[number + 1][left]
+            passes[left] += 1
+        return Looked(outputs, passes, executed)
+
+    def crossed(self, *, reduction: float) -> Looked:
+        """What each image gets by thresholds from the other half of the images.
+
+        The thresholds of `best` are chosen on the very images that they then look good on; these
+        judge them fairly.
+        """
+        both = [torch.arange(half, self.count, 2) for half in (0, 1)]
+        outputs, executed = torch.empty_like(self.outputs[-1]), torch.empty_like(self.costs[0])
+        passes = torch.empty(self.count, dtype=torch.int64)
+        for mine, others in (both, both[::-1]):
+            plan = self.select(mine).best(reduction=reduction)
+            found = self.select(others).looked(plan.thresholds)
+            outputs[others], passes[others], executed[others] = found
+        return Looked(outputs, passes, executed)
+
+    def best(self, *, reduction: float | None = None, agreement: float | None = None) -> Plan:
+        """Set thresholds for an average budget, or for an agreement; as `second_look`."""
+        best: Plan | None = None
+        refused: list[ValueError] = []
+        for earlier in self.earlier():
+            try:
+                plan = self.plan(earlier, reduction, agreement)
+            except ValueError as error:
+                refused.append(error)
+                continue
+            if best is None or plan.better(best, by_agreement=reduction is not None):
+                best = plan
+        if best is None:
+            raise refused[0]
+        return best
 
     def earlier(self) -> list[float | None]:
         """Thresholds of the first of three passes to try; of two there is nothing to try."""
@@ -167,9 +230,7 @@ class _Seen:
         looks = {self.count * step // STEPS for step in range(STEPS + 1)}
         return [_between(sure, number) for number in sorted(looks)]
 
-    def plan(
-        self, earlier: float | None, reduction: float | None, agreement: float | None
-    ) -> _Plan:
+    def plan(self, earlier: float | None, reduction: float | None, agreement: float | None) -> Plan:
         """Set the last threshold, given that of a pass before it."""
         left = torch.ones(self.count, dtype=torch.bool)
         if earlier is not None:
@@ -197,7 +258,7 @@ class _Seen:
         threshold = _between(sure, looks)
         looks = int((sure.float() < torch.tensor(threshold).float()).sum())
         share = looks / self.count
-        return _Plan(
+        return Plan(
             thresholds=(threshold,) if earlier is None else (earlier, threshold),
             shares=(share,) if earlier is None else (len(sure) / self.count, share),
             reduction=float(saved[looks]),
