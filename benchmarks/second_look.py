@@ -2,11 +2,14 @@
 
     python benchmarks/second_look.py cifar10-resnet20
     python benchmarks/second_look.py RUN --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
+    python benchmarks/second_look.py cifar10-resnet20 --name cifar10-resnet20-trained \
+        --trained cifar10-resnet20-static-40 cifar10-resnet20-dynamic-40
 
-For each first pass (a repaired fixed mask) and each average cut, the threshold is set on one half
-of the test images, without labels, and accuracy is counted on the other half; then the halves
-change places. So every test image is scored once, by a threshold that did not see it. Which first
-pass to take is decided by the agreement with the dense network on the half that sets the threshold.
+For each first pass (a repaired fixed mask, or each network of `--trained` as it is) and each
+average cut, the threshold is set on one half of the test images, without labels, and accuracy is
+counted on the other half; then the halves change places. So every test image is scored once, by a
+threshold that did not see it. Which first pass to take is decided by the agreement with the dense
+network on the half that sets the threshold.
 Writes `results/second-look/NETWORK-seedS.json`.
 """
 
@@ -14,11 +17,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ftwt
 from ftwt.config import DataConfig
@@ -30,6 +34,7 @@ from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.second_look import Seen, see
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
+from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import opened
 from ftwt.runs.prune import prunable
 
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--name", help="what to call it in the result; by default, the network")
     parser.add_argument("--averages", type=float, nargs="+", default=[0.2, 0.3, 0.4])
     parser.add_argument("--firsts", type=float, nargs="+", default=[0.3, 0.4, 0.5])
+    parser.add_argument("--trained", nargs="+", help="pruned networks that look first, instead")
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-root")
@@ -63,23 +69,21 @@ def main() -> None:
     fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
     labels = torch.cat([right for _, right in splits.test])
     inner = prunable(dense, next(iter(fitted))[0])
-    ranking = rank_filters(inner, fitted)
     second = see(opened(inner).eval(), splits.test, len(labels))
     whole = sum(layer.macs for layer in inner.channels.layers)
     rows: list[dict[str, Any]] = []
     alone: list[dict[str, Any]] = []
     top1 = accuracy(second[0], labels)
     print(f"{name}: dense {top1:.2%}", flush=True)
-    for cut in sorted({*given.firsts, *given.averages}):
-        first = inner.fix(fixed_masks(inner, ranking, reduction=cut))
-        ftwt.repair(first, fitted, dense=dense, images=given.images)
+    for told, first in firsts(given, dense, inner, fitted):
         seen = Seen([see(first.eval(), splits.test, len(labels)), second], whole)
         saved = 1 - float(seen.costs[0].mean()) / whole
-        alone.append({"cut": cut, "top1": accuracy(seen.outputs[0], labels), "reduction": saved})
+        told |= {} if "cut" in told else {"cut": round(saved, 3)}
+        alone.append(told | {"top1": accuracy(seen.outputs[0], labels), "reduction": saved})
         print(alone[-1], flush=True)
-        if cut in given.firsts:
-            for average in (a for a in given.averages if a < cut):
-                rows += look(seen, labels, cut, average)
+        if given.trained or told["cut"] in given.firsts:
+            for average in (a for a in given.averages if a < saved):
+                rows += look(seen, labels, told, average)
                 print(rows[-2:], flush=True)
         write_json(
             OUTPUT / f"{name}-seed{given.seed}.json",
@@ -98,7 +102,21 @@ def main() -> None:
         )
 
 
-def look(seen: Seen, labels: Tensor, cut: float, average: float) -> list[dict[str, Any]]:
+def firsts(
+    given: argparse.Namespace, dense: nn.Module, inner: DynamicModel, fitted: Batches
+) -> Iterator[tuple[dict[str, Any], DynamicModel]]:
+    """Networks that look first, and fixed masks to stand beside; what each is called."""
+    if given.trained:
+        yield from (({"first": name}, resolve(name).load()) for name in given.trained)
+        return
+    ranking = rank_filters(inner, fitted)
+    for cut in sorted({*given.firsts, *given.averages}):
+        first = inner.fix(fixed_masks(inner, ranking, reduction=cut))
+        ftwt.repair(first, fitted, dense=dense, images=given.images)
+        yield {"cut": cut}, first
+
+
+def look(seen: Seen, labels: Tensor, told: dict[str, Any], average: float) -> list[dict[str, Any]]:
     """Set the threshold on each half, and score the other."""
     rows = []
     halves = [torch.arange(half, seen.count, 2) for half in (0, 1)]
@@ -108,7 +126,8 @@ def look(seen: Seen, labels: Tensor, cut: float, average: float) -> list[dict[st
         found = other.looked(plan.thresholds)
         rows.append(
             {
-                "first_cut": cut,
+                **({"first": told["first"]} if "first" in told else {}),
+                "first_cut": told["cut"],
                 "average_cut": average,
                 "threshold_from_half": half,
                 "threshold": plan.thresholds[0],

@@ -79,7 +79,7 @@ def second_look() -> str:
     rows = []
     for name, seeds in groups:
         result = seeds[0]
-        alone = {row["cut"]: row["top1"] for row in result["fixed_masks"]}
+        alone = {_first(row): row["top1"] for row in result["fixed_masks"]}
         for average in sorted({row["average_cut"] for row in result["rows"]}):
             chosen = best([row for row in result["rows"] if row["average_cut"] == average])
             rows.append(
@@ -89,10 +89,10 @@ def second_look() -> str:
                     percent(alone[average], 2) if average in alone else "",
                     percent(mean_of(chosen, "top1"), 2),
                     percent(mean_of(chosen, "reduction"), 2),
-                    percent(chosen[0]["first_cut"], 0),
+                    f"{percent(chosen[0]['first_cut'], 0)} {chosen[0].get('first', '')}".strip(),
                     percent(mean_of(chosen, "again")),
                     percent(mean_of(chosen, "by_lot_top1"), 2),
-                    percent(alone[chosen[0]["first_cut"]], 2),
+                    percent(alone[_first(chosen[0])], 2),
                 )
             )
     head = (
@@ -104,10 +104,15 @@ def second_look() -> str:
 
 def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Both halves of the first pass that agrees most on the images that set the threshold."""
-    cuts: dict[float, list[dict[str, Any]]] = {}
+    cuts: dict[str | float, list[dict[str, Any]]] = {}
     for row in rows:
-        cuts.setdefault(row["first_cut"], []).append(row)
+        cuts.setdefault(_first(row), []).append(row)
     return max(cuts.values(), key=lambda both: mean_of(both, "agreement"))
+
+
+def _first(row: dict[str, Any]) -> str | float:
+    """The trained network that looks first, or the cut of a repaired fixed mask."""
+    return row.get("first") or row.get("first_cut") or row["cut"]
 
 
 def mean_of(rows: list[dict[str, Any]], name: str) -> float:
