@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -252,19 +253,34 @@ def bounded(seconds: float = SECONDS) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def fuzz_within_limits(folder: Path, start: int, count: int) -> collections.Counter[str]:
-    """As `fuzz_programs`, each within `SECONDS` and all within `BYTES`, for a process of its own.
+def fuzz_within_limits(
+    folder: Path, start: int, count: int, *, memory: int | None = BYTES
+) -> dict[str, Any]:
+    """As `fuzz_programs`, each within `SECONDS`, for a process of its own.
 
     What takes more time ends the process; what takes more memory is an error of the program's.
+
+    Args:
+        folder: For the file.
+        start: The first seed.
+        count: How many.
+        memory: Bytes that the process may take; None under the address sanitizer, which lays claim
+            to more addresses than any machine has.
+
+    Returns:
+        The outcomes, and the program that took longest.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    outcomes = collections.Counter[str]()
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    outcomes, slowest = collections.Counter[str](), (0.0, start)
     for seed in range(start, start + count):
+        began = time.process_time()
         with bounded():
             outcomes += fuzz_programs(folder, seed, 1)
+        slowest = max(slowest, (time.process_time() - began, seed))
         if seed % 1000 == 999:
             print(f"{seed + 1}: {dict(outcomes)}", flush=True)
-    return outcomes
+    return {**outcomes, "slowest_s": round(slowest[0], 3), "slowest_program": slowest[1]}
 
 
 def _run_all(program: Program, isas: list[str], rng: np.random.Generator, *, exact: bool) -> str:
@@ -298,6 +314,6 @@ if __name__ == "__main__":
     has_native = importlib.util.find_spec("ftwt.runtime._native") is not None
     with tempfile.TemporaryDirectory() as home:
         if sys.argv[3:] == ["programs"]:
-            print(dict(fuzz_within_limits(Path(home), first, number)))
+            print(fuzz_within_limits(Path(home), first, number))
         else:
             print(dict(fuzz(Path(home), first, number, native=has_native)))
