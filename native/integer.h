@@ -89,8 +89,9 @@ struct IntegerDirect {
   int groups;                  // of inputs: dwords
   const int32_t* tap_offsets;
   int taps;
-  int block;                   // dwords of inputs whose weights lie together
-  const void* weights;         // (filters, blocks, taps, dwords of the block)
+  const int32_t* offsets;      // of all groups' taps, in the order of the weights
+  int dwords;                  // how many these are
+  const void* weights;         // (filters, dwords)
   int64_t row;                 // bytes from one filter's weights to the next
   bool ahead;                  // as many weights that follow them are wanted next
   int32_t less[kIntegerFilters];         // to be taken off the sums

@@ -223,10 +223,11 @@ class IntegerDirectConvolution : public IntegerConvolution {
       const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
       const int some = per_piece(last - first, block);
       const IntegerEpilogue e = epilogue(net, job);
-      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, 0, nullptr, 0, false, {}, nullptr, 0, &e, 0,
+      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, nullptr, 0, nullptr, 0, false, {}, nullptr, 0, &e, 0,
                       net.types[spec_.x] == Type::s8};
       static thread_local Marks marks;
-      int marked = -1;
+      static thread_local std::vector<int32_t> offsets;
+      int marked = -1, laid = -1;
       for (int f = from; f < to;) {
         const int group = job.filters[f] / group_out_;
         const Chosen& g = c.groups[group];
@@ -234,6 +235,8 @@ class IntegerDirectConvolution : public IntegerConvolution {
         while (end < to && end < f + many && job.filters[end] / group_out_ == group) ++end;
         d.input = reinterpret_cast<const int32_t*>(scratch + job.staged) + g.first / dword_ * stride_;
         d.groups = g.count / dword_;
+        if (laid != g.count) lay_offsets(g, offsets), laid = g.count;
+        d.offsets = offsets.data(), d.dwords = static_cast<int>(offsets.size());
         const bool few_inputs = d.groups < kFewest && net.types[spec_.x] == Type::u8;
         d.tile_groups = tiles_ && d.groups && !few_inputs ? tile_dwords(d.groups) : 0;
         if (folded_ && d.groups) {  // the columns of the kernel are the inputs, its rows the taps
@@ -253,12 +256,21 @@ class IntegerDirectConvolution : public IntegerConvolution {
     });
   }
 
+  // Where the taps of a group's dwords lie, in the order of their weights.
+  void lay_offsets(const Chosen& g, std::vector<int32_t>& offsets) const {
+    const int groups = g.count / dword_, block = (g.all ? block_ : g.count) / dword_;
+    offsets.clear();
+    for (int first = 0; first < groups; first += block)
+      for (const int tap : staging_.taps)
+        for (int i = first; i < std::min(groups, first + block); ++i) offsets.push_back(static_cast<int32_t>(i * stride_ + tap));
+  }
+
   // The weights of some filters: where they lie, or side by side, those of the active inputs alone.
   void lay(Network& net, int worker, const Chosen& g, const Columns& c, const Marks& m, bool last, IntegerDirect& d) const {
     const int each = 4 / dword_, first = d.filters[0];
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(weights_);
     for (int f = 0; f < d.filter_count; ++f) d.less[f] = shifted_ ? less_[d.filters[f]] : 0;
-    d.block = (g.all ? block_ : g.count) / dword_, d.ahead = false;
+    d.ahead = false;
     if (g.all && d.filters[d.filter_count - 1] - first == d.filter_count - 1) {
       d.weights = weights + first * row_ * each, d.row = row_ * each, d.ahead = !last;
       return;

@@ -74,11 +74,11 @@ FTWT_INLINE void large_plane(const IntegerDepthwise& d, int c, int first, int co
 }
 
 static void depthwise(const IntegerDepthwise& d) {
+  const Finishes finish{*d.epilogue};
   if (!d.quads) std::memset(d.plane, zero_of(d.type) & 255, d.plane_bytes);
   for (int i = d.first_filter; i < d.last_filter; ++i) {
     const int c = d.filters[i];
     const bool active = d.active[c];
-    const Finish finish_some = find_finish(*d.epilogue, c);
     if (active && !d.quads) copy_plane(d, c);
     for (int v = 0; v < d.vector_count; v += kSome) {
       alignas(64) int32_t sums[kSome * kLanes];
@@ -87,7 +87,7 @@ static void depthwise(const IntegerDepthwise& d) {
       else if (d.quads) small_plane(d, c, v, n, sums);
       else large_plane(d, c, v, n, sums);
       for (int k = 0; active && k < n; ++k) FTWT_PRODUCTS(integer, int64_t{4} * d.taps * d.vectors[v + k].count);
-      finish_some(*d.epilogue, c, d.vectors + v, n, sums);
+      finish(c, d.vectors + v, n, all_whole(d.vectors + v, n), sums);
     }
   }
 }

@@ -67,13 +67,14 @@ FTWT_INLINE void sums(const IntegerDirect& d, const int8_t* weights, int64_t row
 }
 
 template <int M, bool Signed>
-static void filters(const IntegerDirect& d, int first, int count, int64_t row) {
+static void filters(const IntegerDirect& d, const integers::Finishes& finish, int first, int count, int64_t row) {
   alignas(64) int32_t out[16 * M * kRun * kLanes];
   const int8_t* weights = static_cast<const int8_t*>(d.weights) + first * row;
   const int8_t* next = d.groups >= 16 && count == 16 * M ? weights + count * row : nullptr;  // the next filters, or nothing's
   for (int run = d.first_vector; run < d.last_vector; run += kRun) {
     const Vector* vectors = d.vectors + run;
     const int n = min(kRun, d.last_vector - run);
+    const bool whole = integers::all_whole(vectors, n);
     const int8_t* ahead = run == d.first_vector ? next : nullptr;
     int v = 0;
     if constexpr (M == 1) {
@@ -82,7 +83,7 @@ static void filters(const IntegerDirect& d, int first, int count, int64_t row) {
     }
     for (; v + 2 <= n; v += 2) sums<M, 2, Signed>(d, weights, row, vectors + v, v ? nullptr : ahead, out + v * kLanes);
     if (v < n) sums<M, 1, Signed>(d, weights, row, vectors + v, v ? nullptr : ahead, out + v * kLanes);
-    for (int f = 0; f < count; ++f) integers::finish(*d.epilogue, d.filters[first + f], vectors, n, out + f * kRun * kLanes);
+    for (int f = 0; f < count; ++f) finish(d.filters[first + f], vectors, n, whole, out + f * kRun * kLanes);
   }
 }
 
@@ -90,6 +91,7 @@ static void direct(const IntegerDirect& d) {
   if (!d.tile_groups) return integers::direct(d);
   for (int i = d.first_vector; i < d.last_vector; ++i)
     FTWT_PRODUCTS(integer, int64_t{4} * d.filter_count * d.groups * d.taps * d.vectors[i].count);
+  const integers::Finishes finish{*d.epilogue};
   for (int f = 0; f < d.filter_count; f += 32) {
     const int count = min(32, d.filter_count - f), rows[2] = {min(16, count), max(1, count - 16)};
     Shapes s{};
@@ -98,8 +100,8 @@ static void direct(const IntegerDirect& d) {
     for (int i = 4; i < 6; ++i) s.rows[i] = static_cast<uint8_t>(rows[i - 4]), s.columns[i] = static_cast<uint16_t>(4 * d.tile_groups);
     for (int i = 6; i < 8; ++i) s.rows[i] = static_cast<uint8_t>(d.tile_groups), s.columns[i] = 64;
     _tile_loadconfig(&s);
-    if (d.is_signed) count > 16 ? filters<2, true>(d, f, count, d.row) : filters<1, true>(d, f, count, d.row);
-    else count > 16 ? filters<2, false>(d, f, count, d.row) : filters<1, false>(d, f, count, d.row);
+    if (d.is_signed) count > 16 ? filters<2, true>(d, finish, f, count, d.row) : filters<1, true>(d, finish, f, count, d.row);
+    else count > 16 ? filters<2, false>(d, finish, f, count, d.row) : filters<1, false>(d, finish, f, count, d.row);
   }
   _tile_release();
 }
