@@ -16,6 +16,7 @@ from ftwt.graph.settle import changed, settle
 from ftwt.graph.trace import trace
 
 X = torch.rand(2, 3, 9, 9)
+LABELS = torch.tensor([0, 1])
 DENSE, HALF = 5 * 5 * 9 * 8 * 8, 5 * 5 * 9 * 4 * 8  # of the second layer
 
 
@@ -161,4 +162,9 @@ def test_inputs_may_be_prepared_in_place(first: Callable[[Tensor], Tensor]) -> N
     dynamic = ftwt.convert(model, example).eval()
     assert torch.equal(example, X)
     with torch.no_grad():
-        assert torch.equal(dynamic(X.clone(), gates="open"), model(X.clone()))
+        assert torch.equal(dynamic(example, gates="open"), model(X.clone()))
+        assert torch.equal(example, X)
+    wanted = ftwt.evaluate(model, [(X, LABELS)]).loss
+    batches = [(X.clone(), LABELS)]
+    for network in (model, dynamic, model):
+        assert ftwt.evaluate(network, batches).loss == pytest.approx(wanted)

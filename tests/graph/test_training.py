@@ -161,6 +161,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         lambda n, x: feature(n, x) if n.training else feature(n, x).detach(),
         "gives norm.bias another gradient",
     ),
+    "parameters without their names": (
+        lambda n, x: n.first(x) * sum(p.sum() for p in n.norm.parameters()),
+        "gives norm.bias another gradient",
+    ),
 }
 
 

@@ -214,6 +214,8 @@ def test_a_network_in_int8_multiplies_as_often() -> None:
     network = quantised(model, IMAGES)
     assert count_work(network, IMAGES[:1]).macs == wanted == 30 * 6 * 36 + 720
     assert ftwt.count_macs(network, IMAGES).total == wanted
+    labels = torch.zeros(len(IMAGES), dtype=torch.long)
+    assert ftwt.evaluate(network, [(IMAGES, labels)]).dense_macs == wanted
 
 
 class Beside(nn.Module):

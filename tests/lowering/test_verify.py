@@ -270,6 +270,43 @@ def test_what_a_convolutions_forward_calls_may_be_replaced() -> None:
     right(model)
 
 
+def test_what_a_network_does_to_its_input_is_no_difference() -> None:
+    class Prepared(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            x.sub_(0.5).div_(0.25)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, example = scramble(Prepared(lambda n, y: F.relu(y))).eval(), X.clone()
+    with torch.no_grad():
+        expected = model(X.clone())
+    for given in (X.abs().clone(), example):  # run again on noise, and not
+        assert torch.allclose(compiled(model, given)(X), expected, atol=1e-4)
+    assert torch.equal(example, X)
+    dynamic = scramble(ftwt.convert(model, X, min_gain=-1e9)).eval()
+    engine = compiled(dynamic)
+    assert torch.allclose(engine(example), dynamic(example), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda n, y: y * y.shape[0],
+        lambda n, y: y + y.size(0),
+        lambda n, y: y / torch.full((1,), y.size(0)),
+        lambda n, y: y[:2],
+    ],
+    ids=["times", "plus", "over", "two of them"],
+)
+def test_how_many_images_there_are_is_no_number_of_a_program(body) -> None:
+    for model, example in (
+        (network(body), X),
+        (ftwt.convert(network(body), X, min_gain=-1e9), None),
+    ):
+        with pytest.raises(ValueError, match="does not compute|moves data between samples"):
+            compiled(model, example)
+
+
 ALWAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "dropout": lambda n, y: F.dropout(y, 0.5),
     "dropout2d": lambda n, y: F.dropout2d(y, 0.5, True),

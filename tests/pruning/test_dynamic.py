@@ -72,6 +72,8 @@ def test_masks_differ_between_modes_and_samples() -> None:
 def test_an_unknown_way_to_gate_is_an_error() -> None:
     with pytest.raises(ValueError, match="gates='closed': use one of predicted, target, open"):
         dynamic()(IMAGES, gates="closed")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="return_gates='mask': use False, True, masks or sal"):
+        dynamic()(IMAGES, return_gates="mask")  # type: ignore[arg-type]
 
 
 def test_a_forward_leaves_nothing_behind_and_does_not_interfere_with_another() -> None:

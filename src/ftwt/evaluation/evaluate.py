@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def evaluate(
     """
     refuse_no_module(model)
     dynamic = model if isinstance(model, DynamicModel) else None
-    device = next(model.parameters()).device
+    device = device_of(model)
     tally = _Tally()
     with evaluating(model), torch.inference_mode():
         for batch in batches:
@@ -87,13 +88,13 @@ def evaluate(
 
 
 def outputs_of(model: nn.Module, images: Tensor, **options: Any) -> Any:
-    """Run a network.
+    """Run a network on a copy of images, which it may change in place.
 
     Raises:
         ValueError: It cannot take images of this shape or kind.
     """
     try:
-        return model(images, **options)
+        return model(images.clone(), **options)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -101,9 +102,15 @@ def outputs_of(model: nn.Module, images: Tensor, **options: Any) -> Any:
         raise ValueError(f"the network cannot take images of {shape}: {error}") from error
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a network lies; one without parameters, say of packed bytes, on the CPU."""
+    held = chain(model.parameters(), model.buffers())
+    return next((part.device for part in held), torch.device("cpu"))
+
+
 def plain_macs(model: nn.Module, images: Tensor) -> int:
     """Count the multiply-accumulates of a plain network for the first of these images."""
-    counter = count_work(model, images[:1])
+    counter = count_work(model, images[:1].clone())
     warn_of_uncounted(tuple(dict.fromkeys(counter.uncounted)))
     return counter.macs
 

@@ -20,7 +20,7 @@ from ..pruning.method import Apply
 from ..pruning.second_look import SecondLook
 from ..records.recording import RecordedUnit as RecordedUnit
 from ..records.recording import Recording as Recording
-from .evaluate import check_labels, classes_of, outputs_of, plain_macs
+from .evaluate import check_labels, classes_of, device_of, outputs_of, plain_macs
 
 MAPPED = 6  # units that get heatmaps, spread over the depth, if none are named
 ENDS = 12  # pictures of the cheapest images, and as many of the dearest, of 64
@@ -135,7 +135,7 @@ class _Pass:
         self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], gates: Apply
     ) -> None:
         dynamic = model if isinstance(model, DynamicModel) else None
-        device = next(model.parameters()).device
+        device = device_of(model)
         kept: defaultdict[str, _Column] = defaultdict(_Column)
         masks: defaultdict[str, _Column] = defaultdict(_Column)
         self.dense = self.width = self.dim = 0

@@ -24,7 +24,7 @@ from ..files.json import write_json
 from ..files.tables import Shown
 from ..records.corruptions import Corrupted, Figures, NetworkRobustness, mean_of
 from ..records.evaluation import Evaluation
-from .evaluate import evaluate
+from .evaluate import device_of, evaluate
 
 BATCH = 500
 SUBSET_SEED = 0  # a fixed subset: results with the same number of images are of the same images
@@ -152,7 +152,7 @@ def evaluate_corrupted(
         places = places[accelerator.process_index :: accelerator.num_processes]
     chosen = images.select(places)
     if device is None:
-        device = next(next(iter(networks.values())).parameters()).device
+        device = device_of(next(iter(networks.values())))
 
     def figures(shown: Images) -> dict[str, Figures]:
         batches = Batches(shown, batch_size=BATCH, device=device) if len(shown) else ()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from types import BuiltinFunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ CLOCKS = tuple(
     for clock in ("time", "monotonic", "perf_counter", "process_time", "thread_time")
     for unit in ("", "_ns")
 )  # of the module time
+DATES = (datetime.datetime, datetime.date)
 LATER = 12_345_678  # seconds: another day, hour and minute
 
 _APPLY = torch.autograd.Function.__dict__["apply"]
@@ -70,6 +72,8 @@ def record(
     clocks = _clocks(model, set() if asked is None else asked, late)
     with torch.enable_grad(), _whole_functions(model), kept(model), clocks:
         network = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+    for name, value in network.named_buffers(recurse=False):
+        setattr(network, name, value.detach())  # of self.parameters(): what it lacks will show
     network.graph._tracer_cls = None  # or a pickled graph would be recorded by ours again
     return network
 
@@ -109,21 +113,47 @@ def _clocks(model: nn.Module, asked: set[str], late: int) -> Iterator[None]:
 
         return ask
 
-    clocks = {getattr(time, name): stand(name, getattr(time, name)) for name in CLOCKS}
+    clocks: dict[int, Any] = {
+        id(clock): stand(name, clock) for name in CLOCKS if (clock := getattr(time, name))
+    }
+    clocks |= {id(kind): _dated(kind, asked, late) for kind in DATES}
     holders = [sys.modules.get(type(part).__module__) for part in model.modules()]
+    holders = [each for each in (time, datetime, *holders) if each is not None]
     places = [
         (vars(holder), name, value)
-        for holder in {id(each): each for each in (time, *holders) if each is not None}.values()
+        for holder in {id(each): each for each in holders}.values()
         for name, value in list(vars(holder).items())
-        if type(value) is BuiltinFunctionType and value in clocks
+        if id(value) in clocks
     ]
     for names, name, value in places:
-        names[name] = clocks[value]
+        names[name] = clocks[id(value)]
     try:
         yield
     finally:
         for names, name, value in places:
             names[name] = value
+
+
+def _dated(kind: Any, asked: set[str], late: int) -> Any:
+    """A class of dates that notes when it is asked for today's, and is late by so many seconds."""
+
+    def stand(name: str) -> Any:
+        def ask(own: Any, *zone: Any, **named: Any) -> Any:
+            asked.add(f"datetime.{name}")
+            now = getattr(super(own, own), name)(*zone, **named)
+            return now + datetime.timedelta(seconds=late)
+
+        return classmethod(ask)
+
+    names = [name for name in ("now", "today", "utcnow") if hasattr(kind, name)]
+    return _Dates(kind.__name__, (kind,), {name: stand(name) for name in names})
+
+
+class _Dates(type):
+    """Takes any date for one of its own: some were made before."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.__base__)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -76,6 +76,9 @@ class _Watched(fx.Interpreter):
 def settle(network: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
     """Rewrite a traced network so that each value is read in the state in which it was made.
 
+    Inputs are copied before anything changes them: what runs on the same batch again, to calibrate
+    or to compare, has to find it as it was.
+
     Args:
         network: A traced network, in eval mode. It is changed; what it computes is not.
         inputs: Its inputs. They may be changed in place, as the network would.
@@ -98,9 +101,23 @@ def settle(network: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
                 places[reader], order[reader] = places[earlier], order[node]
             for user in later:
                 user.replace_input_with(earlier, reader)
+    _keep_inputs(network, places, [place for _, written in watched.changes for place in written])
     _detach(network, places)
     network.graph.lint()
     network.recompile()
+
+
+def _keep_inputs(
+    network: fx.GraphModule, places: dict[fx.Node, Any], written: list[_Place]
+) -> None:
+    """Let what changes an input in place change a copy of it."""
+    for node in list(network.graph.find_nodes(op="placeholder")):
+        if not any(place.meets(change) for place in _leaves(places[node]) for change in written):
+            continue
+        last = network.graph.find_nodes(op="placeholder")[-1]
+        with network.graph.inserting_after(last):
+            copy = network.graph.call_method("clone", (node,))
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
 
 
 def without_gradients(network: fx.GraphModule) -> list[nn.Parameter]:

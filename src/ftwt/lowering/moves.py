@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLES = 2  # numbered together: a movement that mixes samples shows
-_MAP = 2**32  # number of the first element of map 0, and the distance between maps
+SAMPLES = 3  # numbered together: a movement that mixes samples shows, and so, beside PyTorch with
+# one image or two, does a number that is how many images there are
+_STEP = 4  # between the numbers of elements, for those of a second sample and a third
+_MAP = 2**34  # number of the first element of map 0, and the distance between maps
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,11 @@ class Value:
 
     @property
     def numbers(self) -> Tensor:
-        """(2, *shape) numbers of its elements, for two samples."""
+        """(SAMPLES, *shape) numbers of its elements."""
         count = int(np.prod(self.shape))
         first = (self.map + 1) * _MAP
-        number = first + torch.arange(0, 2 * count, 2, dtype=torch.float64)
-        return torch.stack([number, number + 1]).reshape(SAMPLES, *self.shape)
+        number = first + torch.arange(0, _STEP * count, _STEP, dtype=torch.float64)
+        return torch.stack([number + n for n in range(SAMPLES)]).reshape(SAMPLES, *self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +79,12 @@ class Channels:
 def places(moved: Moved) -> Places | None:
     """Read numbers; None if they were changed, or if samples were mixed."""
     numbers = moved.numbers.numpy().astype(np.int64)
-    one, two = numbers[0], numbers[-1]
-    if len(numbers) != SAMPLES or ((one != 0) & (one < _MAP)).any():
+    one = numbers[0]
+    if len(numbers) != SAMPLES or ((one != 0) & (one < _MAP)).any() or (one % _STEP).any():
         return None
-    if (one & 1).any() or not np.array_equal(two, one + (one != 0)):
+    if any((numbers[n] != one + n * (one != 0)).any() for n in range(1, SAMPLES)):
         return None
-    return Places((one >> 32) - 1, (one >> 1) & (2**31 - 1))
+    return Places(one // _MAP - 1, one % _MAP // _STEP)
 
 
 def with_part(

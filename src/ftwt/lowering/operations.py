@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..runtime.program import Activate, Activation, Combine, Conv, Pool
 from .draft import Data, Draft
-from .moves import Moved, Value, without_border
+from .moves import SAMPLES, Moved, Value, without_border
 
 Pair = int | Sequence[int]
 Kind = Literal["max", "mean"]
@@ -304,8 +304,8 @@ def dropout(draft: Draft, input: Data, p: float = 0.5, *flags: Any, **named: Any
 
 
 def size(draft: Draft, input: Data, dim: int | None = None) -> Any:
-    """The shape, or one length of it, for the two samples on which movements are run."""
-    shape = torch.Size((2, *input.shape))
+    """The shape, or one length of it, for the samples on which movements are run."""
+    shape = torch.Size((SAMPLES, *input.shape))
     return shape if dim is None else shape[dim]
 
 

@@ -60,7 +60,7 @@ def verify(
         looked_at = 1  # beside its mirror image, so that the network mixes no samples unseen
         if len(images) < 2 or not _telling(images):
             images = torch.cat([images[:1], noise[:1]])
-            expected = torch.cat([expected[:1], network(noise[:1])])
+            expected = torch.cat([expected[:1], network(noise[:1].clone())])
             looked_at = 2
         if not _close(engine(images[:looked_at]), expected[:looked_at]):
             Closer(engine, network, example, images, {}).look()
@@ -74,7 +74,7 @@ def _given(network: nn.Module, example: Any, ran: Ran | None) -> tuple[Tensor, T
         if images.dtype == expected.dtype == torch.float32:
             return _finite(images, expected)
     images = images[:1].float().cpu()
-    return _finite(images, network(images))
+    return _finite(images, network(images.clone()))
 
 
 def _finite(images: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:

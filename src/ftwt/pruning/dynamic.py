@@ -106,6 +106,8 @@ class DynamicModel(nn.Module):
         """
         if gates not in get_args(Apply):
             raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Apply))}")
+        if return_gates not in (False, True, "masks", "saliency"):
+            raise ValueError(f"return_gates={return_gates!r}: use False, True, masks or saliency")
         if len(inputs) > len(self.inputs) or not named.keys() <= self.inputs.keys():
             raise ValueError(
                 f"{len(inputs)} inputs and {list(named)} by name, for a network that was converted "

@@ -130,7 +130,7 @@ class Judge:
     def __init__(self, model: nn.Module, judges: Part) -> None:
         self.judges = judges
         with evaluating(model), torch.inference_mode():
-            self.outputs = [model(images) for images in judges]
+            self.outputs = [model(images.clone()) for images in judges]
         first_output = self.outputs[0]
         if not isinstance(first_output, Tensor):
             raise ValueError(

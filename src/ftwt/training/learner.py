@@ -230,7 +230,7 @@ class Learner:
                 outputs = first_of(outputs)
                 if self.teacher is not None:
                     with torch.no_grad():
-                        dense = self.teacher(images)
+                        dense = self.teacher(images.clone())  # it may change its input in place
                     imitation = divergence(outputs, dense, config.temperature)
                     task = task + config.distillation * imitation
                 targets = mask_loss(gates)
