@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from hypothesis import settings
 
 import tiny
 
-torch.set_num_threads(1)  # quick on shared machines, and sums come out the same on all of them
+# Quick on shared machines, and sums come out the same on all of them. So do processes of tests.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 

@@ -45,6 +45,7 @@ LARGE = {  # of kinds that smaller ones stand for in a default run
             "inception_v3",
             "mnasnet1_0",
             "mobilenet_v2",
+            "regnet_y_400mf",
             "resnet50",
             "resnext50_32x4d",
             "vgg11",

@@ -125,7 +125,9 @@ def test_a_refusal_of_ours_is_told_from_a_crash(
     [
         # only its convolutions pad by the size of the image, and they are not looked into
         ("timm:tf_mobilenetv3_small_minimal_100", False, "engine"),
-        ("timm:efficientvit_m0", True, "save"),  # windows, as many as there are
+        pytest.param(  # windows, as many as there are
+            "timm:efficientvit_m0", True, "save", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_networks_that_torch_cannot_trace(

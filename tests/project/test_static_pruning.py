@@ -292,6 +292,7 @@ def test_what_was_interrupted_goes_on_to_the_same_result(
         assert parts[name] == json.loads(json.dumps(whole[name]))
 
 
+@pytest.mark.slow
 def test_latency_is_matched_by_the_clock(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that counts MACs."""
     dynamic = read_json("runs/dynamic/run.json")["validation"]

@@ -214,7 +214,7 @@ folder, mine = Path(sys.argv[1]), int(sys.argv[2])
 program = load(folder / "given.ftwt", engine="reference").program
 from dataclasses import replace
 constants = dict(program.constants)
-for turn in range(20):
+for turn in range(10):
     write_json(folder / "a.json", {"by": mine, "rows": [mine] * 5000})
     save(replace(program, constants=constants, notes={"by": mine}), folder / "a.ftwt")
 for turn in range(2):

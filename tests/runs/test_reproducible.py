@@ -49,7 +49,8 @@ def train(folder: Path, *, threads: int, drawn: int = 0, seed: int = 3) -> dict[
     return found
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a killed run that goes on (project/test_crash.py) shows it quickly
+@pytest.mark.parametrize("threads", [1, 2])
 def test_two_processes_with_one_seed_leave_the_same_bytes(threads: int, tmp_path: Path) -> None:
     one = train(tmp_path / "one", threads=threads)
     two = train(tmp_path / "two", threads=threads, drawn=5)

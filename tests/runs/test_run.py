@@ -314,6 +314,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_do_one_run(tiny_home: Path) -> None:
     Path("shared.py").write_text(SHARED)
     flags = ["--epochs", "2", "--batch-size", "160", "--target-reduction", "0.2"]

@@ -18,7 +18,7 @@ from ftwt.runtime.stored import MAX_HEADER
 from mutations import Mutant, fuzz, small_program
 from programs import Builder, random_program
 
-MUTATIONS, MANY = 3000, 100_000
+MUTATIONS, MANY = 1500, 100_000
 
 
 @pytest.fixture

@@ -205,6 +205,7 @@ def compare(one: str, parts: str) -> float:
     return max(abs(a - b) / a for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_the_reason_and_another_number_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
