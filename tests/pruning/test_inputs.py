@@ -223,6 +223,7 @@ def test_images_that_do_not_lie_in_memory_one_by_one_are_refused(name: str) -> N
         lambda: ftwt.calibrate(dynamic, batches, reduction=0.2),
         lambda: ftwt.fit_predictors(dynamic, [images]),
         lambda: dynamic.freeze([images]),
+        lambda: dynamic(images),
         lambda: engine(images),
     ):
         with pytest.raises(ValueError, match=said):

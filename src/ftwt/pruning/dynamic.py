@@ -102,7 +102,8 @@ class DynamicModel(nn.Module):
             The network's output; with `return_gates`, that and a dict unit -> `GateOutput`.
 
         Raises:
-            ValueError: If `gates` is none of these, or the example had no such inputs.
+            ValueError: If `gates` is none of these, or the example had no such inputs, or one is a
+                tensor whose elements are no real numbers one by one.
         """
         if gates not in get_args(Apply):
             raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Apply))}")
@@ -114,7 +115,13 @@ class DynamicModel(nn.Module):
                 f"with {', '.join(self.inputs)}; convert with an example of all inputs, in order"
             )
         explain: Explain = return_gates if return_gates != "masks" else False
-        output, decided = self.network(*inputs, **named, ftwt_apply=gates, ftwt_explain=explain)
+        try:
+            output, decided = self.network(*inputs, **named, ftwt_apply=gates, ftwt_explain=explain)
+        except (RuntimeError, TypeError):
+            for part in inputs:  # sparse, complex or of no values: torch does not say so
+                if isinstance(part, Tensor):
+                    refuse_unreadable(part, "an input")
+            raise
         return (output, decided) if return_gates else output
 
     def check_input(self, images: Tensor) -> None:
