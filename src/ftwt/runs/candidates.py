@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +16,19 @@ from ..budget.estimate import estimate
 from ..fitting.masks import Ranking, fixed_masks, inner_units
 from ..fitting.predictors import fit_predictors
 from ..fitting.repair import Repair, repair
-from ..fitting.second_look import SecondLookFit, second_look
+from ..fitting.second_look import SecondLookFit, Seen, fitted_to, see
 from ..graph.trace import evaluating
 from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel, images_of
 from ..pruning.second_look import SecondLook, opened, run_counted
+from .latency import Clock, measure
 
 STATIC, DYNAMIC, LOOK = "static", "dynamic", "second-look"
+NEAR, TRIES = (
+    1.02,
+    4,
+)  # of a latency that gates are settled to: how near, how often they are measured
+FEW = 256  # images that gates are settled with
 FURTHER = (0.1, 0.2)  # than asked: how much more a first pass saves, of which the better is taken
 
 
@@ -39,6 +46,10 @@ class Candidate:
         network: The pruned network.
         repair: What the repair did; of a second look, that of the first pass.
         look: Of a second look: its thresholds, and how many images are looked at again.
+        again: Of a second look: share of these images that are looked at again. As reduction, error
+            and agreement, by thresholds from the other half of the images.
+        latency_ms: Of an image on the native engine with one thread, on average; None where it was
+            not measured.
     """
 
     kind: str
@@ -48,10 +59,13 @@ class Candidate:
     network: DynamicModel | SecondLook = field(repr=False)
     repair: Repair = field(repr=False)
     look: SecondLookFit | None = field(default=None, repr=False)
+    again: float = 0.0
+    latency_ms: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures (not the network) as JSON values."""
-        told = {name: getattr(self, name) for name in ("kind", "reduction", "error", "agreement")}
+        names = ("kind", "reduction", "error", "agreement", "latency_ms")
+        told = {name: getattr(self, name) for name in names}
         look = None
         if self.look is not None:
             look = {name: value for name, value in vars(self.look).items() if name != "network"}
@@ -88,6 +102,92 @@ class Part:
                 yield part
             if begin >= end:
                 return
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each candidate may cost.
+
+    Args:
+        reduction: Share of the MACs to save; of a budget in milliseconds, what a fixed mask saves
+            that takes as long.
+        latency_ms: Average time of an image on the native engine; None for a budget of MACs.
+        clock: Of a budget in milliseconds: what fixed masks take.
+        images: (N, C, H, W) to measure times with.
+    """
+
+    reduction: float
+    latency_ms: float | None
+    clock: Clock | None
+    images: np.ndarray
+
+    def average(self, cut: float) -> float:
+        """What a second look saves on average, whose first pass saves so much."""
+        if self.latency_ms is None or self.clock is None:
+            return self.reduction
+        return self.clock.average_for(self.latency_ms, cut)
+
+    def settle(self, network: DynamicModel, fitted: Iterable[Any]) -> float:
+        """Let gates save as much as the budget asks, in place; of milliseconds, as it takes.
+
+        Returns:
+            Their reduction.
+
+        Raises:
+            ValueError: They cannot.
+        """
+        asked = self.reduction
+        if self.latency_ms is None or self.clock is None:
+            return asked
+        taken, dense = 0.0, self.clock.times[0]
+        for _ in range(TRIES):
+            ms = measure({"gates": network, "dense": opened(network).eval()}, self.images)
+            taken = ms["gates"] / ms["dense"] * dense
+            if taken <= NEAR * self.latency_ms:
+                return asked
+            asked += (taken - self.latency_ms) / dense
+            if asked >= 1:
+                break
+            calibrate(network, fitted, reduction=asked, images=FEW)
+        raise ValueError(f"its gates take {taken:.2f} ms, {self.latency_ms:.2f} ms are asked")
+
+
+def make(
+    kind: str,
+    dynamic: DynamicModel,
+    ranking: Ranking,
+    fitted: Part,
+    *,
+    dense: nn.Module,
+    judge: Judge,
+    budget: Budget,
+) -> Candidate:
+    """Make a candidate of one kind: pruned, repaired and judged.
+
+    Args:
+        kind: `static`, `dynamic` or `second-look`.
+        dynamic: From `prunable`.
+        ranking: Of its filters.
+        fitted: Images to fit to.
+        dense: The network that is pruned.
+        judge: Of other images.
+        budget: What it may cost.
+
+    Raises:
+        ValueError: It cannot meet the budget, or the network has no such candidate.
+    """
+    if kind == LOOK:
+        return looking(dynamic, ranking, fitted, dense=dense, judge=judge, budget=budget)
+    reduction = budget.reduction
+    if kind == STATIC:
+        network = dynamic.fix(fixed_masks(dynamic, ranking, reduction=reduction))
+    else:
+        network = gated(dynamic, fitted, reduction=reduction, images=len(fitted))
+        reduction = budget.settle(network, fitted)
+    told = repair(network, fitted, dense=dense, images=len(fitted))
+    if network.predictors:  # repaired layers change what the next predictors see
+        calibrate(network, fitted, reduction=reduction, images=len(fitted))
+    return judge.judge(kind, network.eval(), told)
 
 
 def prunable(model: nn.Module, example: Tensor) -> DynamicModel:
@@ -130,50 +230,55 @@ class Judge:
     def __init__(self, model: nn.Module, judges: Part) -> None:
         self.judges = judges
         with evaluating(model), torch.inference_mode():
-            self.outputs = [model(images.clone()) for images in judges]
-        first_output = self.outputs[0]
-        if not isinstance(first_output, Tensor):
+            outputs = [model(images.clone()) for images in judges]
+        if not isinstance(outputs[0], Tensor):
             raise ValueError(
-                f"the network returns {type(first_output).__name__}, not one tensor; prune it with "
+                f"the network returns {type(outputs[0]).__name__}, not one tensor; prune it with "
                 "ftwt.convert and ftwt.repair"
             )
-        self.scores = first_output.dim() == 2 and first_output.shape[1] > 1
+        self.outputs = torch.cat(outputs).cpu()
+        self.scores = self.outputs.dim() == 2 and self.outputs.shape[1] > 1
 
-    def judge(
-        self,
-        kind: str,
-        network: DynamicModel | SecondLook,
-        told: Repair,
-        look: SecondLookFit | None = None,
-    ) -> Candidate:
+    def judge(self, kind: str, network: DynamicModel, told: Repair) -> Candidate:
         """Compare a pruned network with the dense one."""
-        error, spread, agree, executed = 0.0, 0.0, 0, 0.0
         with torch.inference_mode():
-            for images, dense in zip(self.judges, self.outputs, strict=True):
-                if isinstance(network, SecondLook):
-                    outputs, _, work = network.look(images)
-                else:
-                    outputs, work = run_counted(network, images)
-                executed += float(work.sum())
-                if self.scores:
-                    p, q = dense.log_softmax(1), outputs.log_softmax(1)
-                    error += float((p.exp() * (p - q)).sum())
-                    agree += int((dense.argmax(1) == outputs.argmax(1)).sum())
-                else:
-                    error += float((dense - outputs).square().sum())
-                    spread += float((dense - dense.mean(0)).square().sum())
-        count = len(self.judges)
-        last = network.last if isinstance(network, SecondLook) else network
-        total = sum(layer.macs for layer in last.channels.layers)
+            found = [run_counted(network, images) for images in self.judges]
+        outputs, executed = (torch.cat(column) for column in zip(*found, strict=True))
+        total = sum(layer.macs for layer in network.channels.layers)
         return Candidate(
             kind=kind,
-            reduction=1 - executed / (count * total),
-            error=error / count if self.scores else error / max(spread, 1e-30),
-            agreement=agree / count if self.scores else None,
+            reduction=1 - float(executed.mean()) / total,
             network=network,
             repair=told,
-            look=look,
+            **self.compare(outputs),
         )
+
+    def judge_look(
+        self, fit: SecondLookFit, seen: Seen, reduction: float, told: Repair
+    ) -> Candidate:
+        """Compare a second look with the dense network, by thresholds from the other half."""
+        looked = seen.crossed(reduction=reduction)
+        return Candidate(
+            kind=LOOK,
+            reduction=1 - float(looked.executed.mean()) / seen.dense,
+            network=fit.network,
+            repair=told,
+            look=fit,
+            again=float((looked.passes > 1).double().mean()),
+            **self.compare(looked.outputs),
+        )
+
+    def compare(self, outputs: Tensor) -> dict[str, Any]:
+        """Error and agreement of outputs for all images that judge."""
+        dense, outputs = self.outputs.double(), outputs.cpu().double()
+        if self.scores:
+            p, q = dense.log_softmax(1), outputs.log_softmax(1)
+            same = dense.argmax(1) == outputs.argmax(1)
+            error = float((p.exp() * (p - q)).sum(1).mean())
+            return {"error": error, "agreement": float(same.double().mean())}
+        spread = float((dense - dense.mean(0)).square().sum())
+        error = float((dense - outputs).square().sum())
+        return {"error": error / max(spread, 1e-30), "agreement": None}
 
 
 def looking(
@@ -183,7 +288,7 @@ def looking(
     *,
     dense: nn.Module,
     judge: Judge,
-    reduction: float,
+    budget: Budget,
 ) -> Candidate:
     """Make the second look that agrees with the dense network on most images.
 
@@ -196,7 +301,7 @@ def looking(
         fitted: Images to repair with.
         dense: The network that looks again.
         judge: Of images that the network was not trained on, best.
-        reduction: Asked on average, both passes counted.
+        budget: On average, both passes counted.
 
     Raises:
         ValueError: Outputs are no class scores, or no first pass saves enough.
@@ -204,16 +309,22 @@ def looking(
     if not judge.scores:
         raise ValueError("its outputs are no class scores, between whose two best is a margin")
     found: list[Candidate] = []
+    refused: list[ValueError] = []
+    second = opened(dynamic).eval()
+    again = see(second, judge.judges, len(judge.judges))
     for further in FURTHER:
         try:
-            masks = fixed_masks(dynamic, ranking, reduction=reduction + further)
+            asked = budget.average(budget.reduction + further)
+            masks = fixed_masks(dynamic, ranking, reduction=budget.reduction + further)
         except ValueError as error:
-            if not found and further == FURTHER[-1]:
-                raise ValueError(f"no first pass saves more than asked: {error}") from error
+            refused.append(error)
             continue
         first = dynamic.fix(masks)
         told = repair(first, fitted, dense=dense, images=len(fitted))
-        passes = [first.eval(), opened(dynamic).eval()]
-        fit = second_look(passes, judge.judges, reduction=reduction, images=len(judge.judges))
-        found.append(judge.judge(LOOK, fit.network, told, fit))
+        network = SecondLook([first.eval(), second], [0.0])
+        seen = Seen([see(first, judge.judges, len(judge.judges)), again], network.dense_macs)
+        fit = fitted_to(seen, network, reduction=asked)
+        found.append(judge.judge_look(fit, seen, asked, told))
+    if not found:
+        raise ValueError(f"no first pass saves enough: {refused[0]}")
     return min(found, key=lambda one: one.rank)

@@ -7,28 +7,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..budget.calibration import calibrate
 from ..files.provenance import provenance
 from ..files.tables import Shown
 from ..fitting.columns import rank_filters
-from ..fitting.masks import Ranking, fixed_masks
-from ..fitting.repair import repair
-from ..lowering.compile import compile
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
-from .candidates import DYNAMIC, LOOK, STATIC, Candidate, Judge, Part, gated, looking, prunable
+from .candidates import DYNAMIC, LOOK, STATIC, Budget, Candidate, Judge, Part, make, prunable
+from .choice import choose, timed
+from .latency import Clock
 
 Gates = Literal["auto", "static", "dynamic", "second-look"]
 JUDGED = 4  # a fourth as many images as are fitted to judge, where none are held out
 FEWEST = 20  # images: to fit to and to judge by
-TIMED_AT = (0.0, 0.2, 0.4, 0.6, 0.8)  # reductions whose latency is measured for a budget in ms
-CALLS = 30  # of the engine, for a latency
+TIMED = 16  # images that the candidates' times are measured with
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,8 @@ class Pruned(Shown):
         asked: The reduction asked for, or that of the latency asked for.
         candidates: All that were made, with their networks.
         dense_macs: MACs of the dense network for one image.
+        dense_ms: Its time on the native engine with one thread, measured in turns with those of the
+            candidates; None where they were not measured.
         images: Images fitted to.
         judged: Other images, that judged the candidates.
         provenance: Where the figures come from.
@@ -55,6 +53,7 @@ class Pruned(Shown):
     asked: float
     candidates: tuple[Candidate, ...]
     dense_macs: int
+    dense_ms: float | None
     images: int
     judged: int
     provenance: dict[str, Any] = field(repr=False)
@@ -69,12 +68,15 @@ class Pruned(Shown):
         table = Table(
             "", title=f"pruned with {self.images:,} images, judged by {self.judged:,} others"
         )
-        for column in ("fewer MACs", "agrees with the dense network", "error"):
+        for column in ("fewer MACs", "an image", "agrees with the dense network", "error"):
             table.add_column(column, justify="right")
         for one in self.candidates:
             agreement = "" if one.agreement is None else f"{one.agreement:.2%}"
             chosen = f"{one.kind}{', chosen' if one.network is self.network else ''}"
-            table.add_row(chosen, f"{one.reduction:.2%}", agreement, f"{one.error:.4f}")
+            ms = "" if one.latency_ms is None else f"{one.latency_ms:.2f} ms"
+            table.add_row(chosen, f"{one.reduction:.2%}", ms, agreement, f"{one.error:.4f}")
+        if self.dense_ms is not None:
+            table.add_row("dense", "", f"{self.dense_ms:.2f} ms", "", "")
         yield table
         for one in self.candidates:
             if one.look is not None:
@@ -99,16 +101,20 @@ def prune(
     go for every image, those that their readers can best make good for (`static`), or predictors
     are fitted that choose filters for each image (`dynamic`). Then the layers behind the masks are
     repaired. Or a fixed mask that saves more than asked looks first, and images that it is unsure
-    of go through the whole network, too (`second-look`). Of several candidates the one is taken
-    that agrees with the dense network on most of the images that none was fitted to.
+    of go through the whole network, too (`second-look`).
+
+    Of several candidates the one is taken that agrees with the dense network on most of the images
+    that none was fitted to; but not one that saves less than half of the time that the fastest one
+    saves, for MACs that nobody feels are no gain. A second look is judged by thresholds from the
+    other half of these images. A budget in milliseconds is met by each kind for itself.
 
     Args:
         model: The trained network. It is not changed.
         batches: Images (B, C, *spatial) as the network takes them, with or without labels, which
             are not read. Gone through several times.
         reduction: Share of the dense MACs to save, by `executed` counting.
-        latency_ms: Instead: time of one image on the native engine with one thread, on this
-            machine. It is met by a fixed mask, and its reduction is asked of all candidates.
+        latency_ms: Instead: average time of one image on the native engine with one thread, on this
+            machine. Each candidate gets the reduction at which it takes as long.
         gates: `static`, `dynamic`, `second-look`, or `auto`: all of them, and the best is taken.
         images: How many images to fit to, at most.
         held_out: Images that judge the candidates and set the threshold of a second look, as many
@@ -139,53 +145,38 @@ def prune(
     fitted, judges = _divide(batches, images, held_out)
     dynamic = prunable(model, next(iter(fitted)))
     ranking = rank_filters(dynamic, fitted)
+    shown = next(iter(judges))[:TIMED].float().cpu().contiguous().numpy()
+    clock = None
     if latency_ms is not None:
-        reduction = _reduction_for(dynamic, ranking, latency_ms)
+        clock = Clock.of(dynamic, ranking, shown)
+        reduction = clock.reduction_for(latency_ms)
     assert reduction is not None
+    budget = Budget(reduction, latency_ms, clock, shown)
     judge = Judge(model, judges)
-    candidates, left_out = [], []
+    candidates, left_out = [], {}
     for kind in (STATIC, DYNAMIC, LOOK) if gates == "auto" else (gates,):
         try:
-            if kind == LOOK:
-                options: dict[str, Any] = {"dense": model, "judge": judge, "reduction": reduction}
-                candidates.append(looking(dynamic, ranking, fitted, **options))
-                continue
-            if kind == STATIC:
-                network = dynamic.fix(fixed_masks(dynamic, ranking, reduction=reduction))
-            else:
-                network = gated(dynamic, fitted, reduction=reduction, images=len(fitted))
+            made = make(kind, dynamic, ranking, fitted, dense=model, judge=judge, budget=budget)
         except ValueError as error:  # predictors cost so much that gates cannot reach the budget
             if gates != "auto" or kind == STATIC:
                 raise
-            left_out.append(f"; no {kind} one: {error}")
+            left_out[kind] = str(error)
             continue
-        told = repair(network, fitted, dense=model, images=len(fitted))
-        if kind == DYNAMIC:  # repaired layers change what the next predictors see
-            calibrate(network, fitted, reduction=reduction, images=len(fitted))
-        candidates.append(judge.judge(kind, network.eval(), told))
-    best = min(candidates, key=lambda one: one.rank)
-    why = f"{best.kind}: {_why(best, candidates)}"
+        candidates.append(made)
+    candidates, dense_ms = timed(candidates, dynamic, shown)
+    best, why = choose(candidates, dense_ms)
     return Pruned(
         network=best.network,
         kind=best.kind,
-        why=why + "".join(left_out),
+        why=why + "".join(f"; no {kind} one: {reason}" for kind, reason in left_out.items()),
         asked=reduction,
         candidates=tuple(candidates),
         dense_macs=sum(layer.macs for layer in dynamic.channels.layers),
+        dense_ms=dense_ms,
         images=len(fitted),
         judged=len(judges),
         provenance=provenance(config=config, duration_s=time.perf_counter() - began),
     )
-
-
-def _why(best: Candidate, candidates: list[Candidate]) -> str:
-    if len(candidates) == 1:
-        return "the only candidate"
-    if best.agreement is None:
-        return "nearest to the dense network's outputs on held-out images"
-    others = [one for one in candidates if one is not best]
-    shares = ", ".join(f"{one.kind} {one.agreement:.1%}" for one in others)
-    return f"agrees with the dense network on {best.agreement:.1%} of the held-out images; {shares}"
 
 
 def _divide(
@@ -205,37 +196,3 @@ def _divide(
         return Part(batches, 0, there), Part(held_out, 0, judged)
     fit = min(images, there * JUDGED // (JUDGED + 1))
     return Part(batches, 0, fit), Part(batches, fit, there - fit)
-
-
-def _reduction_for(dynamic: DynamicModel, ranking: Ranking, latency_ms: float) -> float:
-    """The reduction at which fixed masks take that long, between measured points."""
-    if not latency_ms > 0:
-        raise ValueError(f"latency_ms={latency_ms}: give milliseconds above 0")
-    image = np.zeros((1, *dynamic.input_shape), np.float32)
-    reductions, times = [], []
-    for asked in TIMED_AT:
-        try:
-            masks = fixed_masks(dynamic, ranking, reduction=asked)
-        except ValueError:  # no mask saves as much
-            break
-        engine = compile(dynamic.fix(masks), check=False)
-        engine(image)
-        taken = []
-        for _ in range(CALLS):
-            start = time.perf_counter()
-            engine(image)
-            taken.append(1e3 * (time.perf_counter() - start))
-        reductions.append(asked)
-        times.append(float(np.median(taken)))
-    if not min(times) <= latency_ms:
-        raise ValueError(
-            f"latency_ms={latency_ms} is out of reach; an image takes from {min(times):.2f} ms (at "
-            f"{reductions[int(np.argmin(times))]:.0%} fewer MACs) to {times[0]:.2f} ms here"
-        )
-    if latency_ms >= times[0]:
-        raise ValueError(
-            f"latency_ms={latency_ms}: the dense network takes {times[0]:.2f} ms on this engine "
-            "already; compile it with ftwt.compile"
-        )
-    falling = np.minimum.accumulate(times)
-    return float(np.interp(-latency_ms, -falling, reductions))

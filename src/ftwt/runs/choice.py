@@ -1,0 +1,87 @@
+"""Which candidate `ftwt.prune` takes, and how long each of them takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..pruning.dynamic import DynamicModel
+from ..pruning.second_look import SecondLook, opened
+from .candidates import Candidate
+from .latency import measure
+
+DENSE = "dense"
+FELT = 0.5  # of the time that the fastest candidate saves: less is not taken
+
+
+def timed(
+    candidates: Sequence[Candidate], dynamic: DynamicModel, images: np.ndarray
+) -> tuple[list[Candidate], float | None]:
+    """Measure the candidates' times, in turns with the dense network's.
+
+    Args:
+        candidates: Of one budget.
+        dynamic: The network that all are made from.
+        images: To run one by one.
+
+    Returns:
+        The candidates with their average times, and the dense network's; as they were and None
+        where the native engine is missing or cannot run one of them.
+    """
+    networks = {DENSE: opened(dynamic).eval()}
+    for one in candidates:
+        made = one.network
+        networks[one.kind] = made.first if isinstance(made, SecondLook) else made
+    try:
+        ms = measure(networks, images)
+    except (RuntimeError, ValueError):  # not built, or an operation that it does not have
+        return list(candidates), None
+    spent = [ms[one.kind] + one.again * ms[DENSE] for one in candidates]
+    both = zip(candidates, spent, strict=True)
+    return [replace(one, latency_ms=taken) for one, taken in both], ms[DENSE]
+
+
+def choose(candidates: Sequence[Candidate], dense_ms: float | None) -> tuple[Candidate, str]:
+    """Take the best candidate of those that save time, and say why.
+
+    Args:
+        candidates: Of one budget.
+        dense_ms: The dense network's time; None where times were not measured.
+
+    Returns:
+        The candidate that agrees with the dense network most of those that save at least half of
+        the time that the fastest one saves, and the reason.
+    """
+    saved = {one.kind: _saved(one, dense_ms) for one in candidates}
+    least = FELT * max(saved.values())
+    felt = [one for one in candidates if saved[one.kind] >= least]
+    best = min(felt, key=lambda one: one.rank)
+    if len(candidates) == 1:
+        return best, f"{best.kind}: the only candidate"
+    others = [f"{one.kind} {_told(one, dense_ms)}" for one in candidates if one is not best]
+    why = f"{best.kind}: {_told(best, dense_ms)}; {'; '.join(others)}"
+    slow = [one.kind for one in candidates if one not in felt and one.rank < best.rank]
+    if slow:
+        why += f"; {' and '.join(slow)} saves less than half of the time that the fastest saves"
+    fastest = max(candidates, key=lambda one: saved[one.kind])
+    if dense_ms is not None and fastest is not best:
+        why += f"; {fastest.kind} is the fastest"
+    return best, why
+
+
+def _saved(one: Candidate, dense_ms: float | None) -> float:
+    """Share of the dense network's time that a candidate saves; of its MACs, not measured."""
+    if dense_ms is None or one.latency_ms is None:
+        return 1.0
+    return max(0.0, 1 - one.latency_ms / dense_ms)
+
+
+def _told(one: Candidate, dense_ms: float | None) -> str:
+    near = f"error {one.error:.4f}"
+    if one.agreement is not None:
+        near = f"agrees with the dense network on {one.agreement:.1%} of the held-out images"
+    if dense_ms is None or one.latency_ms is None:
+        return near
+    return f"{near} and is {dense_ms / one.latency_ms:.2f} times as fast"

@@ -1,0 +1,107 @@
+"""How long pruned networks take on the native engine, here and now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..fitting.masks import Ranking, fixed_masks
+from ..lowering.compile import compile
+from ..pruning.dynamic import DynamicModel
+
+TIMED_AT = (0.0, 0.2, 0.4, 0.6, 0.8)  # reductions whose latency is measured for a budget in ms
+CALLS = 30  # of each engine
+
+
+def measure(networks: Mapping[str, DynamicModel], images: np.ndarray) -> dict[str, float]:
+    """Time networks in turns, image by image, with one thread.
+
+    Args:
+        networks: By name.
+        images: (N, C, H, W) float32, taken one after the other.
+
+    Returns:
+        Name -> median milliseconds of an image.
+
+    Raises:
+        RuntimeError: The native engine was not built.
+        ValueError: The engine cannot run one of the networks.
+    """
+    engines = {name: compile(network, check=False) for name, network in networks.items()}
+    taken: dict[str, list[float]] = {name: [] for name in engines}
+    for call in range(CALLS + 1):
+        at = call % len(images)
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            engine(images[at : at + 1])
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: float(np.median(ms[1:])) for name, ms in taken.items()}  # the first warms up
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What fixed masks take at some reductions, and between them.
+
+    Args:
+        reductions: Measured at, rising from 0: the dense network.
+        times: Milliseconds of an image, never rising.
+    """
+
+    reductions: tuple[float, ...]
+    times: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dynamic: DynamicModel, ranking: Ranking, images: np.ndarray) -> Clock:
+        """Measure fixed masks of a network that save more and more, as far as there are any."""
+        networks = {}
+        for asked in TIMED_AT:
+            try:
+                masks = fixed_masks(dynamic, ranking, reduction=asked)
+            except ValueError:  # no mask saves as much
+                break
+            networks[str(asked)] = dynamic.fix(masks)
+        times = measure(networks, images)
+        falling = np.minimum.accumulate(list(times.values()))
+        return cls(tuple(map(float, times)), tuple(map(float, falling)))
+
+    def reduction_for(self, latency_ms: float) -> float:
+        """The reduction at which a fixed mask takes that long.
+
+        Raises:
+            ValueError: It is out of reach; the message names the range.
+        """
+        if not latency_ms > 0:
+            raise ValueError(f"latency_ms={latency_ms}: give milliseconds above 0")
+        dense, least = self.times[0], self.times[-1]
+        if not least <= latency_ms:
+            at = self.reductions[self.times.index(least)]
+            raise ValueError(
+                f"latency_ms={latency_ms} is out of reach; an image takes from {least:.2f} ms (at "
+                f"{at:.0%} fewer MACs) to {dense:.2f} ms here"
+            )
+        if latency_ms >= dense:
+            raise ValueError(
+                f"latency_ms={latency_ms}: the dense network takes {dense:.2f} ms on this engine "
+                "already; compile it with ftwt.compile"
+            )
+        return float(np.interp(-latency_ms, -np.array(self.times), self.reductions))
+
+    def average_for(self, latency_ms: float, cut: float) -> float:
+        """The average reduction of a second look that takes that long on average.
+
+        Args:
+            latency_ms: On average.
+            cut: Reduction of its first pass, a fixed mask; the dense network looks again.
+
+        Raises:
+            ValueError: The first pass alone takes longer.
+        """
+        first = float(np.interp(cut, self.reductions, self.times))
+        if first > latency_ms:
+            raise ValueError(
+                f"its first pass, {cut:.0%} fewer MACs, takes {first:.2f} ms of {latency_ms:.2f}"
+            )
+        return cut - (latency_ms - first) / self.times[0]
