@@ -93,7 +93,10 @@ struct IntegerDirect {
   int dwords;                  // how many these are
   const void* weights;         // (filters, dwords)
   int64_t row;                 // bytes from one filter's weights to the next
-  bool ahead;                  // as many weights that follow them are wanted next
+  const uint8_t* all_weights;  // rows of so many bytes, of which
+  int64_t all_row;
+  const int32_t* next;         // those of these filters are wanted next
+  int next_count;
   int32_t less[kIntegerFilters];         // to be taken off the sums
   const int32_t* filters;
   int filter_count;

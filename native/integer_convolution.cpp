@@ -223,7 +223,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
       const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
       const int some = per_piece(last - first, block);
       const IntegerEpilogue e = epilogue(net, job);
-      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, nullptr, 0, nullptr, 0, false, {}, nullptr, 0, &e, 0,
+      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, nullptr, 0, nullptr, 0, nullptr, 0, nullptr, 0, {}, nullptr, 0, &e, 0,
                       net.types[spec_.x] == Type::s8};
       static thread_local Marks marks;
       static thread_local std::vector<int32_t> offsets;
@@ -245,7 +245,8 @@ class IntegerDirectConvolution : public IntegerConvolution {
         }
         d.filters = job.filters.data() + f, d.filter_count = end - f;
         if (!g.all && marked != group) mark(net, c.inputs.data() + g.first, g.count, marks), marked = group;
-        lay(net, worker, g, c, marks, end == to, d);
+        lay(net, worker, g, c, marks, d);
+        d.next = job.filters.data() + end, d.next_count = std::min(many, to - end);
         for (int v = first; v < last; v += some) {
           net.pulse(worker, block * std::min(some, last - v));
           d.first_vector = v, d.last_vector = std::min(last, v + some);
@@ -266,13 +267,13 @@ class IntegerDirectConvolution : public IntegerConvolution {
   }
 
   // The weights of some filters: where they lie, or side by side, those of the active inputs alone.
-  void lay(Network& net, int worker, const Chosen& g, const Columns& c, const Marks& m, bool last, IntegerDirect& d) const {
+  void lay(Network& net, int worker, const Chosen& g, const Columns& c, const Marks& m, IntegerDirect& d) const {
     const int each = 4 / dword_, first = d.filters[0];
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(weights_);
     for (int f = 0; f < d.filter_count; ++f) d.less[f] = shifted_ ? less_[d.filters[f]] : 0;
-    d.ahead = false;
+    d.all_weights = weights, d.all_row = row_ * each;
     if (g.all && d.filters[d.filter_count - 1] - first == d.filter_count - 1) {
-      d.weights = weights + first * row_ * each, d.row = row_ * each, d.ahead = !last;
+      d.weights = weights + first * row_ * each, d.row = row_ * each;
       return;
     }
     const int64_t row = (static_cast<int64_t>(taps_) * g.count + 63) / 64 * 64;

@@ -105,10 +105,27 @@ FTWT_INLINE bool all_whole(const Vector* vectors, int n) {
 constexpr int kRun = 8;     // vectors whose sums are finished together
 constexpr int kChunk = 16;  // dwords between two fetches of what lies ahead
 
-// F filters at N vectors; a lone vector of few filters has its sums in two chains. What lies `ahead` is
-// fetched meanwhile.
+// Weights that are wanted next, fetched from afar while others are multiplied: some lines each time.
+struct Ahead {
+  const uint8_t* weights;
+  const int64_t row;
+  const int32_t *next, *last;
+  int64_t lines;
+  int64_t at = 0;
+
+  void fetch() {
+    if (next >= last) return;
+    const uint8_t* p = weights + *next * row + at;
+    const uint8_t* const end = p + min<int64_t>(64 * lines, row - at);
+    for (; p < end; p += 64) __builtin_prefetch(p, 0, 2);
+    at += 64 * lines;
+    if (at >= row) at = 0, ++next;
+  }
+};
+
+// F filters at N vectors; a lone vector of few filters has its sums in two chains.
 template <int F, int N>
-static void tile(const IntegerDirect& d, int first, const Vector* vectors, const uint8_t* ahead, int32_t* out) {
+static void tile(const IntegerDirect& d, int first, const Vector* vectors, Ahead* ahead, int32_t* out) {
   constexpr int kChains = kParts * F * N <= kRegisters / 4 ? 2 : 1;
   RI s[kChains][F][N * kParts];
 #pragma GCC unroll 2
@@ -139,9 +156,7 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, const
   int64_t place = 0;
   for (int left = d.dwords; left > 0; left -= chunk) {
     const int32_t* const end = offset + min(left, chunk);
-    if (ahead)
-#pragma GCC unroll 8
-      for (int f = 0; f < F; ++f) __builtin_prefetch(ahead, 0, 3), ahead += 64;
+    if (ahead) ahead->fetch();
     if constexpr (kChains == 2)
       for (; offset + 2 <= end; offset += 2, w += 2, others += 2) step(0, offset[0], 0), step(1, offset[1], 1);
     if (d.taps == 1 && kChains == 1) {  // each input is read once, and from afar
@@ -166,16 +181,16 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, const
 
 template <int F>
 static void run_of(const IntegerDirect& d, const Finishes& finish, int first, const Vector* vectors, int n, bool whole,
-                   const uint8_t* ahead) {
+                   Ahead* ahead) {
   alignas(64) int32_t sums[F * kRun * kLanes];
   int v = 0;
   if constexpr (kParts == 1) {
     // three and two rather than four and one
-    for (; n - v >= 6 || n - v == 4; v += 4) tile<F, 4>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
-    for (; n - v >= 3; v += 3) tile<F, 3>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
-    for (; n - v >= 2; v += 2) tile<F, 2>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
+    for (; n - v >= 6 || n - v == 4; v += 4) tile<F, 4>(d, first, vectors + v, ahead, sums + v * kLanes);
+    for (; n - v >= 3; v += 3) tile<F, 3>(d, first, vectors + v, ahead, sums + v * kLanes);
+    for (; n - v >= 2; v += 2) tile<F, 2>(d, first, vectors + v, ahead, sums + v * kLanes);
   }
-  for (; v < n; ++v) tile<F, 1>(d, first, vectors + v, v ? nullptr : ahead, sums + v * kLanes);
+  for (; v < n; ++v) tile<F, 1>(d, first, vectors + v, ahead, sums + v * kLanes);
   for (int f = 0; f < F; ++f) finish(d.filters[first + f], vectors, n, whole, sums + f * kRun * kLanes);
 }
 
@@ -184,19 +199,24 @@ static void direct(const IntegerDirect& d) {
   for (int i = d.first_vector; i < d.last_vector; ++i)
     FTWT_PRODUCTS(integer, int64_t{kDword} * d.filter_count * d.dwords * d.vectors[i].count);
   const Finishes finish{*d.epilogue};
-  const uint8_t* next = static_cast<const uint8_t*>(d.weights) + d.filter_count * d.row;
+  Ahead ahead{d.all_weights, d.all_row, d.next, d.next + d.next_count, 0};
   for (int v = d.first_vector; v < d.last_vector; v += kRun) {
     const Vector* vectors = d.vectors + v;
     const int n = min(kRun, d.last_vector - v);
     const bool whole = all_whole(vectors, n);
-    const bool ahead = d.ahead && v == d.first_vector;
+    if (v == d.first_vector && d.next_count) {  // shared out among the tiles of the first run
+      const int tiles = ((d.filter_count + most - 1) / most) * ((n * kParts + 3) / 4);
+      const int64_t fetches = int64_t{tiles} * max(1, d.dwords / kChunk), each = max<int64_t>(1, fetches / d.next_count);
+      ahead.lines = ((d.all_row + 63) / 64 + each - 1) / each;  // rows are not fetched together
+    }
+    Ahead* const next = ahead.next < ahead.last ? &ahead : nullptr;
     int f = 0;
-    for (; f + most <= d.filter_count; f += most) run_of<most>(d, finish, f, vectors, n, whole, ahead ? next + f * d.row : nullptr);
+    for (; f + most <= d.filter_count; f += most) run_of<most>(d, finish, f, vectors, n, whole, next);
     if constexpr (most > 4)
-      for (; f + 4 <= d.filter_count; f += 4) run_of<4>(d, finish, f, vectors, n, whole, nullptr);
+      for (; f + 4 <= d.filter_count; f += 4) run_of<4>(d, finish, f, vectors, n, whole, next);
     if constexpr (most > 2)
-      for (; f + 2 <= d.filter_count; f += 2) run_of<2>(d, finish, f, vectors, n, whole, nullptr);
-    for (; f < d.filter_count; ++f) run_of<1>(d, finish, f, vectors, n, whole, nullptr);
+      for (; f + 2 <= d.filter_count; f += 2) run_of<2>(d, finish, f, vectors, n, whole, next);
+    for (; f < d.filter_count; ++f) run_of<1>(d, finish, f, vectors, n, whole, next);
   }
 }
 

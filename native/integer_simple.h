@@ -2,7 +2,38 @@
 
 namespace integers {
 
+// Bytes of type A, and of B if that is not f32, to bytes of type Out; the activation only clips.
+template <Type A, Type B, Type Out>
+[[gnu::noinline]] static void blend_bytes(const Blend& b) {
+  const Clip clips = clip_of(b.act);
+  const V low = splat(clips.low), high = splat(clips.high);
+  const Values x{b.a.at, A, b.a.scale, false}, y{b.b.at, B, b.b.scale, false};
+  const Target out{b.out.at, Out, b.out.inverse};
+  for (int64_t i = 0; i < b.n; i += kLanes) {
+    const int count = static_cast<int>(min<int64_t>(kLanes, b.n - i));
+    V v = load_values(x, i, count);
+    if constexpr (B != Type::f32) v = v + load_values(y, i, count);
+    store_values(out, i, clip(v, low, high), count);
+  }
+}
+
+template <Type A, Type B>
+static void blend_to(const Blend& b) {
+  if (b.out.type == Type::u8) blend_bytes<A, B, Type::u8>(b);
+  else blend_bytes<A, B, Type::s8>(b);
+}
+
+template <Type A>
+static void blend_with(const Blend& b) {
+  if (!b.b.at) blend_to<A, Type::f32>(b);
+  else if (b.b.type == Type::u8) blend_to<A, Type::u8>(b);
+  else blend_to<A, Type::s8>(b);
+}
+
 static void blend(const Blend& b) {
+  const auto bytes = [](const Values& v) { return v.type != Type::f32 && !v.spread; };
+  if (b.a.at && bytes(b.a) && (!b.b.at || bytes(b.b)) && b.out.type != Type::f32 && clip_of(b.act).only)
+    return b.a.type == Type::u8 ? blend_with<Type::u8>(b) : blend_with<Type::s8>(b);
   for (int64_t i = 0; i < b.n; i += kLanes) {
     const int count = static_cast<int>(min<int64_t>(kLanes, b.n - i));
     V v = load_values(b.a, i, count);

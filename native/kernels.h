@@ -155,11 +155,12 @@ struct Interleave {
 
 // sums[0, n) += values[i] * rows[offsets[i]][0, n), all i: a matrix by columns times a sparse vector.
 struct Columns {
-  const float* matrix;
+  const float* matrix;         // or null:
   const int64_t* offsets;
   const float* values;
   int count, n;
   float* sums;
+  const uint16_t* halves = nullptr;  // the matrix, as floats of sixteen bits
 };
 
 // The maximum or the mean of planes.
@@ -206,6 +207,7 @@ struct Kernels {
   void (*planes)(const Planes&);
   void (*pool)(const Pooling&);
   void (*columns)(const Columns&);
+  void (*halve)(const float*, uint16_t*, int64_t);  // to floats of sixteen bits; null: `columns` takes none
 };
 
 // Sums of all filters over eight vectors, and of one tile more.

@@ -53,36 +53,64 @@ static void planes(const Planes& p) {
   }
 }
 
+// n floats; or of sixteen bits each.
+FTWT_INLINE V entries(const float* p, int n) { return n == kLanes ? load(p) : load_some(p, n); }
+
+#if defined(__F16C__)
+FTWT_INLINE V entries(const uint16_t* p, int n) {
+  alignas(32) uint16_t some[kLanes] = {};
+  if (n < kLanes) std::memcpy(some, p, sizeof(uint16_t) * n), p = some;
+#if defined(__AVX512F__)
+  return {{(R)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}};
+#else
+  return each([&](int k) { return (R)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + k * kWidth))); });
+#endif
+}
+
+static void to_halves(const float* from, uint16_t* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = _cvtss_sh(from[i], 0);
+}
+constexpr void (*halve)(const float*, uint16_t*, int64_t) = to_halves;
+#else
+FTWT_INLINE V entries(const uint16_t*, int) { return {}; }
+constexpr void (*halve)(const float*, uint16_t*, int64_t) = nullptr;
+#endif
+
 // Eight columns at a time, so that the sums are read and written once for them.
-static void columns(const Columns& c) {
-  FTWT_PRODUCTS(columns, static_cast<int64_t>(c.count) * c.n);
-  constexpr int kColumns = 8;
+template <typename Entry>
+static void columns_of(const Columns& c, const Entry* matrix) {
+  constexpr int kColumns = 8, kLine = 64 / sizeof(Entry);
   for (int i = 0; i < c.count; i += kColumns) {
-    const float* rows[kColumns];
-    const float* ahead[kColumns];
+    const Entry* rows[kColumns];
+    const Entry* ahead[kColumns];
     V scale[kColumns];
     for (int k = 0; k < kColumns; ++k) {
       const int at = min(i + k, c.count - 1);
-      rows[k] = c.matrix + c.offsets[at];
-      ahead[k] = c.matrix + c.offsets[min(at + kColumns, c.count - 1)];
+      rows[k] = matrix + c.offsets[at];
+      ahead[k] = matrix + c.offsets[min(at + kColumns, c.count - 1)];
       scale[k] = splat(i + k < c.count ? c.values[at] : 0.0f);
     }
+    const auto add = [&](V s, int n, int some) __attribute__((always_inline)) {
+      V t = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < kColumns; k += 2) s += scale[k] * entries(rows[k] + n, some), t += scale[k + 1] * entries(rows[k + 1] + n, some);
+      return s + t;
+    };
     int n = 0;
     for (; n + kLanes <= c.n; n += kLanes) {
-      V s = load(c.sums + n), t = {};
+      if (n % kLine == 0)
 #pragma GCC unroll 8
-      for (int k = 0; k < kColumns; k += 2) {
-        __builtin_prefetch(ahead[k] + n, 0, 3), __builtin_prefetch(ahead[k + 1] + n, 0, 3);
-        s += scale[k] * load(rows[k] + n), t += scale[k + 1] * load(rows[k + 1] + n);
-      }
-      store(c.sums + n, s + t);
+        for (int k = 0; k < kColumns; ++k) __builtin_prefetch(ahead[k] + n, 0, 3);
+      store(c.sums + n, add(load(c.sums + n), n, kLanes));
     }
-    if (n < c.n) {
-      V s = load_some(c.sums + n, c.n - n);
-      for (int k = 0; k < kColumns; ++k) s += scale[k] * load_some(rows[k] + n, c.n - n);
-      store_some(c.sums + n, s, c.n - n);
-    }
+    if (n < c.n) store_some(c.sums + n, add(load_some(c.sums + n, c.n - n), n, c.n - n), c.n - n);
   }
+}
+
+static void columns(const Columns& c) {
+  FTWT_PRODUCTS(columns, static_cast<int64_t>(c.count) * c.n);
+  if (c.halves) columns_of(c, c.halves);
+  else columns_of(c, c.matrix);
 }
 
 // Window i of a pool along one side: [from, to), clipped, and its length as a mean counts it.

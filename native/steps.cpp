@@ -19,11 +19,11 @@ class Predict : public Step {
     const int inner = rank_ ? rank_ : width_;
     weight_ = columns(net, spec.weight, spec.weight_name, filters_, inner);
     if (rank_) reduce_ = columns(net, spec.reduce, spec.reduce_name, rank_, width_);
-    const float* first = rank_ ? reduce_ : weight_;
+    const float* first = rank_ ? spec.reduce : spec.weight;
     const int rows = rank_ ? rank_ : filters_;
     rows_sum_.assign(rows, 0.0f);
     for (int c = 0; c < width_; ++c)
-      for (int k = 0; k < rows; ++k) rows_sum_[k] += first[static_cast<size_t>(c) * rows + k];
+      for (int k = 0; k < rows; ++k) rows_sum_[k] += first[static_cast<size_t>(k) * width_ + c];
     work = static_cast<int64_t>(rows) * width_ + static_cast<int64_t>(rank_) * filters_;
     reads = features_;
   }
@@ -33,12 +33,35 @@ class Predict : public Step {
   }
 
  private:
-  static const float* columns(Network& net, const float* matrix, const std::string& name, int rows, int width) {
-    const std::string shape = std::to_string(rows) + "," + std::to_string(width);
-    return net.keep(name.empty() ? name : name + "/predict" + shape, static_cast<size_t>(rows) * width + 16, [&](float* to) {
+  // A matrix by columns; in sixteen bits, of which there are half as many to read, if these hold all of it.
+  struct Matrix {
+    const float* floats;
+    const uint16_t* halves;
+  };
+
+  static Matrix columns(Network& net, const float* matrix, const std::string& name, int rows, int width) {
+    const size_t size = static_cast<size_t>(rows) * width;
+    const auto turn = [&](float* to) {
       for (int c = 0; c < width; ++c)
         for (int r = 0; r < rows; ++r) to[static_cast<size_t>(c) * rows + r] = matrix[static_cast<size_t>(r) * width + c];
+    };
+    const bool halves = net.kernels.halve && std::all_of(matrix, matrix + size, fits_half);
+    const std::string key = name.empty() ? name : name + (halves ? "/halves" : "/predict") + std::to_string(rows) + "," + std::to_string(width);
+    if (!halves) return {net.keep(key, size + 16, turn), nullptr};
+    const float* kept = net.keep(key, size / 2 + 16, [&](float* to) {
+      std::vector<float> turned(size);
+      turn(turned.data());
+      net.kernels.halve(turned.data(), reinterpret_cast<uint16_t*>(to), static_cast<int64_t>(size));
     });
+    return {nullptr, reinterpret_cast<const uint16_t*>(kept)};
+  }
+
+  // Whole multiples of what ten bits behind the first can say, or of the least that there is.
+  static bool fits_half(float v) {
+    const float size = std::fabs(v), whole = std::ldexp(size, 24);
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    return size < 0x1p-14f ? whole == std::floor(whole) : size < 0x1p16f && !(bits & 0x1fff);
   }
 
   void predict(Network& net, int sample, int index, bool alone) const {
@@ -67,21 +90,25 @@ class Predict : public Step {
     const int rows = rank_ ? rank_ : filters_;
     sums.resize(rows);
     for (int k = 0; k < rows; ++k) sums[k] = (rank_ ? 0.0f : bias_[k]) + silent * rows_sum_[k];
-    const float* first = rank_ ? reduce_ : weight_;
+    const Matrix& first = rank_ ? reduce_ : weight_;
     for (const int c : active) offsets.push_back(static_cast<int64_t>(c) * rows);
     // one image's large matrix is shared out by filters; the lists belong to this thread
-    const Columns all{first, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data()};
+    const Columns all{first.floats, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data(), first.halves};
     const bool large = alone && values.size() * rows >= kLarge;
     const int parts = large ? std::max(1, std::min(net.workers.count(), rows / 16)) : 1;
     net.workers.share(parts, [&](int part, int) {
       const int from = rows / 16 * part / parts * 16, to = part + 1 < parts ? rows / 16 * (part + 1) / parts * 16 : rows;
-      net.kernels.columns({all.matrix + from, all.offsets, all.values, all.count, to - from, all.sums + from});
+      Columns some = all;
+      if (all.halves) some.halves += from;
+      else some.matrix += from;
+      some.n = to - from, some.sums += from;
+      net.kernels.columns(some);
     });
     if (rank_) {
       logits = bias_;
       offsets.clear();
       for (int j = 0; j < rank_; ++j) offsets.push_back(static_cast<int64_t>(j) * filters_);
-      net.kernels.columns({weight_, offsets.data(), sums.data(), rank_, filters_, logits.data()});
+      net.kernels.columns({weight_.floats, offsets.data(), sums.data(), rank_, filters_, logits.data(), weight_.halves});
     } else {
       logits.swap(sums);
     }
@@ -103,8 +130,7 @@ class Predict : public Step {
   const float threshold_;
   const bool softmax_;
   const std::vector<float> bias_;
-  const float* weight_;
-  const float* reduce_ = nullptr;
+  Matrix weight_, reduce_{};
   std::vector<float> rows_sum_;  // of the first matrix
 };
 

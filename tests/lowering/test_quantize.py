@@ -12,7 +12,7 @@ import tiny
 import toys
 from ftwt import cli
 from ftwt.lowering.lower import lower
-from ftwt.lowering.quantize import QuantizedLayer, quantize
+from ftwt.lowering.quantize import QuantizedLayer, halved, quantize
 from ftwt.runtime import Engine, load
 from ftwt.runtime.program import QConv
 from programs import Builder, random_integer_program, random_program
@@ -181,6 +181,32 @@ def test_what_has_no_eight_bit_form_stays_float_and_is_named():
     assert [layer.precision for layer in layers] == ["int8", "f32"]
     assert layers[1].snr_db is None and layers[1].why == "silu after a sum"
     assert "Conv" in {type(op).__name__ for op in integer.operations}
+
+
+def test_predictors_are_rounded_where_that_loses_no_more_than_it_should():
+    matrix = np.random.default_rng(0).standard_normal((7, 40)).astype(np.float32)
+    near = halved(matrix)
+    np.testing.assert_array_equal(near, near.astype(np.float16))
+    lost, most = np.abs(near - matrix).max(1), np.abs(matrix).max(1)
+    assert (lost > 0).all() and (lost <= most * 2**-11).all()
+    for other in (matrix * np.float32(1e6), matrix * np.float32(1e-9)):
+        np.testing.assert_array_equal(halved(other), other)
+
+
+@pytest.mark.parametrize(("channels", "rank"), [(64, 0), (37, 0), (50, 19)])
+def test_predictors_of_sixteen_bits_decide_as_the_reference_does(channels, rank):
+    build = Builder((24, 5, 5), seed=channels)
+    mask = build.predict((build.pool(0, "max"),), channels, rank=rank)
+    build.conv(0, channels, (3, 3), padding=(1, 1, 1, 1), mask=mask)
+    integer, _ = quantized(build.program())
+    x = images(integer, 40)
+    _, wanted = Engine(integer, engine="reference").run(x)
+    for isa in native.isas():
+        for threads in (1, 2):
+            _, found = Engine(integer, isa=isa, threads=threads).run(x)
+            for unit, decided in wanted.masks.items():
+                assert 0.1 < decided.mean() < 0.9
+                np.testing.assert_array_equal(found.masks[unit], decided)
 
 
 def test_a_dynamic_network_keeps_its_masks():

@@ -4,7 +4,8 @@ Ranges of maps are taken under the masks that the gates decide. Convolutions and
 eight-bit weights, one scale a filter, and read eight-bit maps: u8 where a map is never negative, s8
 elsewhere. Pools, sums, gathers between them stay in eight bits. What has no eight-bit form, and
 layers that would lose too much, stay float, with conversions between that are operations like
-others. Predictors stay float.
+others. Predictors stay float; their weights are rounded to what sixteen bits hold, which a native
+engine reads in half the time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ..runtime.program import (
     Gather,
     Operation,
     Pool,
+    Predict,
     QConv,
     Quantize,
     Silence,
@@ -209,6 +211,24 @@ def _no_form(program: Program, op: Conv) -> str:
     return ""
 
 
+def halved(matrix: np.ndarray) -> np.ndarray:
+    """Round a predictor's matrix to floats of sixteen bits.
+
+    Args:
+        matrix: (rows, columns) float32.
+
+    Returns:
+        float32 of values that sixteen bits hold; or the matrix as it is, where these lose more than
+        rounding to eleven bits does to a row's largest value: it is too large or too small.
+    """
+    with np.errstate(over="ignore"):
+        near = matrix.astype(np.float16).astype(np.float32)
+    most = np.abs(matrix).max(1, initial=0)
+    if not np.all(np.abs(matrix - near).max(1, initial=0) <= most * np.float32(2**-11)):
+        return matrix
+    return near
+
+
 class _Rewrite:
     """The walk that writes the program anew: each map as floats, as integers, or both."""
 
@@ -307,8 +327,10 @@ class _Rewrite:
         """Write an operation with its maps' new numbers."""
         if (out := getattr(op, "out", None)) is not None:
             read[out] = self._new(out, kind)
-        for name in op.constants.values():
-            self.constants[name] = self.old.constants[name]
+        for field, name in op.constants.items():
+            value = self.old.constants[name]
+            matrix = isinstance(op, Predict) and field in ("weight", "reduce")
+            self.constants[name] = halved(value) if matrix else value
         self.operations.append(renumbered(op, read))
 
     def _layer(self, op: Conv) -> None:
