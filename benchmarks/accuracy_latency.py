@@ -44,7 +44,7 @@ from ftwt.networks.sources import resolve
 from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.pruning.second_look import SecondLook, opened
 from ftwt.records.contest import OURS, Contest, Entry
-from ftwt.runs.prune import prunable
+from ftwt.runs.candidates import prunable
 
 OUTPUT = Path("results/contest")
 RIVALS = {

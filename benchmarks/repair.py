@@ -39,7 +39,7 @@ from ftwt.fitting.masks import fixed_masks, mean_saliency
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel, images_of
-from ftwt.runs.prune import gated, prunable
+from ftwt.runs.candidates import gated, prunable
 
 OUTPUT = Path("results/repair")
 KINDS = ("static", "greedy", "dynamic", "magnitude", "taylor")

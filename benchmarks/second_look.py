@@ -36,7 +36,7 @@ from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import opened
-from ftwt.runs.prune import prunable
+from ftwt.runs.candidates import prunable
 
 OUTPUT = Path("results/second-look")
 
