@@ -259,6 +259,8 @@ def test_a_save_that_ends_between_two_files_leaves_one_network_or_the_other(
         ({"convert": {"rank": 10**8}}, "rank is 100000000.*at most"),
         ({"convert": {"flavour": 1}}, "cannot be built .TypeError.*flavour"),
         ({"convert": []}, "convert is .*an object or null"),
+        ({"answer": "yes"}, "answer is 'yes'.*list of finite numbers"),
+        ({"answer": [1.0]}, "computes something else"),
         ({"format": "1"}, "format '1'"),
     ],
 )  # fmt: skip
@@ -271,6 +273,24 @@ def test_what_a_strangers_file_asks_for_is_bounded(
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=f"{tmp_path}.*{said}"):
         from_pretrained(tmp_path)
+
+
+def test_the_same_weights_under_another_forward_are_refused(tmp_path: Path) -> None:
+    class Doubled(toys.Toy):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    class Noisy(toys.Toy):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    for dtype in (None, torch.bfloat16):
+        save_pretrained(toys.dynamic(), tmp_path, dtype=dtype)
+        assert from_pretrained(tmp_path, model=toys.Toy()) is not None
+        with pytest.raises(ValueError, match="fit this network, but it computes something else"):
+            from_pretrained(tmp_path, model=Doubled())
+    save_pretrained(convert(Noisy(), torch.zeros(2, 3, 8, 8)), tmp_path)
+    assert from_pretrained(tmp_path, model=Noisy()) is not None
 
 
 def test_values_that_no_network_can_have_are_refused(tmp_path):

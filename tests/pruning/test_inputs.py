@@ -74,6 +74,7 @@ def trained(network: nn.Module, example: Tensor = IMAGES) -> ftwt.DynamicModel:
         (plain(), (), "begins with nothing"),
         (plain(), None, "begins with NoneType"),
         (plain(), "image.png", "begins with str"),
+        (plain(), IMAGES[:0], "an example of no image"),
         (plain(), torch.tensor(1.0), r"a tensor \(B, C, \*spatial\)"),
     ],
 )

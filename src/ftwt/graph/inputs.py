@@ -33,6 +33,8 @@ def inputs_of(example: Any) -> tuple[Any, ...]:
     for part in inputs:
         if isinstance(part, Tensor):
             refuse_unreadable(part, "an input")
+    if not len(inputs[0]):
+        raise ValueError("an example of no image; give one or more")
     return inputs
 
 

@@ -39,6 +39,7 @@ from ..pruning.second_look import SecondLook
 from ..shipped import CONFIG, MODEL, WEIGHTS
 from .allowed import check_config, check_outline, check_values, own_rules
 from .outline import outline, refuse_unlike
+from .witness import answer, refuse_another
 
 FORMAT = 1  # of a saved network
 RULE = "second_look.json"  # of a second look, whose passes lie in folders of their own
@@ -129,6 +130,7 @@ def save_pretrained(
                 "torch.bfloat16) first"
             )
     state = model.state_dict() if dtype is None else rounded(model.state_dict(), dtype)
+    config["answer"] = None if dynamic is None else answer(dynamic)
     folder = Path(directory)
     write_json(folder / NEXT, config)
     save_tensors(folder / WEIGHTS, state, config)
@@ -162,7 +164,8 @@ def from_pretrained(
         The network in eval mode, on the CPU: a `DynamicModel` if one was saved.
 
     Raises:
-        ValueError: A file is truncated, altered, foreign, of a later format, or of another network;
+        ValueError: A file is truncated, altered, foreign, of a later format, or of another network,
+            be it one that computes something else with the same weights;
             or the name of a network is that of a folder here, too.
         FileNotFoundError: There is no such network or folder, or it holds no network.
     """
@@ -213,6 +216,8 @@ def from_pretrained(
             built = built.freeze([(example, torch.zeros(2))]) if static else built
     load_weights(built, tensors, source=directory)
     check_values(built, directory / WEIGHTS)
+    if isinstance(built, DynamicModel):
+        refuse_another(built, config.get("answer"), tensors, directory)
     return built.eval()
 
 

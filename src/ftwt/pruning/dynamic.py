@@ -368,7 +368,7 @@ def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, f
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"r names an unknown unit {name!r}; {nearest(name, known)}")
-        if not isinstance(value, int | float) or not 0 < value <= 1:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise ValueError(
                 f"r={value!r} for unit {name!r}: r is the share of the mass to keep, in (0, 1]; "
                 "1 keeps every filter that fires, 0.9 is a good start"
