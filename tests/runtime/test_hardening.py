@@ -1,6 +1,7 @@
 """The native engine in a process: how it was linked, forks, its end, and numbers of any size."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -58,6 +59,16 @@ def test_nothing_is_said_of_engines_that_live_at_the_end() -> None:
         builtins.kept = [Engine(small_program(), threads=2)]
         builtins.kept.append(builtins.kept)
         """)
+
+
+def test_no_element_of_a_choice_is_read() -> None:
+    """Of `(c ? a : b)[i]` GCC 12 computes i for a alone, if it is to find undefined behaviour."""
+    choice = re.compile(r"\([^()]*\?[^()]*:[^()]*\)\s*\[")
+    assert choice.search("x = (f < 3 ? w : others)[f % 3 * row];")
+    folder = Path(__file__).parents[2] / "native"
+    files = [*folder.glob("*.h"), *folder.glob("*.cpp")]
+    found = [(path.name, line) for path in files for line in choice.findall(path.read_text())]
+    assert len(files) > 30 and not found
 
 
 def test_the_module_is_linked_with_guards() -> None:
