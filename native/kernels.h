@@ -160,7 +160,7 @@ struct Columns {
   const float* values;
   int count, n;
   float* sums;
-  const uint16_t* halves = nullptr;  // the matrix, as floats of sixteen bits
+  const int8_t* bytes = nullptr;     // the matrix of whole numbers
 };
 
 // The maximum or the mean of planes.
@@ -207,7 +207,6 @@ struct Kernels {
   void (*planes)(const Planes&);
   void (*pool)(const Pooling&);
   void (*columns)(const Columns&);
-  void (*halve)(const float*, uint16_t*, int64_t);  // to floats of sixteen bits; null: `columns` takes none
 };
 
 // Sums of all filters over eight vectors, and of one tile more.

@@ -31,7 +31,6 @@ const Kernels kernels = {
     FTWT_STRING(FTWT_ISA), plain::stage,  plain::direct,    plain::depthwise, wino::patches,
     wino::winograd,        dots::interleave, dots::dot,        panels::panel,    simple::affine,
     simple::combine,       simple::planes, simple::pool,    simple::columns,
-    simple::halve,
 };
 
 }  // namespace ftwt::FTWT_ISA

@@ -53,28 +53,25 @@ static void planes(const Planes& p) {
   }
 }
 
-// n floats; or of sixteen bits each.
+// n floats, or whole numbers.
 FTWT_INLINE V entries(const float* p, int n) { return n == kLanes ? load(p) : load_some(p, n); }
 
-#if defined(__F16C__)
-FTWT_INLINE V entries(const uint16_t* p, int n) {
-  alignas(32) uint16_t some[kLanes] = {};
-  if (n < kLanes) std::memcpy(some, p, sizeof(uint16_t) * n), p = some;
+FTWT_INLINE V entries(const int8_t* p, int n) {
+  alignas(16) int8_t some[kLanes] = {};
+  if (n < kLanes) std::memcpy(some, p, n), p = some;
 #if defined(__AVX512F__)
-  return {{(R)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}};
+  return {{(R)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))}};
+#elif defined(__AVX2__)
+  return each([&](int k) { return (R)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + k * kWidth)))); });
 #else
-  return each([&](int k) { return (R)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + k * kWidth))); });
+  typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+  return each([&](int k) {
+    Bytes bytes;
+    std::memcpy(&bytes, p + k * kWidth, sizeof bytes);
+    return __builtin_convertvector(bytes, R);
+  });
 #endif
 }
-
-static void to_halves(const float* from, uint16_t* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = _cvtss_sh(from[i], 0);
-}
-constexpr void (*halve)(const float*, uint16_t*, int64_t) = to_halves;
-#else
-FTWT_INLINE V entries(const uint16_t*, int) { return {}; }
-constexpr void (*halve)(const float*, uint16_t*, int64_t) = nullptr;
-#endif
 
 // Eight columns at a time, so that the sums are read and written once for them.
 template <typename Entry>
@@ -109,7 +106,7 @@ static void columns_of(const Columns& c, const Entry* matrix) {
 
 static void columns(const Columns& c) {
   FTWT_PRODUCTS(columns, static_cast<int64_t>(c.count) * c.n);
-  if (c.halves) columns_of(c, c.halves);
+  if (c.bytes) columns_of(c, c.bytes);
   else columns_of(c, c.matrix);
 }
 

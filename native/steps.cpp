@@ -33,35 +33,53 @@ class Predict : public Step {
   }
 
  private:
-  // A matrix by columns; in sixteen bits, of which there are half as many to read, if these hold all of it.
+  // A matrix by columns; of bytes, of which there is a quarter to read, if each row is whole numbers times a scale.
   struct Matrix {
     const float* floats;
-    const uint16_t* halves;
+    const int8_t* bytes;
+    std::vector<float> scale;  // of each row
   };
 
   static Matrix columns(Network& net, const float* matrix, const std::string& name, int rows, int width) {
     const size_t size = static_cast<size_t>(rows) * width;
-    const auto turn = [&](float* to) {
+    std::vector<float> scale = scales_of(matrix, rows, width);
+    const std::string key = name.empty() ? name : name + "/predict" + std::to_string(rows) + "," + std::to_string(width);
+    const auto turn = [&](auto* to, auto value) {
       for (int c = 0; c < width; ++c)
-        for (int r = 0; r < rows; ++r) to[static_cast<size_t>(c) * rows + r] = matrix[static_cast<size_t>(r) * width + c];
+        for (int r = 0; r < rows; ++r) to[static_cast<size_t>(c) * rows + r] = value(r, matrix[static_cast<size_t>(r) * width + c]);
     };
-    const bool halves = net.kernels.halve && std::all_of(matrix, matrix + size, fits_half);
-    const std::string key = name.empty() ? name : name + (halves ? "/halves" : "/predict") + std::to_string(rows) + "," + std::to_string(width);
-    if (!halves) return {net.keep(key, size + 16, turn), nullptr};
-    const float* kept = net.keep(key, size / 2 + 16, [&](float* to) {
-      std::vector<float> turned(size);
-      turn(turned.data());
-      net.kernels.halve(turned.data(), reinterpret_cast<uint16_t*>(to), static_cast<int64_t>(size));
+    if (scale.empty()) return {net.keep(key, size + 16, [&](float* to) { turn(to, [](int, float v) { return v; }); }), nullptr, {}};
+    const float* kept = net.keep(key, size / 4 + 16, [&](float* to) {
+      turn(reinterpret_cast<int8_t*>(to), [&](int r, float v) { return static_cast<int8_t>(std::lrint(v / scale[r])); });
     });
-    return {nullptr, reinterpret_cast<const uint16_t*>(kept)};
+    return {nullptr, reinterpret_cast<const int8_t*>(kept), std::move(scale)};
   }
 
-  // Whole multiples of what ten bits behind the first can say, or of the least that there is.
-  static bool fits_half(float v) {
-    const float size = std::fabs(v), whole = std::ldexp(size, 24);
-    uint32_t bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    return size < 0x1p-14f ? whole == std::floor(whole) : size < 0x1p16f && !(bits & 0x1fff);
+  // What rows are whole numbers of, the largest 127; empty: one is not.
+  static std::vector<float> scales_of(const float* matrix, int rows, int width) {
+    std::vector<float> scales(rows, 1.0f);
+    for (int r = 0; r < rows; ++r) {
+      const float* row = matrix + static_cast<size_t>(r) * width;
+      float most = 0.0f;
+      for (int c = 0; c < width; ++c) most = std::max(most, std::fabs(row[c]));
+      if (most > 0.0f) scales[r] = most / 127.0f;
+      for (int c = 0; c < width; ++c)
+        if (!(std::rint(row[c] / scales[r]) * scales[r] == row[c])) return {};
+    }
+    return scales;
+  }
+
+  // sums[k] += row k times `values`, those of the columns at `offsets`.
+  static void multiply(Network& net, const Matrix& matrix, Columns c, int parts) {
+    static thread_local std::vector<float> whole;
+    float* const sums = c.sums;
+    if (matrix.bytes) whole.assign(c.n, 0.0f), c.sums = whole.data();
+    net.workers.share(parts, [&](int part, int) {
+      const int from = c.n / 16 * part / parts * 16, to = part + 1 < parts ? c.n / 16 * (part + 1) / parts * 16 : c.n;
+      net.kernels.columns({matrix.floats ? matrix.floats + from : nullptr, c.offsets, c.values, c.count, to - from, c.sums + from,
+                           matrix.bytes ? matrix.bytes + from : nullptr});
+    });
+    for (int k = 0; matrix.bytes && k < c.n; ++k) sums[k] += c.sums[k] * matrix.scale[k];
   }
 
   void predict(Network& net, int sample, int index, bool alone) const {
@@ -93,22 +111,14 @@ class Predict : public Step {
     const Matrix& first = rank_ ? reduce_ : weight_;
     for (const int c : active) offsets.push_back(static_cast<int64_t>(c) * rows);
     // one image's large matrix is shared out by filters; the lists belong to this thread
-    const Columns all{first.floats, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data(), first.halves};
     const bool large = alone && values.size() * rows >= kLarge;
     const int parts = large ? std::max(1, std::min(net.workers.count(), rows / 16)) : 1;
-    net.workers.share(parts, [&](int part, int) {
-      const int from = rows / 16 * part / parts * 16, to = part + 1 < parts ? rows / 16 * (part + 1) / parts * 16 : rows;
-      Columns some = all;
-      if (all.halves) some.halves += from;
-      else some.matrix += from;
-      some.n = to - from, some.sums += from;
-      net.kernels.columns(some);
-    });
+    multiply(net, first, {nullptr, offsets.data(), values.data(), static_cast<int>(values.size()), rows, sums.data()}, parts);
     if (rank_) {
       logits = bias_;
       offsets.clear();
       for (int j = 0; j < rank_; ++j) offsets.push_back(static_cast<int64_t>(j) * filters_);
-      net.kernels.columns({weight_.floats, offsets.data(), sums.data(), rank_, filters_, logits.data(), weight_.halves});
+      multiply(net, weight_, {nullptr, offsets.data(), sums.data(), rank_, filters_, logits.data()}, 1);
     } else {
       logits.swap(sums);
     }
@@ -130,7 +140,7 @@ class Predict : public Step {
   const float threshold_;
   const bool softmax_;
   const std::vector<float> bias_;
-  Matrix weight_, reduce_{};
+  Matrix weight_{}, reduce_{};
   std::vector<float> rows_sum_;  // of the first matrix
 };
 

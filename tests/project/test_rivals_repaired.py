@@ -19,7 +19,7 @@ from structured import Task, prune_to, replay  # noqa: E402
 import ftwt  # noqa: E402
 from ftwt.models.mobilenet import mobilenet_v1  # noqa: E402
 from ftwt.models.resnet import resnet  # noqa: E402
-from ftwt.runs.prune import prunable  # noqa: E402
+from ftwt.runs.candidates import prunable  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ Ranges of maps are taken under the masks that the gates decide. Convolutions and
 eight-bit weights, one scale a filter, and read eight-bit maps: u8 where a map is never negative, s8
 elsewhere. Pools, sums, gathers between them stay in eight bits. What has no eight-bit form, and
 layers that would lose too much, stay float, with conversions between that are operations like
-others. Predictors stay float; their weights are rounded to what sixteen bits hold, which a native
-engine reads in half the time.
+others. Predictors stay float; their weights are rounded to eight bits, a scale
+a row, which a native engine reads in a quarter of the time.
 """
 
 from __future__ import annotations
@@ -211,22 +211,25 @@ def _no_form(program: Program, op: Conv) -> str:
     return ""
 
 
-def halved(matrix: np.ndarray) -> np.ndarray:
-    """Round a predictor's matrix to floats of sixteen bits.
+def rounded(matrix: np.ndarray) -> np.ndarray:
+    """Round a predictor's rows to whole numbers, 127 at most, of a scale of their own.
+
+    Scales have sixteen bits, so that 127 of them are exact in float32, and engines find them.
 
     Args:
         matrix: (rows, columns) float32.
 
     Returns:
-        float32 of values that sixteen bits hold; or the matrix as it is, where these lose more than
-        rounding to eleven bits does to a row's largest value: it is too large or too small.
+        The same shape, float32; the matrix as it is, where a row is too small for that.
     """
-    with np.errstate(over="ignore"):
-        near = matrix.astype(np.float16).astype(np.float32)
     most = np.abs(matrix).max(1, initial=0)
-    if not np.all(np.abs(matrix - near).max(1, initial=0) <= most * np.float32(2**-11)):
+    fraction, exponent = np.frexp(most / np.float32(127))
+    scale = np.ldexp(np.ceil(fraction * 2**16) / 2**16, exponent)  # 127 of them reach the largest
+    if not np.all((scale > 2.0**-100) & (scale < 2.0**100) | (most == 0)):
         return matrix
-    return near
+    scale = np.where(most > 0, scale, 1)[:, None]
+    whole = np.rint(matrix / scale)
+    return np.asarray(whole * scale, np.float32)
 
 
 class _Rewrite:
@@ -330,7 +333,7 @@ class _Rewrite:
         for field, name in op.constants.items():
             value = self.old.constants[name]
             matrix = isinstance(op, Predict) and field in ("weight", "reduce")
-            self.constants[name] = halved(value) if matrix else value
+            self.constants[name] = rounded(value) if matrix else value
         self.operations.append(renumbered(op, read))
 
     def _layer(self, op: Conv) -> None:
