@@ -20,6 +20,7 @@ from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_
 from tables.exports import exports
 from tables.files import ROOT
 from tables.fitting import agreement, repair, repaired, second_look
+from tables.fuzz import fuzz
 from tables.imagenet import recipes
 from tables.int8 import eight_bits, eight_bits_speed, eight_bits_threads, footprint
 from tables.photographs import photograph_gates, photograph_targets
@@ -88,6 +89,7 @@ TABLES: dict[str, Callable[[], str]] = {
         eight_bits_threads,
         contest,
         footprint,
+        fuzz,
         soak,
         recipes,
         photograph_targets,

@@ -6,6 +6,7 @@ Further seeds than the suite's:
 """
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -187,6 +188,19 @@ def test_many_altered_programs():
     pytest.importorskip("ftwt.runtime._native")
     done = run_apart(mutations.__file__, str(ALTERED), str(MANY_ALTERED), "programs")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["native", "sanitized"])
+def test_the_record_of_altered_programs(name):
+    """Of `tools/fuzz.py`, which writes nothing where one crashed, hung or differed."""
+    path = Path(__file__).parents[2] / f"results/fuzz/{name}.json"
+    record = json.loads(path.read_text())
+    found, sanitized = record["outcomes"], name == "sanitized"
+    assert record["programs"] >= (2_000 if sanitized else 20_000)
+    assert record["sanitized"] is sanitized and found["slowest_s"] < mutations.SECONDS
+    ends = ("refused", "ran", "built alone", "not made")
+    assert sum(found.get(end, 0) for end in ends) == record["programs"]
+    assert found["ran"] > record["programs"] / 4 and len(record["instruction_sets"]) >= 3
 
 
 @pytest.mark.parametrize(
