@@ -5,7 +5,8 @@
     python benchmarks/repair.py --imagenet IMAGES --weights mobilenet_v1_folded.safetensors
 
 No labels are used and nothing is trained. A fixed mask keeps the filters of highest mean energy
-(`static`) or those that least squares cannot make good for (`greedy`). Each candidate is asked for
+(`static`) or those that least squares cannot make good for (`greedy`); `mixed` has gates on the
+units where they leave less of an error. Each candidate is asked for
 the same executed reduction, fitted to the same images (a seed draws them) and evaluated on all test
 images: as it is, with batch norm re-estimated, repaired. What Torch-Pruning leaves is repaired as
 fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs labels: it is
@@ -36,13 +37,14 @@ from ftwt.files.pictures import read_picture
 from ftwt.files.provenance import provenance
 from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import fixed_masks, mean_saliency
+from ftwt.fitting.mixed import mix
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.runs.candidates import gated, prunable
 
 OUTPUT = Path("results/repair")
-KINDS = ("static", "greedy", "dynamic", "magnitude", "taylor")
+KINDS = ("static", "greedy", "dynamic", "mixed", "magnitude", "taylor")
 RIVALS = {"magnitude": "torch-pruning, magnitude", "taylor": "torch-pruning, Taylor"}
 GRADIENT_IMAGES = 1000  # that Taylor's importance sees
 AT_ONCE = 50
@@ -182,7 +184,13 @@ def candidate(kind: str, inner: DynamicModel, subject: Subject, reduction: float
     if kind == "greedy":
         ranking = rank_filters(inner, subject.fitted)
         return inner.fix(fixed_masks(inner, ranking, reduction=reduction))
-    return gated(inner, subject.fitted, reduction=reduction, images=subject.images)
+    gates = gated(inner, subject.fitted, reduction=reduction, images=subject.images)
+    if kind == "mixed":
+        ranking = rank_filters(inner, subject.fitted)
+        gates, told = mix(gates, ranking, subject.fitted, reduction=reduction)
+        print(told, flush=True)
+        ftwt.calibrate(gates, subject.fitted, reduction=reduction, images=subject.images)
+    return gates
 
 
 def rival(kind: Any, subject: Subject, reduction: float) -> DynamicModel:
@@ -210,7 +218,7 @@ def with_and_without(
         if change is not None:
             changed = copy.deepcopy(network)
             change(changed)
-            if kind == "dynamic":  # what was changed decides what its gates see
+            if network.predictors:  # what was changed decides what its gates see
                 ftwt.calibrate(changed, subject.fitted, reduction=reduction, images=subject.images)
         seconds = round(time.perf_counter() - began, 1)
         name = RIVALS.get(kind, kind)

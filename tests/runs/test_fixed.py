@@ -38,7 +38,7 @@ def test_a_fixed_mask_is_repaired_and_trained(tiny_home: Path) -> None:
     result = run(config(FixedConfig(0.3), lr=0.0), output="runs/fixed")
     network = resolve("runs/fixed").load()
     assert isinstance(network, DynamicModel) and not network.predictors
-    assert result.test.reduction_std == 0 and 0.3 <= result.test.reduction < 0.4
+    assert result.test.reduction_std < 1e-12 and 0.3 <= result.test.reduction < 0.4
     dense = models.create(tiny.NAME, pretrained=True)
     refitted = network.restore().state_dict()["3.weight"]
     assert not torch.equal(refitted, dense.state_dict()["3.weight"])
@@ -54,7 +54,7 @@ def test_the_dense_network_looks_again_as_it_is(tiny_home: Path) -> None:
     assert result.to_json()["asked_reduction"] == 0.2
     found = result.second_look
     assert found is not None and found["images"] == 400  # all that were held out
-    assert result.validation.reduction == found["reduction"]
+    assert result.validation.reduction == pytest.approx(found["reduction"])
     assert found["reduction"] == pytest.approx(0.2, abs=0.01)
     assert found["second_reduction"] == 0 and found["first_reduction"] > 0.3
 

@@ -15,6 +15,7 @@ KINDS = {
     "greedy": "fixed mask",
     "static": "fixed mask, by energy",
     "dynamic": "gates",
+    "mixed": "gates where they win",
     "torch-pruning, magnitude": "Torch-Pruning, magnitude",
     "torch-pruning, Taylor": "Torch-Pruning, Taylor",
 }

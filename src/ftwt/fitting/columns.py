@@ -58,7 +58,7 @@ def rank_filters(
     whole = opened(dynamic).eval()
     device = next(whole.parameters()).device
     sites = [site for site in find_sites(whole.network)[0] if site.gate is None]
-    readers = {name: _readers(dynamic, name, sites) for name in dynamic.gates}
+    readers = {name: readers_of(dynamic, name, sites) for name in dynamic.gates}
 
     def parts() -> Iterator[tuple[int, Tensor]]:
         for place, part in first(batches, images, accelerator=accelerator):
@@ -89,7 +89,7 @@ def rank_filters(
     )
 
 
-def _readers(
+def readers_of(
     dynamic: DynamicModel, unit: str, sites: list[Site]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The layers that read a unit: name -> the group and the columns of each of its filters.

@@ -199,7 +199,7 @@ def _refit(network: fx.GraphModule, site: Site, fitted: Moments, held: Moments) 
     assert isinstance(module, nn.Conv2d | nn.Linear)
     assert norm is None or isinstance(norm, BatchNorm)
     groups, inputs, outputs = shape_of(module)
-    slope, offset = _line(module, norm)
+    slope, offset = line(module, norm)
     now = module.weight.double().view(-1, inputs) * slope[:, None]
     found = fit(
         fitted,
@@ -214,7 +214,7 @@ def _refit(network: fx.GraphModule, site: Site, fitted: Moments, held: Moments) 
     return RepairedLayer(site.name, found.before, found.after, found.ridge, inputs, samples)
 
 
-def _line(module: nn.Conv2d | nn.Linear, norm: BatchNorm | None) -> tuple[Tensor, Tensor]:
+def line(module: nn.Conv2d | nn.Linear, norm: BatchNorm | None) -> tuple[Tensor, Tensor]:
     """What is done to a layer's sums: multiplied by a slope, and an offset added, (C,) float64."""
     bias = module.bias
     width = len(module.weight)
@@ -242,7 +242,7 @@ def _write(
         if norm.affine:  # a slope of nearly 0 would ask for weights without bounds
             flat = (var.double() + norm.eps).rsqrt() * norm.weight.double().abs() < FLAT
             norm.weight.copy_(torch.where(flat, (var.double() + norm.eps).sqrt(), norm.weight))
-        slope, start = _line(module, norm)
+        slope, start = line(module, norm)
         weights = weights / slope[:, None]
         mean.copy_(mean.double() - (offset - start) / slope)
     elif module.bias is not None:

@@ -213,7 +213,11 @@ def from_pretrained(
             example = torch.zeros(2, *config["input_shape"], dtype=dtype)
             # Of the gates that are not named in `skip` each was built, dear or not.
             built = convert(built, example, min_gain=-math.inf, **options)
-            built = built.freeze([(example, torch.zeros(2))]) if static else built
+            if static:
+                fixed = static if isinstance(static, list) else [*built.gates]
+                widths = {unit.name: unit.out_channels for unit in built.units}
+                masks = {name: torch.ones(widths.get(name, 1)) > 0 for name in map(str, fixed)}
+                built = built.fix(masks, partly=True)
     load_weights(built, tensors, source=directory)
     check_values(built, directory / WEIGHTS)
     if isinstance(built, DynamicModel):

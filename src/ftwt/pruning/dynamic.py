@@ -221,20 +221,21 @@ class DynamicModel(nn.Module):
             masks[name][rate.argsort(descending=True, stable=True)[:kept]] = True
         return self.fix(masks)
 
-    def fix(self, masks: Mapping[str, Tensor]) -> DynamicModel:
+    def fix(self, masks: Mapping[str, Tensor], *, partly: bool = False) -> DynamicModel:
         """Return a static network: each unit computes the same filters for every input.
 
         Args:
             masks: Unit -> (C,) bool, true where a filter is computed; all units with a gate.
+            partly: Units without a mask keep their gates.
 
         Returns:
-            A copy without predictors, trainable like any other network.
+            A copy without predictors where it is fixed, trainable like any other network.
 
         Raises:
             ValueError: A unit has no mask, does not exist, or has another number of filters; or a
                 mask keeps no filter.
         """
-        for name in {**self.gates, **masks}:
+        for name in masks if partly else {**self.gates, **masks}:
             check_unit(name, self.gates)
             width = next(unit.out_channels for unit in self.units if unit.name == name)
             mask = masks.get(name, torch.empty(0))
@@ -246,7 +247,7 @@ class DynamicModel(nn.Module):
         twin = copy.deepcopy(self)
         for name, mask in masks.items():
             twin._set_gate(name, FrozenGate(mask))
-        twin.config["static"] = True
+        twin.config["static"] = sorted(masks) if twin.predictors else True
         return twin.to(next(self.parameters()).device)
 
     @torch.no_grad()

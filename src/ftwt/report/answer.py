@@ -53,7 +53,7 @@ class Answer:
         dense_ms: Time of an image on the engine, dense; None if it was not measured.
         dynamic_ms: The same with gates.
         timed: Where and how that was measured.
-        kind: `dynamic`, `static` (one mask for all images), or `second-look`.
+        kind: `dynamic`, `static` (one mask for all images), `mixed` or `second-look`.
         other: Of an untrained network: kind, accuracy and reduction of the best other candidate.
         dense_elsewhere: Of a dense network that was tested on other images alone, which is no
             comparison: its accuracy, and how many they are.

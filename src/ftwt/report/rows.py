@@ -20,6 +20,7 @@ EXECUTED, PUBLISHED = "executed", "as published"  # how a row's MACs are counted
 UNTRAINED = {  # by `ftwt prune`
     "static": "static, repaired",
     "dynamic": "dynamic, repaired",
+    "mixed": "mixed, repaired",
     "second-look": "second look, repaired",
 }
 

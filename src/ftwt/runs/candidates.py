@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..budget.calibration import calibrate
 from ..budget.estimate import estimate
 from ..fitting.masks import Ranking, fixed_masks, inner_units
+from ..fitting.mixed import Mixed, mix
 from ..fitting.predictors import fit_predictors
 from ..fitting.repair import Repair, repair
 from ..fitting.second_look import SecondLookFit, Seen, fitted_to, see
@@ -21,9 +22,9 @@ from ..graph.trace import evaluating
 from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel, images_of
 from ..pruning.second_look import SecondLook, opened, run_counted
-from .latency import Clock, measure
+from .latency import Budget
 
-STATIC, DYNAMIC, LOOK = "static", "dynamic", "second-look"
+STATIC, DYNAMIC, MIXED, LOOK = "static", "dynamic", "mixed", "second-look"
 NEAR, TRIES = (
     1.02,
     4,
@@ -37,7 +38,7 @@ class Candidate:
     """One way to meet the budget, judged by images it was not fitted to.
 
     Args:
-        kind: `static`, `dynamic` or `second-look`.
+        kind: `static`, `dynamic`, `mixed` or `second-look`.
         reduction: Executed reduction on these images, predictors and second looks paid.
         error: How far its outputs are from the dense network's: the mean Kullback-Leibler
             divergence of class probabilities, or else the squared error as a share of the variance.
@@ -50,6 +51,7 @@ class Candidate:
             and agreement, by thresholds from the other half of the images.
         latency_ms: Of an image on the native engine with one thread, on average; None where it was
             not measured.
+        mixed: Of gates and fixed masks side by side: which unit got which.
     """
 
     kind: str
@@ -61,6 +63,7 @@ class Candidate:
     look: SecondLookFit | None = field(default=None, repr=False)
     again: float = 0.0
     latency_ms: float | None = None
+    mixed: Mixed | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures (not the network) as JSON values."""
@@ -69,7 +72,8 @@ class Candidate:
         look = None
         if self.look is not None:
             look = {name: value for name, value in vars(self.look).items() if name != "network"}
-        return told | {"repair": asdict(self.repair), "look": look}
+        mixed = None if self.mixed is None else asdict(self.mixed)
+        return told | {"repair": asdict(self.repair), "look": look, "mixed": mixed}
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -102,92 +106,6 @@ class Part:
                 yield part
             if begin >= end:
                 return
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What each candidate may cost.
-
-    Args:
-        reduction: Share of the MACs to save; of a budget in milliseconds, what a fixed mask saves
-            that takes as long.
-        latency_ms: Average time of an image on the native engine; None for a budget of MACs.
-        clock: Of a budget in milliseconds: what fixed masks take.
-        images: (N, C, H, W) to measure times with.
-    """
-
-    reduction: float
-    latency_ms: float | None
-    clock: Clock | None
-    images: np.ndarray
-
-    def average(self, cut: float) -> float:
-        """What a second look saves on average, whose first pass saves so much."""
-        if self.latency_ms is None or self.clock is None:
-            return self.reduction
-        return self.clock.average_for(self.latency_ms, cut)
-
-    def settle(self, network: DynamicModel, fitted: Iterable[Any]) -> float:
-        """Let gates save as much as the budget asks, in place; of milliseconds, as it takes.
-
-        Returns:
-            Their reduction.
-
-        Raises:
-            ValueError: They cannot.
-        """
-        asked = self.reduction
-        if self.latency_ms is None or self.clock is None:
-            return asked
-        taken, dense = 0.0, self.clock.times[0]
-        for _ in range(TRIES):
-            ms = measure({"gates": network, "dense": opened(network).eval()}, self.images)
-            taken = ms["gates"] / ms["dense"] * dense
-            if taken <= NEAR * self.latency_ms:
-                return asked
-            asked += (taken - self.latency_ms) / dense
-            if asked >= 1:
-                break
-            calibrate(network, fitted, reduction=asked, images=FEW)
-        raise ValueError(f"its gates take {taken:.2f} ms, {self.latency_ms:.2f} ms are asked")
-
-
-def make(
-    kind: str,
-    dynamic: DynamicModel,
-    ranking: Ranking,
-    fitted: Part,
-    *,
-    dense: nn.Module,
-    judge: Judge,
-    budget: Budget,
-) -> Candidate:
-    """Make a candidate of one kind: pruned, repaired and judged.
-
-    Args:
-        kind: `static`, `dynamic` or `second-look`.
-        dynamic: From `prunable`.
-        ranking: Of its filters.
-        fitted: Images to fit to.
-        dense: The network that is pruned.
-        judge: Of other images.
-        budget: What it may cost.
-
-    Raises:
-        ValueError: It cannot meet the budget, or the network has no such candidate.
-    """
-    if kind == LOOK:
-        return looking(dynamic, ranking, fitted, dense=dense, judge=judge, budget=budget)
-    reduction = budget.reduction
-    if kind == STATIC:
-        network = dynamic.fix(fixed_masks(dynamic, ranking, reduction=reduction))
-    else:
-        network = gated(dynamic, fitted, reduction=reduction, images=len(fitted))
-        reduction = budget.settle(network, fitted)
-    told = repair(network, fitted, dense=dense, images=len(fitted))
-    if network.predictors:  # repaired layers change what the next predictors see
-        calibrate(network, fitted, reduction=reduction, images=len(fitted))
-    return judge.judge(kind, network.eval(), told)
 
 
 def prunable(model: nn.Module, example: Tensor) -> DynamicModel:
@@ -289,6 +207,7 @@ def looking(
     dense: nn.Module,
     judge: Judge,
     budget: Budget,
+    teach: Callable[[DynamicModel], Any] | None = None,
 ) -> Candidate:
     """Make the second look that agrees with the dense network on most images.
 
@@ -302,6 +221,7 @@ def looking(
         dense: The network that looks again.
         judge: Of images that the network was not trained on, best.
         budget: On average, both passes counted.
+        teach: What trains a first pass in place, once it is repaired.
 
     Raises:
         ValueError: Outputs are no class scores, or no first pass saves enough.
@@ -321,6 +241,8 @@ def looking(
             continue
         first = dynamic.fix(masks)
         told = repair(first, fitted, dense=dense, images=len(fitted))
+        if teach is not None:
+            teach(first)
         network = SecondLook([first.eval(), second], [0.0])
         seen = Seen([see(first, judge.judges, len(judge.judges)), again], network.dense_macs)
         fit = fitted_to(seen, network, reduction=asked)
@@ -328,3 +250,63 @@ def looking(
     if not found:
         raise ValueError(f"no first pass saves enough: {refused[0]}")
     return min(found, key=lambda one: one.rank)
+
+
+@dataclass
+class Workshop:
+    """Makes candidates of one network for one budget.
+
+    Args:
+        dynamic: From `prunable`.
+        ranking: Of its filters.
+        fitted: Images to fit to.
+        dense: The network that is pruned.
+        judge: Of other images.
+        budget: What each candidate may cost.
+        teach: What trains each in place, once it is repaired.
+    """
+
+    dynamic: DynamicModel
+    ranking: Ranking
+    fitted: Part
+    dense: nn.Module
+    judge: Judge
+    budget: Budget
+    teach: Callable[[DynamicModel], Any] | None = None
+
+    @cached_property
+    def gates(self) -> DynamicModel:
+        """The network with fitted predictors, not repaired."""
+        return gated(
+            self.dynamic, self.fitted, reduction=self.budget.reduction, images=len(self.fitted)
+        )
+
+    def make(self, kind: str) -> Candidate:
+        """Make a candidate of one kind: pruned, repaired and judged.
+
+        Raises:
+            ValueError: It cannot meet the budget, or the network has no such candidate.
+        """
+        if kind == LOOK:
+            return looking(
+                self.dynamic, self.ranking, self.fitted,
+                dense=self.dense, judge=self.judge, budget=self.budget, teach=self.teach,
+            )  # fmt: skip
+        reduction, mixed = self.budget.reduction, None
+        if kind == STATIC:
+            masks = fixed_masks(self.dynamic, self.ranking, reduction=reduction)
+            network = self.dynamic.fix(masks)
+        elif kind == DYNAMIC:
+            network = copy.deepcopy(self.gates)
+        else:
+            network, mixed = mix(self.gates, self.ranking, self.fitted, reduction=reduction)
+        if network.predictors:
+            if mixed is not None:
+                calibrate(network, self.fitted, reduction=reduction, images=len(self.fitted))
+            reduction = self.budget.settle(network, self.fitted)
+        told = repair(network, self.fitted, dense=self.dense, images=len(self.fitted))
+        if self.teach is not None:
+            self.teach(network)
+        if network.predictors:  # repaired layers change what the next predictors see
+            calibrate(network, self.fitted, reduction=reduction, images=len(self.fitted))
+        return replace(self.judge.judge(kind, network.eval(), told), mixed=mixed)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..config import FixedConfig
 from ..evaluation.evaluate import evaluate
-from ..fitting.masks import fixed_masks, mean_saliency
+from ..fitting.columns import rank_filters
+from ..fitting.masks import fixed_masks
 from ..fitting.repair import repair
 from ..fitting.second_look import SecondLookFit, second_look
 from ..processes import gathered, processes
@@ -36,8 +37,8 @@ def masked(config: FixedConfig, dense: nn.Module, batches: Batches) -> DynamicMo
     """
     state = processes()
     inner = prunable(dense, gathered(next(iter(batches))[0], accelerator=state))
-    saliency = mean_saliency(inner, batches, accelerator=state)
-    first = inner.fix(fixed_masks(inner, saliency, reduction=config.mask_reduction))
+    ranking = rank_filters(inner, batches, accelerator=state)
+    first = inner.fix(fixed_masks(inner, ranking, reduction=config.mask_reduction))
     if config.second_look != "shared":
         repair(first, batches, dense=dense, accelerator=state)
         return first

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ..budget.calibration import calibrate
 from ..fitting.masks import Ranking, fixed_masks
 from ..lowering.compile import compile
 from ..pruning.dynamic import DynamicModel
+from ..pruning.second_look import opened
 
 TIMED_AT = (0.0, 0.2, 0.4, 0.6, 0.8)  # reductions whose latency is measured for a budget in ms
 CALLS = 30  # of each engine
+NEAR, TRIES = 1.02, 4  # of a latency that gates are settled to: how near, how often they are timed
+FEW = 256  # images that gates are settled with
 
 
 def measure(networks: Mapping[str, DynamicModel], images: np.ndarray) -> dict[str, float]:
@@ -105,3 +110,51 @@ class Clock:
                 f"its first pass, {cut:.0%} fewer MACs, takes {first:.2f} ms of {latency_ms:.2f}"
             )
         return cut - (latency_ms - first) / self.times[0]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each candidate may cost.
+
+    Args:
+        reduction: Share of the MACs to save; of a budget in milliseconds, what a fixed mask saves
+            that takes as long.
+        latency_ms: Average time of an image on the native engine; None for a budget of MACs.
+        clock: Of a budget in milliseconds: what fixed masks take.
+        images: (N, C, H, W) to measure times with.
+    """
+
+    reduction: float
+    latency_ms: float | None
+    clock: Clock | None
+    images: np.ndarray
+
+    def average(self, cut: float) -> float:
+        """What a second look saves on average, whose first pass saves so much."""
+        if self.latency_ms is None or self.clock is None:
+            return self.reduction
+        return self.clock.average_for(self.latency_ms, cut)
+
+    def settle(self, network: DynamicModel, fitted: Iterable[Any]) -> float:
+        """Let gates save as much as the budget asks, in place; of milliseconds, as it takes.
+
+        Returns:
+            Their reduction.
+
+        Raises:
+            ValueError: They cannot.
+        """
+        asked = self.reduction
+        if self.latency_ms is None or self.clock is None:
+            return asked
+        taken, dense = 0.0, self.clock.times[0]
+        for _ in range(TRIES):
+            ms = measure({"gates": network, "dense": opened(network).eval()}, self.images)
+            taken = ms["gates"] / ms["dense"] * dense
+            if taken <= NEAR * self.latency_ms:
+                return asked
+            asked += (taken - self.latency_ms) / dense
+            if asked >= 1:
+                break
+            calibrate(network, fitted, reduction=asked, images=FEW)
+        raise ValueError(f"its gates take {taken:.2f} ms, {self.latency_ms:.2f} ms are asked")

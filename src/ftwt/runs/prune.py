@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,11 +17,12 @@ from ..fitting.columns import rank_filters
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
-from .candidates import DYNAMIC, LOOK, STATIC, Budget, Candidate, Judge, Part, make, prunable
+from .candidates import DYNAMIC, LOOK, MIXED, STATIC, Candidate, Judge, Part, Workshop, prunable
 from .choice import choose, timed
-from .latency import Clock
+from .latency import Budget, Clock
 
-Gates = Literal["auto", "static", "dynamic", "second-look"]
+Gates = Literal["auto", "static", "dynamic", "mixed", "second-look"]
+KINDS = (STATIC, DYNAMIC, MIXED, LOOK)
 JUDGED = 4  # a fourth as many images as are fitted to judge, where none are held out
 FEWEST = 20  # images: to fit to and to judge by
 TIMED = 16  # images that the candidates' times are measured with
@@ -34,8 +35,8 @@ class Pruned(Shown):
     Args:
         network: The pruned network, in eval mode, for `ftwt.compile`, `ftwt.evaluate`,
             `ftwt.save_pretrained` and `ftwt.train`.
-        kind: `static` (the same filters for every image), `dynamic`, or `second-look` (a fixed
-            mask, and the whole network for images that it is unsure of).
+        kind: `static` (the same filters for every image), `dynamic`, `mixed` (gates on some units),
+            or `second-look` (a fixed mask, and the whole network for images that it is unsure of).
         why: Why this one.
         asked: The reduction asked for, or that of the latency asked for.
         candidates: All that were made, with their networks.
@@ -79,8 +80,9 @@ class Pruned(Shown):
             table.add_row("dense", "", f"{self.dense_ms:.2f} ms", "", "")
         yield table
         for one in self.candidates:
-            if one.look is not None:
-                yield one.look
+            for more in (one.mixed, one.look):
+                if more is not None:
+                    yield more
         yield self.why
 
 
@@ -93,15 +95,17 @@ def prune(
     gates: Gates = "auto",
     images: int = 2048,
     held_out: Iterable[tuple[Tensor, Any] | Tensor] | None = None,
+    teach: Callable[[DynamicModel], Any] | None = None,
     config: Any = None,
 ) -> Pruned:
     """Prune a trained network to a budget: no labels, no training.
 
     Units whose filters only layers read are pruned; residual streams stay whole. The same filters
     go for every image, those that their readers can best make good for (`static`), or predictors
-    are fitted that choose filters for each image (`dynamic`). Then the layers behind the masks are
-    repaired. Or a fixed mask that saves more than asked looks first, and images that it is unsure
-    of go through the whole network, too (`second-look`).
+    are fitted that choose filters for each image (`dynamic`), or each unit gets a gate or a fixed
+    mask, whatever leaves the layers behind it less of an error (`mixed`). Then these are repaired.
+    Or a fixed mask that saves more than asked looks first, and images that it is unsure of go
+    through the whole network, too (`second-look`).
 
     Of several candidates the one is taken that agrees with the dense network on most of the images
     that none was fitted to; but not one that saves less than half of the time that the fastest one
@@ -115,12 +119,15 @@ def prune(
         reduction: Share of the dense MACs to save, by `executed` counting.
         latency_ms: Instead: average time of one image on the native engine with one thread, on this
             machine. Each candidate gets the reduction at which it takes as long.
-        gates: `static`, `dynamic`, `second-look`, or `auto`: all of them, and the best is taken.
+        gates: `static`, `dynamic`, `mixed`, `second-look`, or `auto`: all of them, and the best is
+            taken.
         images: How many images to fit to, at most.
         held_out: Images that judge the candidates and set the threshold of a second look, as many
             at most. Best are some that the network was not trained on: on its training images it is
             surer of itself, and a second look saves less on others than asked. If not given, a
             fifth of the images.
+        teach: Called with each candidate once it is repaired, to train it in place: say with
+            `ftwt.train` and the dense network as teacher. So all get as much.
         config: Kept in the provenance.
 
     Returns:
@@ -152,11 +159,11 @@ def prune(
         reduction = clock.reduction_for(latency_ms)
     assert reduction is not None
     budget = Budget(reduction, latency_ms, clock, shown)
-    judge = Judge(model, judges)
+    workshop = Workshop(dynamic, ranking, fitted, model, Judge(model, judges), budget, teach)
     candidates, left_out = [], {}
-    for kind in (STATIC, DYNAMIC, LOOK) if gates == "auto" else (gates,):
+    for kind in KINDS if gates == "auto" else (gates,):
         try:
-            made = make(kind, dynamic, ranking, fitted, dense=model, judge=judge, budget=budget)
+            made = workshop.make(kind)
         except ValueError as error:  # predictors cost so much that gates cannot reach the budget
             if gates != "auto" or kind == STATIC:
                 raise

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from ..config import DataConfig
+from ..config import DataConfig, TrainConfig
 from ..contest.bench import bench
 from ..data import Epochs
 from ..evaluation.evaluate import evaluate
@@ -34,9 +34,11 @@ from ..report.write import write_report
 from ..runtime.engine import Engine, Kind
 from ..runtime.program import PREPROCESSING
 from ..training.lock import held
+from ..training.loop import train
 from .prune import FEWEST, Gates, Pruned, prune
 
 RIVALS = ("openvino", "onnxruntime")
+LR = 0.02  # of training after repair, as of the recipes under fixed masks
 TIMED, ROUNDS = 128, 7  # test images, and how often each contestant runs them
 
 
@@ -125,6 +127,7 @@ def prune_named(
     latency_ms: float | None = None,
     gates: Gates = "auto",
     images: int = 2048,
+    epochs: int = 0,
     precision: Precision = "f32",
     engine: Kind = "native",
     realtime: bool = False,
@@ -142,6 +145,7 @@ def prune_named(
         latency_ms: Instead: time of one image on this machine.
         gates: `static`, `dynamic`, `second-look` or `auto`.
         images: How many to fit to, at most.
+        epochs: Then train each candidate so long, with labels and the dense network as teacher.
         precision: Of our engines that are timed, and of the file; `int8` takes ranges of maps from
             the images that are fitted to.
         engine: Which of our engines to time; `reference` is for tests.
@@ -160,12 +164,20 @@ def prune_named(
         folder = Path(output)
         if (folder / PRUNED).exists():
             raise ValueError(f"{folder} holds a pruned network already; choose another --output")
+        if epochs < 0:
+            raise ValueError(f"epochs={epochs}: give 0 for no training, or more")
         source = resolve(model, weights or "pretrained")
         network, name = source.load(), source.model
         if isinstance(network, DynamicModel):
             raise ValueError(f"{model} is pruned already; name a dense network")
         splits = load_splits(data, source=source)
         check_classes(network, splits)
+        config_of = TrainConfig(epochs=max(1, epochs), lr=LR, distillation=1.0)
+
+        def teach(made: DynamicModel) -> None:
+            """Train a candidate, its weights and its gates; the budget is settled afterwards."""
+            train(made, splits.train, splits.validation, config_of, teacher=network)
+
         pruned = prune(
             network,
             splits.plain,
@@ -174,6 +186,7 @@ def prune_named(
             gates=gates,
             images=images,
             held_out=splits.validation if len(splits.validation.images) >= FEWEST else None,
+            teach=teach if epochs else None,
         )
         given: dict[str, Any] = {}
         if precision == "int8":

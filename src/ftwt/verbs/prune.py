@@ -31,10 +31,13 @@ class PruneCommand:
     latency_ms: float | None = None
     """Instead: milliseconds that one image may take on this machine, on one thread."""
     gates: Gates = "auto"
-    """static: the same filters for every image; dynamic: chosen for each; second-look: few filters
-    first, all of them for images that these are unsure of; auto: the best one."""
+    """static: the same filters for every image; dynamic: chosen for each; mixed: each unit as it is
+    better; second-look: few filters first, all of them for images that these are unsure of; auto:
+    the best one."""
     images: int = 2048
     """Training images to fit to; their labels are not read."""
+    epochs: int = 0
+    """Then train each candidate so long, with labels and the dense network as teacher."""
     precision: Precision = "f32"
     """Of our engines that are timed, and of the file: int8 for eight-bit maps and weights."""
     engine: Kind = "native"
@@ -57,6 +60,7 @@ class PruneCommand:
             latency_ms=self.latency_ms,
             gates=self.gates,
             images=self.images,
+            epochs=self.epochs,
             precision=self.precision,
             engine=self.engine,
             realtime=self.realtime,

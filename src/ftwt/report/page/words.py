@@ -80,6 +80,7 @@ def fewer(reduction: float) -> str:
 def _verdict(answer: Answer) -> str:
     paid_for = {
         "dynamic": ", the gates' own predictors included",
+        "mixed": ", the gates' own predictors included",
         "second-look": ", both passes of an image that is looked at again included",
     }
     included = paid_for.get(answer.kind, "")
@@ -199,6 +200,7 @@ def _other(answer: Answer, kind: str, top1: float, reduction: float) -> str:
     names = {
         "static": "One fixed mask for all images",
         "dynamic": "Gates, which choose filters for each image",
+        "mixed": "A gate or a fixed mask for each unit",
         "second-look": "A second look at the images that a fixed mask is unsure of",
     }
     change = answer.top1.mean - top1

@@ -168,7 +168,7 @@ class Pruned(_Made):
     Args:
         name: The folder, or the file without the ending.
         path: Its `prune.json`.
-        kind: Of the candidate that was chosen: `static`, `dynamic` or `second-look`.
+        kind: Of the candidate that was chosen: `static`, `dynamic`, `mixed` or `second-look`.
         asked: Reduction asked for.
         dense: The network as it was, on test images.
         candidates: What each candidate achieves, by kind.
