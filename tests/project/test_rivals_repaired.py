@@ -79,10 +79,10 @@ def test_all_candidates_are_scored_with_repair_and_without():
     subject = benchmark.subject_of("toy", network, images[:20].split(10), 20, test)
     with pytest.warns(UserWarning, match="unknowns"):
         rows = list(benchmark.compare(subject, 0.2, benchmark.KINDS))
-    assert [row["weights"] for row in rows] == 5 * [
+    assert [row["weights"] for row in rows] == 6 * [
         "as it is", "batch norm re-estimated", "repaired",
     ]  # fmt: skip
-    assert len({row["kind"] for row in rows}) == 5
+    assert len({row["kind"] for row in rows}) == 6
     for row in rows:
         assert row["reduction"] == pytest.approx(0.2, abs=0.06)
         assert 0 <= row["agreement"] <= 1
