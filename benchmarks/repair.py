@@ -3,6 +3,7 @@
     python benchmarks/repair.py cifar10-resnet20 --seeds 3
     python benchmarks/repair.py RUN --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
     python benchmarks/repair.py --imagenet IMAGES --weights mobilenet_v1_folded.safetensors
+    python benchmarks/repair.py RUN --cost --threads 2
 
 No labels are used and nothing is trained. A fixed mask keeps the filters of highest mean energy
 (`static`) or those that least squares cannot make good for (`greedy`); `mixed` has gates on the
@@ -12,16 +13,19 @@ images: as it is, with batch norm re-estimated, repaired. What Torch-Pruning lea
 fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs labels: it is
 given the dense network's guesses. IMAGES is as in `eight_bits.py`: every second image is fitted to,
 the others test.
-Writes `results/repair/NAME-seedS.json`, after each reduction.
+Writes `results/repair/NAME-seedS.json`, after each reduction. With `--cost`, a fixed mask is chosen
+and repaired alone: time and peak memory go to `results/repair-cost/NAME.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +47,7 @@ from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.runs.candidates import gated, prunable
 
-OUTPUT = Path("results/repair")
+OUTPUT, COSTS = Path("results/repair"), Path("results/repair-cost")
 KINDS = ("static", "greedy", "dynamic", "mixed", "magnitude", "taylor")
 RIVALS = {"magnitude": "torch-pruning, magnitude", "taylor": "torch-pruning, Taylor"}
 GRADIENT_IMAGES = 1000  # that Taylor's importance sees
@@ -70,7 +74,13 @@ def main() -> None:
     parser.add_argument("--reductions", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--cost", action="store_true", help="time and memory of one repair alone")
+    parser.add_argument("--threads", type=int, default=1)
     given = parse(parser)
+    torch.set_num_threads(given.threads)
+    if given.cost:
+        cost(of_imagenet(given) if given.imagenet else of_cifar(given, 0), given)
+        return
     for seed in range(given.seeds):
         subject = of_imagenet(given) if given.imagenet else of_cifar(given, seed)
         print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
@@ -136,7 +146,8 @@ def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
     fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
     name = given.name or given.network.replace(":", "-")
     dense = resolve(given.network).load().eval()
-    return subject_of(name, dense, fitted, given.images, splits.test)
+    test = islice(splits.test, 1) if given.cost else splits.test
+    return subject_of(name, dense, fitted, given.images, test)
 
 
 def of_imagenet(given: argparse.Namespace) -> Subject:
@@ -164,6 +175,29 @@ def subject_of(
     hits = sum(int((guesses == right).sum()) for _, right, guesses in parts)
     count = sum(len(right) for _, right, _ in parts)
     return Subject(name, dense, fitted, images, parts, hits / count)
+
+
+def cost(subject: Subject, given: argparse.Namespace) -> None:
+    """Choose a fixed mask and repair it; note what that takes."""
+    inner = prunable(subject.dense, images_of(next(iter(subject.fitted))))
+    begun = time.perf_counter(), time.process_time()
+    masks = fixed_masks(inner, rank_filters(inner, subject.fitted), reduction=given.reductions[0])
+    ranked = time.perf_counter()
+    told = ftwt.repair(inner.fix(masks), subject.fitted, dense=subject.dense, images=subject.images)
+    found = {
+        "network": subject.name,
+        "images": told.images,
+        "reduction": given.reductions[0],
+        "layers": len(told.layers),
+        "threads": given.threads,
+        "ranking_s": ranked - begun[0],
+        "repair_s": time.perf_counter() - ranked,
+        "processor_s": time.process_time() - begun[1],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "provenance": provenance(config=settings(given), seed=0),
+    }
+    print(found, flush=True)
+    write_json(COSTS / f"{subject.name}.json", found)
 
 
 def compare(subject: Subject, reduction: float, kinds: Iterable[str]) -> Iterable[dict[str, Any]]:

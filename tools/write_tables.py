@@ -19,7 +19,7 @@ from tables.contest import contest
 from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_torchvision
 from tables.exports import exports
 from tables.files import ROOT
-from tables.fitting import agreement, repair, repaired, second_look
+from tables.fitting import agreement, repair, repair_cost, repaired, second_look
 from tables.fuzz import fuzz
 from tables.imagenet import recipes
 from tables.int8 import eight_bits, eight_bits_speed, eight_bits_threads, footprint
@@ -84,6 +84,7 @@ TABLES: dict[str, Callable[[], str]] = {
         repaired,
         agreement,
         second_look,
+        repair_cost,
         eight_bits,
         eight_bits_speed,
         eight_bits_threads,

@@ -1,5 +1,6 @@
 """What Torch-Pruning leaves, as fixed masks: the same network, so that it can be repaired alike."""
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import structured  # noqa: E402
 from structured import Task, prune_to, replay  # noqa: E402
 
 import ftwt  # noqa: E402
+from ftwt.files.json import read_json  # noqa: E402
 from ftwt.models.mobilenet import mobilenet_v1  # noqa: E402
 from ftwt.models.resnet import resnet  # noqa: E402
 from ftwt.runs.candidates import prunable  # noqa: E402
@@ -87,3 +89,15 @@ def test_all_candidates_are_scored_with_repair_and_without():
         assert row["reduction"] == pytest.approx(0.2, abs=0.06)
         assert 0 <= row["agreement"] <= 1
     assert ftwt.evaluate(network, test).top1 == subject.top1
+
+
+def test_what_a_repair_takes_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "COSTS", tmp_path)
+    network, images = resnet(8).eval(), torch.randn(20, 3, 32, 32)
+    test = [(images[:2], torch.zeros(2, dtype=torch.long))]
+    subject = benchmark.subject_of("toy", network, images.split(10), 20, test)
+    given = argparse.Namespace(reductions=[0.2], threads=1, weights=None, imagenet=None)
+    benchmark.cost(subject, given)
+    found = read_json(tmp_path / "toy.json")
+    assert found["images"] == 20 and found["layers"] == 3
+    assert found["processor_s"] > 0 and found["ranking_s"] > 0 and found["peak_mb"] > 50

@@ -72,6 +72,34 @@ def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
     return table(("network (dense)", "fewer MACs", *KINDS.values()), rows) + _made(groups, "repair")
 
 
+def repair_cost() -> str:
+    """Time and memory of choosing a fixed mask and repairing it."""
+    found = [seeds[0] for _, seeds in grouped("results/repair-cost")]
+    if not found:
+        return MISSING.format("repair")
+    rows = [
+        (
+            one["network"],
+            f"{one['images']:,}",
+            percent(one["reduction"], 0),
+            str(one["layers"]),
+            str(one["threads"]),
+            f"{one['ranking_s'] + one['repair_s']:.0f} s",
+            f"{one['processor_s']:.0f} s",
+            f"{one['peak_mb'] / 1024:.1f} GB",
+        )
+        for one in found
+    ]
+    head = (
+        "network", "images", "fewer MACs", "layers repaired", "threads", "by the clock",
+        "of the processor", "peak memory",
+    )  # fmt: skip
+    made = [one["provenance"] for one in found]
+    cpu = " and ".join(dict.fromkeys(one["hardware"]["cpu"] for one in made))
+    path = "results/repair-cost"
+    return table(head, rows) + f"\n`--cost` at {commits(made)}, {cpu}: [{path}]({path}).\n"
+
+
 def second_look() -> str:
     """A second look beside the repaired fixed mask, at equal average cuts."""
     groups = grouped("results/second-look")
