@@ -22,7 +22,13 @@ from tables.files import ROOT
 from tables.fitting import agreement, repair, repair_cost, repaired, second_look
 from tables.fuzz import fuzz
 from tables.imagenet import recipes
-from tables.int8 import eight_bits, eight_bits_speed, eight_bits_threads, footprint
+from tables.int8 import (
+    eight_bits,
+    eight_bits_operations,
+    eight_bits_speed,
+    eight_bits_threads,
+    footprint,
+)
 from tables.photographs import photograph_gates, photograph_targets
 from tables.scaling import communication
 from tables.soak import soak
@@ -86,6 +92,7 @@ TABLES: dict[str, Callable[[], str]] = {
         second_look,
         repair_cost,
         eight_bits,
+        eight_bits_operations,
         eight_bits_speed,
         eight_bits_threads,
         contest,

@@ -7,6 +7,8 @@ from typing import Any
 from .files import ROOT, read
 from .layout import commits, origin, percent, table
 
+LEAST_SHARE = 0.05  # of a network's time, of what the table names
+
 
 def eight_bits() -> str:
     """Float engine beside int8, ranges by each rule, on the same test images."""
@@ -101,6 +103,37 @@ def eight_bits_threads() -> str:
     made = commits(result["provenance"] for result in results)
     where = "[results/int8-speed](results/int8-speed)"
     return table(head, rows) + f"\n`engine.py --precision int8` at {made}: {where}.\n"
+
+
+def eight_bits_operations() -> str:
+    """Where the time of eight-bit networks goes, by kind of operation."""
+    path = "results/int8-operations.json"
+    if not (ROOT / path).exists():
+        return "No results yet: `python benchmarks/operations.py torchvision:resnet18`.\n"
+    result = read(path)
+    whole: dict[tuple[str, float | None], float] = {}
+    for row in result["rows"]:
+        which = row["network"], row["keep"]
+        whole[which] = whole.get(which, 0.0) + row["ms"]
+    rows = []
+    for row in result["rows"]:
+        share = row["ms"] / whole[row["network"], row["keep"]]
+        if share < LEAST_SHARE:
+            continue
+        rows.append(
+            (
+                row["network"],
+                "none" if row["keep"] is None else f"keep {row['keep']:g}",
+                row["kind"],
+                str(row["count"]),
+                f"{row['ms']:.2f} ms",
+                percent(share, 0),
+                f"{row['gmacs']:.0f}" if row["gmacs"] >= 1 else "",
+            )
+        )
+    head = ("network", "gates", "operations", "how many", "an image", "share", "useful GMAC/s")
+    told = f"One 1x1 layer, 512 by 512 on 28x28, without gates: {result['gmacs']:.0f} GMAC/s."
+    return table(head, rows) + f"\n{told}\n" + origin(path, result)
 
 
 def _times(result: dict[str, Any]) -> dict[str, float]:

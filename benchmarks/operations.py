@@ -1,0 +1,101 @@
+"""Where the time of an eight-bit network goes, dense and with half of the filters by lot.
+
+    python benchmarks/operations.py torchvision:resnet18 cifar10-resnet56  # on an idle machine
+
+Each kind of operation: milliseconds of one image on one thread, and how many billions of the
+multiply-accumulates that the masks leave it does a second. Beside them stands what one large layer
+reaches, 1x1, without gates. Medians over runs, each with masks of its own.
+Writes `results/int8-operations.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import ftwt
+from ftwt.contest.steered import DECIDE, Steered, draw
+from ftwt.files.json import write_json
+from ftwt.files.provenance import provenance
+from ftwt.runtime import Operation, Predict, Program, QConv
+
+KEEP = 0.5
+SMALL = 64  # positions of planes whose weights are much to read
+STRAIGHT = (512, 28)  # channels and rows of the layer that nothing slows down
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="+")
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--output", default="results/int8-operations.json", help="file")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    began, rows = time.perf_counter(), []
+    for name in given.networks:
+        torch.manual_seed(0)
+        network = ftwt.models.create(name).eval()
+        size = 32 if name.startswith("cifar10") else 224
+        for keep in (None, KEEP):
+            rows += measured(name, network, size, keep, given)
+    channels, side = STRAIGHT
+    straight = nn.Sequential(nn.Conv2d(3, channels, 1), nn.ReLU(), nn.Conv2d(channels, 512, 1))
+    most = measured("one layer", straight.eval(), side, None, given)[0]["gmacs"]
+    for row in rows:
+        print(row)
+    told = provenance(config=vars(given), seed=0, duration_s=time.perf_counter() - began)
+    write_json(Path(given.output), {"gmacs": most, "rows": rows, "provenance": told})
+
+
+def measured(
+    name: str, network: nn.Module, size: int, keep: float | None, given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Each kind of operation of a network, those that take longest first."""
+    images = torch.randn(8, 3, size, size)
+    engine = ftwt.compile(
+        network, images[:1], keep=keep, precision="int8", calibrate=[images], check=False
+    )
+    program = engine.program
+    steered, random = Steered(program), np.random.default_rng(0)
+    kinds = [kind(program, op) for op in program.operations]
+    times, macs = [], []
+    for _ in range(given.runs):
+        steered.masks = DECIDE if keep is None else draw(program, np.full(1, keep), random)
+        _, stats = steered.run(images[:1].numpy())
+        times.append(steered.profile(images[:1].numpy(), runs=1))
+        macs.append(stats.macs[0])
+    spent, done = np.median(times, axis=0), np.mean(macs, axis=0)
+    rows = []
+    for one in dict.fromkeys(kinds):
+        among = np.array([other == one for other in kinds])
+        taken = float(spent[among].sum())
+        row = {"network": name, "keep": keep, "kind": one, "count": int(among.sum())}
+        rows.append(row | {"ms": taken, "gmacs": float(done[among].sum()) / taken / 1e6})
+    return sorted(rows, key=lambda row: -row["ms"])
+
+
+def kind(program: Program, op: Operation) -> str:
+    """What an operation is called in the table."""
+    if isinstance(op, Predict):
+        return "predictors"
+    if not isinstance(op, QConv):
+        return "pools, conversions"
+    height, width = program.constants[op.weight].shape[2:]
+    rows, columns = program.maps[op.out][1:]
+    if op.groups > 1:
+        return "depthwise"
+    if op.x <= 2 and program.maps[op.x][0] <= 4:
+        return "first layer"
+    where = "small planes" if rows * columns <= SMALL else "larger planes"
+    return f"{height}x{width}, {where}"
+
+
+if __name__ == "__main__":
+    main()
