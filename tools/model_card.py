@@ -251,6 +251,11 @@ def limits(result: Mapping[str, Any]) -> str:
             " Its cost depends on the image, so its time tells something of the image; and unusual "
             "images may cost more than the mean."
         )
+    if kind(result) != "dense":
+        text += (
+            f" With `{result['config']['model']}` to look again at the images that it is unsure of "
+            "(`ftwt.second_look`), it gives up less: docs/results.md."
+        )
     return text + " One network of one seed; other seeds give slightly other figures."
 
 
