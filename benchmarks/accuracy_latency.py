@@ -105,7 +105,7 @@ def contest(subject: repair.Subject, given: argparse.Namespace) -> Callable[[Any
     held = torch.cat([images_of(batch) for batch in subject.fitted])[: given.calibrate].float()
     ways: list[Way] = []
     left_out: dict[str, str] = {}
-    for pruning, network in networks(subject, images[:begin], given):
+    for pruning, network in networks(subject, images[:begin], given, left_out):
         print(pruning, flush=True)
         ways += ours(pruning, network, batches, held)
         if pruning == "dense":
@@ -142,7 +142,7 @@ def contest(subject: repair.Subject, given: argparse.Namespace) -> Callable[[Any
 
 
 def networks(
-    subject: repair.Subject, unseen: Tensor, given: argparse.Namespace
+    subject: repair.Subject, unseen: Tensor, given: argparse.Namespace, left_out: dict[str, str]
 ) -> Iterator[tuple[str, Any]]:
     """The network, and what became of it: pruning -> network.
 
@@ -157,7 +157,13 @@ def networks(
     for reduction in given.reductions:
         inner = prunable(subject.dense, images_of(next(iter(subject.fitted))))
         for kind in given.kinds:
-            yield f"{MADE[kind]}, {reduction:.0%}", made(kind, inner, subject, reduction)
+            name = f"{MADE[kind]}, {reduction:.0%}"
+            try:
+                network = made(kind, inner, subject, reduction)
+            except ValueError as wrong:
+                left_out[name] = str(wrong)
+                continue
+            yield name, network
     if given.second_look:
         first = made("greedy", inner, subject, FIRST)
         second = opened(inner).eval()
