@@ -22,14 +22,9 @@ from ..graph.trace import evaluating
 from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel, images_of
 from ..pruning.second_look import SecondLook, opened, run_counted
-from .latency import Budget
+from .latency import FEW, Budget
 
 STATIC, DYNAMIC, MIXED, LOOK = "static", "dynamic", "mixed", "second-look"
-NEAR, TRIES = (
-    1.02,
-    4,
-)  # of a latency that gates are settled to: how near, how often they are measured
-FEW = 256  # images that gates are settled with
 FURTHER = (0.1, 0.2)  # than asked: how much more a first pass saves, of which the better is taken
 
 
@@ -301,8 +296,8 @@ class Workshop:
         else:
             network, mixed = mix(self.gates, self.ranking, self.fitted, reduction=reduction)
         if network.predictors:
-            if mixed is not None:
-                calibrate(network, self.fitted, reduction=reduction, images=len(self.fitted))
+            if mixed is not None:  # near the budget; it is settled after the repair
+                calibrate(network, self.fitted, reduction=reduction, images=FEW)
             reduction = self.budget.settle(network, self.fitted)
         told = repair(network, self.fitted, dense=self.dense, images=len(self.fitted))
         if self.teach is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook, opened
@@ -30,17 +31,27 @@ def timed(
         The candidates with their average times, and the dense network's; as they were and None
         where the native engine is missing or cannot run one of them.
     """
-    networks = {DENSE: opened(dynamic).eval()}
-    for one in candidates:
-        made = one.network
-        networks[one.kind] = made.first if isinstance(made, SecondLook) else made
+    networks: dict[str, DynamicModel | SecondLook] = {DENSE: opened(dynamic).eval()}
+    networks |= {one.kind: one.network for one in candidates}
     try:
         ms = measure(networks, images)
     except (RuntimeError, ValueError):  # not built, or an operation that it does not have
         return list(candidates), None
-    spent = [ms[one.kind] + one.again * ms[DENSE] for one in candidates]
-    both = zip(candidates, spent, strict=True)
-    return [replace(one, latency_ms=taken) for one, taken in both], ms[DENSE]
+    dense = float(np.median(ms[DENSE]))
+    return [
+        replace(one, latency_ms=_average(one, ms[one.kind], dense, images)) for one in candidates
+    ], dense
+
+
+@torch.inference_mode()
+def _average(one: Candidate, ms: np.ndarray, dense_ms: float, images: np.ndarray) -> float:
+    """Milliseconds of an image; of second looks, with their share among all images that judge."""
+    if not isinstance(one.network, SecondLook):
+        return float(np.median(ms))
+    again = (one.network.look(torch.from_numpy(images)).passes > 1).numpy()
+    once = float(np.median(ms if again.all() else ms[~again]))
+    twice = float(np.median(ms[again])) if again.any() else once + dense_ms
+    return (1 - one.again) * once + one.again * twice
 
 
 def choose(candidates: Sequence[Candidate], dense_ms: float | None) -> tuple[Candidate, str]:

@@ -13,37 +13,41 @@ from ..budget.calibration import calibrate
 from ..fitting.masks import Ranking, fixed_masks
 from ..lowering.compile import compile
 from ..pruning.dynamic import DynamicModel
-from ..pruning.second_look import opened
+from ..pruning.second_look import SecondLook, opened
 
 TIMED_AT = (0.0, 0.2, 0.4, 0.6, 0.8)  # reductions whose latency is measured for a budget in ms
-CALLS = 30  # of each engine
+ROUNDS = 3  # of all images through each engine
 NEAR, TRIES = 1.02, 4  # of a latency that gates are settled to: how near, how often they are timed
 FEW = 256  # images that gates are settled with
 
 
-def measure(networks: Mapping[str, DynamicModel], images: np.ndarray) -> dict[str, float]:
+def measure(
+    networks: Mapping[str, DynamicModel | SecondLook], images: np.ndarray
+) -> dict[str, np.ndarray]:
     """Time networks in turns, image by image, with one thread.
 
     Args:
         networks: By name.
-        images: (N, C, H, W) float32, taken one after the other.
+        images: (N, C, H, W) float32.
 
     Returns:
-        Name -> median milliseconds of an image.
+        Name -> (N,) milliseconds of each image, the median of some rounds.
 
     Raises:
         RuntimeError: The native engine was not built.
         ValueError: The engine cannot run one of the networks.
     """
     engines = {name: compile(network, check=False) for name, network in networks.items()}
-    taken: dict[str, list[float]] = {name: [] for name in engines}
-    for call in range(CALLS + 1):
-        at = call % len(images)
-        for name, engine in engines.items():
-            start = time.perf_counter()
-            engine(images[at : at + 1])
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(ms[1:])) for name, ms in taken.items()}  # the first warms up
+    taken = {name: np.zeros((ROUNDS, len(images))) for name in engines}
+    for engine in engines.values():
+        engine(images[:1])  # warms up
+    for number in range(ROUNDS):
+        for at in range(len(images)):
+            for name, engine in engines.items():
+                start = time.perf_counter()
+                engine(images[at : at + 1])
+                taken[name][number, at] = 1e3 * (time.perf_counter() - start)
+    return {name: np.median(ms, axis=0) for name, ms in taken.items()}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Clock:
     @classmethod
     def of(cls, dynamic: DynamicModel, ranking: Ranking, images: np.ndarray) -> Clock:
         """Measure fixed masks of a network that save more and more, as far as there are any."""
-        networks = {}
+        networks: dict[str, DynamicModel | SecondLook] = {}
         for asked in TIMED_AT:
             try:
                 masks = fixed_masks(dynamic, ranking, reduction=asked)
@@ -69,7 +73,7 @@ class Clock:
                 break
             networks[str(asked)] = dynamic.fix(masks)
         times = measure(networks, images)
-        falling = np.minimum.accumulate(list(times.values()))
+        falling = np.minimum.accumulate([float(np.median(ms)) for ms in times.values()])
         return cls(tuple(map(float, times)), tuple(map(float, falling)))
 
     def reduction_for(self, latency_ms: float) -> float:
@@ -150,7 +154,7 @@ class Budget:
         taken, dense = 0.0, self.clock.times[0]
         for _ in range(TRIES):
             ms = measure({"gates": network, "dense": opened(network).eval()}, self.images)
-            taken = ms["gates"] / ms["dense"] * dense
+            taken = float(np.median(ms["gates"]) / np.median(ms["dense"])) * dense
             if taken <= NEAR * self.latency_ms:
                 return asked
             asked += (taken - self.latency_ms) / dense

@@ -25,7 +25,7 @@ Gates = Literal["auto", "static", "dynamic", "mixed", "second-look"]
 KINDS = (STATIC, DYNAMIC, MIXED, LOOK)
 JUDGED = 4  # a fourth as many images as are fitted to judge, where none are held out
 FEWEST = 20  # images: to fit to and to judge by
-TIMED = 16  # images that the candidates' times are measured with
+TIMED = 32  # images that the candidates' times are measured with
 
 
 @dataclass(frozen=True)
