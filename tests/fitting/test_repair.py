@@ -199,6 +199,28 @@ def test_where_maps_do_not_fit_into_memory_each_pass_starts_anew(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+def test_maps_are_kept_from_where_they_fit_into_memory(monkeypatch):
+    class Batches(list):
+        read = 0
+
+        def __iter__(self):
+            Batches.read += 1
+            return super().__iter__()
+
+    def narrowing() -> nn.Module:
+        return nn.Sequential(
+            *conv(3, 12), nn.ReLU(), nn.Conv2d(12, 6, 3, stride=3), nn.ReLU(), *conv(6, 6),
+            nn.ReLU(), *conv(6, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(6, 5),
+        )  # fmt: skip
+
+    dense, dynamic = pruned(narrowing)
+    monkeypatch.setattr("ftwt.fitting.passes.KEPT", 100_000)
+    told = repair(dynamic, Batches(pictures(40).split(10)), dense=dense, images=40)
+    assert len(told.layers) == 4
+    assert Batches.read == 2  # for the first two: what the others start from is small
+
+
 def test_labels_are_never_read():
     class Untouchable:
         def __getattribute__(self, name: str):

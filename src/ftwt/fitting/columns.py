@@ -182,21 +182,21 @@ class _Reader:
 
     def losses(self) -> Tensor:
         """(C,): by how much the error grows if each filter goes, infinite where it is gone."""
-        group, columns = self.group[:, None], self.columns
+        group, columns = self.group[self.there, None], self.columns[self.there]
         blocks = self.inverse[group[..., None], columns[:, :, None], columns[:, None, :]]
-        blocks[~self.there] = torch.eye(columns.shape[1], dtype=blocks.dtype, device=blocks.device)
         weights = self.weights[group, columns]
         grown = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2)) * self.scale
-        return grown.masked_fill(~self.there, torch.inf)
+        return grown.new_full(self.there.shape, torch.inf).masked_scatter(self.there, grown)
 
     def remove(self, filter: int) -> None:
         """Let a filter go, and the other weights follow."""
         group, columns = self.group[filter], self.columns[filter]
         inverse, weights = self.inverse[group], self.weights[group]
         both = torch.cat((inverse[columns], weights[columns]), 1)
-        step = inverse[:, columns] @ torch.linalg.solve(inverse[columns][:, columns], both)
-        inverse -= step[:, : len(inverse)]
-        weights -= step[:, len(inverse) :]
+        step = torch.linalg.solve(inverse[columns][:, columns], both)
+        touched = inverse[:, columns]
+        inverse.addmm_(touched, step[:, : len(inverse)], alpha=-1)
+        weights.addmm_(touched, step[:, len(inverse) :], alpha=-1)
         inverse[columns] = inverse[:, columns] = weights[columns] = 0
         self.there[filter] = False
 

@@ -64,7 +64,7 @@ class Run(fx.Interpreter):
 class Passes:
     """All batches on their way through two networks: the one that is repaired, and its teacher.
 
-    Feature maps are kept between passes where they fit into memory; else each pass starts anew.
+    Feature maps are kept between passes where they fit into memory; else the next pass starts anew.
 
     Args:
         network: The graph that is repaired.
@@ -85,7 +85,6 @@ class Passes:
         self.done = 0
         self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
         self.states: list[tuple[int, int, Run, Run]] | None = None
-        self.fits = True
 
     def values(
         self, before: str, mine: list[str], goal: str
@@ -107,7 +106,7 @@ class Passes:
         def keep(node: fx.Node) -> bool:
             return node.name in later
 
-        kept, size = [], 0
+        kept, size, fits = [], 0, True
         for place, count, run, taught in self._runs():
             run.advance(self.places[before], keep)
             further = max(self.places[name] for name in mine) + 1
@@ -118,12 +117,12 @@ class Passes:
             target = next(value for node, value in taught.env.items() if node.name == goal)
             yield place, count, found, target
             size += run.bytes() + taught.bytes()
-            self.fits = self.fits and size <= KEPT
-            if self.fits:
+            fits = fits and size <= KEPT
+            if fits:
                 kept.append((place, count, run, taught))
             else:
                 kept.clear()
-        self.states = kept if self.fits else None
+        self.states = kept if fits else None
 
     def _runs(self) -> Iterator[tuple[int, int, Run, Run]]:
         if self.states is not None:
