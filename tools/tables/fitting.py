@@ -59,10 +59,14 @@ def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
         return MISSING.format("repair")
     rows = []
     for name, results in groups:
+        seeds: dict[tuple[float, str, str], dict[int, float]] = {}
+        for result in sorted(results, key=lambda result: result["provenance"]["date"]):
+            for row in (row for row in result["rows"] if figure in row):
+                cell_of = seeds.setdefault((row["asked"], row["kind"], row["weights"]), {})
+                cell_of[result["provenance"]["seed"]] = row[figure]  # the latest of each seed
         found: dict[float, Cells] = {}
-        for row in (row for result in results for row in result["rows"] if figure in row):
-            cells = found.setdefault(row["asked"], {})
-            cells.setdefault((row["kind"], row["weights"]), []).append(row[figure])
+        for (asked, kind, step), values in seeds.items():
+            found.setdefault(asked, {})[kind, step] = list(values.values())
         dense = percent(results[0]["dense_top1"], 2)
         for asked in sorted(found):
             there = {kind for kind, step in found[asked] if step == STEPS[2]}
