@@ -328,3 +328,26 @@ def test_weights_that_no_network_can_be_rebuilt_with_are_not_saved(tmp_path: Pat
     with pytest.raises(ValueError, match=r"0\.weight is torch\.float8_e5m2.*bfloat16"):
         save_pretrained(tiny().to(torch.float8_e5m2), tmp_path / "eight")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_saves_that_are_interrupted_one_after_the_other_lose_nothing(tmp_path, monkeypatch):
+    model, network = dynamic(), models.create(NAME)
+    save_pretrained(model, tmp_path)
+    replace = os.replace
+
+    def ends(*paths: Any) -> None:  # behind the weights, and before the settings follow
+        if Path(paths[0]) == tmp_path / checkpoint.NEXT:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    def ends_early(*_: Any) -> None:  # before the weights
+        raise KeyboardInterrupt
+
+    for r, where, how in ((0.7, "os.replace", ends), (0.6, "save_tensors", ends_early)):
+        model.set_r(r)
+        classes = [f"{k}, saved with r = {r}" for k in range(10)]  # so the settings differ, too
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"ftwt.networks.pretrained.{where}", how)
+            save_pretrained(model, tmp_path, classes=classes)
+        found = from_pretrained(tmp_path, model=network)
+        assert {round(value, 3) for value in found.r.values()} == {0.7}

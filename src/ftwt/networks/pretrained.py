@@ -132,12 +132,22 @@ def save_pretrained(
     state = model.state_dict() if dtype is None else rounded(model.state_dict(), dtype)
     config["answer"] = None if dynamic is None else answer(dynamic)
     folder = Path(directory)
+    _finish(folder)
     write_json(folder / NEXT, config)
     save_tensors(folder / WEIGHTS, state, config)
     try:
         os.replace(folder / NEXT, folder / CONFIG)
     except FileNotFoundError:  # another process, which saves there too, took it away
         write_json(folder / CONFIG, config)
+
+
+def _finish(folder: Path) -> None:
+    """End a save that was interrupted between its two files: the next one may be, too."""
+    try:
+        if read_json(folder / NEXT) == load_metadata(folder / WEIGHTS):
+            os.replace(folder / NEXT, folder / CONFIG)
+    except (FileNotFoundError, ValueError):  # there was none, or nothing that could be read
+        pass
 
 
 def from_pretrained(
