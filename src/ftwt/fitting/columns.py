@@ -11,18 +11,17 @@ Surgeon": the increase of a quadratic error when weights are set to zero and the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..graph.trace import evaluating
-from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import opened
 from .masks import Ranking, mean_saliency
-from .passes import Passes
+from .passes import Passes, shown
 from .regression import Moments, covariances, damped
 from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites
@@ -56,18 +55,15 @@ def rank_filters(
         ValueError: There are no images, or an activation is not finite.
     """
     whole = opened(dynamic).eval()
-    device = next(whole.parameters()).device
     sites = [site for site in find_sites(whole.network)[0] if site.gate is None]
     readers = {name: readers_of(dynamic, name, sites) for name in dynamic.gates}
 
-    def parts() -> Iterator[tuple[int, Tensor]]:
-        for place, part in first(batches, images, accelerator=accelerator):
-            if len(part):
-                dynamic.check_input(part)
-                yield place, part.to(device)
-
-    wanted = [{*site.needs, site.goal} for site in sites]
-    passes = Passes(whole.network, whole.network, parts, wanted)
+    passes = Passes(
+        whole.network,
+        whole.network,
+        lambda: shown(dynamic, batches, images, accelerator=accelerator),
+        sites,
+    )
     ranked: dict[str, tuple[Tensor, Tensor]] = {}
     waiting: dict[str, list[_Reader]] = {name: [] for name in readers}
     with evaluating(whole):
@@ -140,19 +136,13 @@ def _sum(
         Moments(1, 1, groups * outputs, device),
     )
     count = 0
-    for _, images, found, target in passes.values(site.layer.name, site.needs, site.goal):
-        own = target if site.other is None else target - found[site.other.name]
-        read = found[site.needs[0]]
-        if not (read.isfinite().all() and own.isfinite().all()):
-            raise ValueError(
-                f"{site.name} reads or gives values that are not finite; look for NaN or infinity "
-                "in the images and the weights"
-            )
-        add_samples(moments, module, read, own, None, torch.arange(images, device=device))
-        values = target.movedim(1, -1) if isinstance(module, nn.Conv2d) else target
+    for read in passes.values(site):
+        index = torch.arange(read.count, device=device)
+        add_samples(moments, module, read.inputs, read.own, None, index)
+        values = read.target.movedim(1, -1) if isinstance(module, nn.Conv2d) else read.target
         flat = values.reshape(1, -1, groups * outputs)
         goal.add(flat.new_zeros(*flat.shape[:2], 1), flat)
-        count += images
+        count += read.count
     if not add_up([moments, goal], count, accelerator):
         raise ValueError("no images to rank filters on; give batches of images")
     free = site.norm is not None or getattr(module, "bias", None) is not None

@@ -14,20 +14,18 @@ from typing import Any
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..files.tables import Shown
-from ..graph.operations import BatchNorm
 from ..graph.trace import evaluating
-from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import Gate
 from ..pruning.second_look import opened
 from .columns import readers_of
 from .masks import Ranking, fixed_masks
-from .passes import Passes
-from .regression import Moments, fit
-from .repair import HELD_OUT, line
+from .passes import Passes, shown
+from .regression import Moments
+from .repair import HELD_OUT, solve
 from .samples import add_samples, shape_of
 from .sites import Site, find_sites
 
@@ -105,7 +103,7 @@ def _logits(dynamic: DynamicModel, batches: Iterable[Any], images: int) -> dict[
     """Unit -> (N, C) what predictors say, with all gates open."""
     found: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
     with evaluating(dynamic):
-        for _, part in first(batches, images):
+        for _, part in shown(dynamic, batches, images):
             _, gates = dynamic(part, gates="open", return_gates=True)
             for name, each in found.items():
                 each.append(gates[name].logits)
@@ -134,12 +132,7 @@ def _compare(
         if not mask.all()
     }
 
-    def parts() -> Iterator[tuple[int, Tensor]]:
-        yield from first(batches, images)
-
-    passes = Passes(
-        whole.network, whole.network, parts, [{*site.needs, site.goal} for site in sites]
-    )
+    passes = Passes(whole.network, whole.network, lambda: shown(dynamic, batches, images), sites)
     errors: dict[str, tuple[float, float]] = {}
     with evaluating(whole):
         for site in sites:
@@ -166,27 +159,16 @@ def _errors(
 ) -> Iterator[tuple[str, float, float]]:
     """Fit one layer behind each unit's masks: unit, errors with its fixed mask and its gate."""
     module = whole.network.get_submodule(site.name)
-    norm = None if site.norm is None else whole.network.get_submodule(site.norm)
-    assert isinstance(module, nn.Conv2d | nn.Linear)
-    assert norm is None or isinstance(norm, BatchNorm)
     shape, device = shape_of(module), next(module.parameters()).device
     sums = {key: (Moments(*shape, device), Moments(*shape, device)) for key in silent}
-    for place, count, found, target in passes.values(site.layer.name, site.needs, site.goal):
-        own = target if site.other is None else target - found[site.other.name]
-        inputs = found[site.needs[0]]
-        last = torch.arange(place, place + count) % HELD_OUT == HELD_OUT - 1
+    for read in passes.values(site):
+        places = torch.arange(read.place, read.place + read.count)
+        last = places % HELD_OUT == HELD_OUT - 1
         for key, off in silent.items():
-            gone = off[place : place + count].to(device)
-            x = inputs.masked_fill(gone.view(*gone.shape, *[1] * (inputs.dim() - 2)), 0)
+            gone = off[places].to(device)
+            x = read.inputs.masked_fill(gone.view(*gone.shape, *[1] * (read.inputs.dim() - 2)), 0)
             for moments, index in zip(sums[key], (~last, last), strict=True):
-                add_samples(moments, module, x, own, None, index.nonzero()[:, 0].to(device))
-    slope, offset = line(module, norm)
-    groups, inputs_, outputs = shape
-    now = (module.weight.double().view(-1, inputs_) * slope[:, None]).view(groups, outputs, inputs_)
-    free = module.bias is not None or norm is not None
-    left = {
-        key: fit(*both, now.mT, offset.view(groups, outputs), free_offset=free).after
-        for key, both in sums.items()
-    }
+                add_samples(moments, module, x, read.own, None, index.nonzero()[:, 0].to(device))
+    left = {key: solve(whole.network, site, *both).after for key, both in sums.items()}
     for name in dict.fromkeys(name for name, _ in silent):
         yield name, left[name, "fixed"], left[name, "gate"]

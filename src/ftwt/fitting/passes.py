@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
+
+from ..processes import first
+from ..pruning.dynamic import DynamicModel
+from .sites import Site
 
 KEPT = 2**30  # bytes of feature maps that may be kept; beyond, images are run from the start again
 
@@ -61,6 +66,48 @@ class Run(fx.Interpreter):
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def shown(
+    dynamic: DynamicModel, batches: Iterable[Any], images: int, *, accelerator: Any = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield images that a network can take, where it lies: (place of the first one, images).
+
+    Args:
+        dynamic: The network.
+        batches: Images (B, C, *spatial), with or without labels.
+        images: How many, at most, over all processes together.
+        accelerator: As for `repair`.
+
+    Raises:
+        ValueError: They are not of its shape, or not finite.
+    """
+    device = next(dynamic.parameters()).device
+    for place, part in first(batches, images, accelerator=accelerator):
+        if len(part):
+            dynamic.check_input(part)
+            yield place, part.to(device)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Of one batch, what a layer reads and should give.
+
+    Args:
+        place: Of its first image.
+        count: Of its images.
+        found: Node that the site needs -> value.
+        inputs: What the layer reads.
+        own: What it should give: the target less the other term of a sum.
+        target: The teacher's value.
+    """
+
+    place: int
+    count: int
+    found: dict[str, Any]
+    inputs: Tensor
+    own: Tensor
+    target: Tensor
+
+
 class Passes:
     """All batches on their way through two networks: the one that is repaired, and its teacher.
 
@@ -70,7 +117,7 @@ class Passes:
         network: The graph that is repaired.
         teacher: The same graph with the dense network's weights.
         batches: Called for each pass that starts anew: (place of the first image, images).
-        wanted: For each call of `values`, the names of all nodes that it will ask for.
+        sites: The layers of each call of `values`, in order.
     """
 
     def __init__(
@@ -78,27 +125,19 @@ class Passes:
         network: fx.GraphModule,
         teacher: fx.GraphModule,
         batches: Callable[[], Iterable[tuple[int, Tensor]]],
-        wanted: list[set[str]],
+        sites: Iterable[Site],
     ) -> None:
         self.network, self.teacher, self.batches = network, teacher, batches
-        self.wanted = wanted
+        self.wanted = [{*site.needs, site.goal} for site in sites]
         self.done = 0
         self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
         self.states: list[tuple[int, int, Run, Run]] | None = None
 
-    def values(
-        self, before: str, mine: list[str], goal: str
-    ) -> Iterator[tuple[int, int, dict[str, Any], Tensor]]:
-        """Yield, batch by batch, values of both networks.
+    def values(self, site: Site) -> Iterator[Reading]:
+        """Yield, batch by batch, what a layer reads and should give; it is about to be fitted.
 
-        Args:
-            before: The layer that is about to be fitted: nothing from it on is run for good.
-            mine: Nodes of the network that is repaired.
-            goal: A node of the teacher.
-
-        Yields:
-            The place of the batch's first image, its number of images, node -> value, and the
-            teacher's value.
+        Raises:
+            ValueError: That is not finite.
         """
         later = set().union(*self.wanted[self.done :])
         self.done += 1
@@ -108,14 +147,23 @@ class Passes:
 
         kept, size, fits = [], 0, True
         for place, count, run, taught in self._runs():
-            run.advance(self.places[before], keep)
-            further = max(self.places[name] for name in mine) + 1
+            run.advance(self.places[site.layer.name], keep)
+            further = max(self.places[name] for name in site.needs) + 1
             ahead = run if further <= run.at else run.fork()
             ahead.advance(further, keep)
-            found = {node.name: value for node, value in ahead.env.items() if node.name in mine}
-            taught.advance(self.places[goal] + 1, keep)
-            target = next(value for node, value in taught.env.items() if node.name == goal)
-            yield place, count, found, target
+            found = {
+                node.name: value for node, value in ahead.env.items() if node.name in site.needs
+            }
+            taught.advance(self.places[site.goal] + 1, keep)
+            target = next(value for node, value in taught.env.items() if node.name == site.goal)
+            inputs = found[site.needs[0]]
+            own = target if site.other is None else target - found[site.other.name]
+            if not (inputs.isfinite().all() and own.isfinite().all()):
+                raise ValueError(
+                    f"{site.name} reads or should give values that are not finite; look for NaN or "
+                    "infinity in the images and the weights"
+                )
+            yield Reading(place, count, found, inputs, own, target)
             size += run.bytes() + taught.bytes()
             fits = fits and size <= KEPT
             if fits:

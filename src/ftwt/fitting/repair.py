@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,9 @@ from torch import Tensor, fx, nn
 from ..files.tables import Shown
 from ..graph.operations import BatchNorm
 from ..graph.trace import evaluating
-from ..processes import first
 from ..pruning.dynamic import DynamicModel
-from .passes import Passes
-from .regression import Moments, fit
+from .passes import Passes, shown
+from .regression import Fit, Moments, fit
 from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites
 
@@ -119,12 +118,11 @@ def repair(
     """
     teacher = _teacher(dynamic, dense)
     sites, left = find_sites(dynamic.network)
-    device = next(dynamic.parameters()).device
     passes = Passes(
         dynamic.network,
         teacher.network,
-        lambda: _images(dynamic, batches, images, accelerator, device),
-        [{*site.needs, site.goal} for site in sites],
+        lambda: shown(dynamic, batches, images, accelerator=accelerator),
+        sites,
     )
     layers, count = [], 0
     with evaluating(dynamic), evaluating(teacher):
@@ -156,65 +154,58 @@ def _teacher(dynamic: DynamicModel, dense: nn.Module) -> DynamicModel:
     return teacher
 
 
-def _images(
-    dynamic: DynamicModel,
-    batches: Iterable[Any],
-    images: int,
-    accelerator: Any,
-    device: torch.device,
-) -> Iterator[tuple[int, Tensor]]:
-    for place, part in first(batches, images, accelerator=accelerator):
-        if len(part):
-            dynamic.check_input(part)
-            yield place, part.to(device)
-
-
 def _sum(network: fx.GraphModule, site: Site, passes: Passes) -> tuple[Moments, Moments, int]:
     """Sums over images to fit and over images held out, and how many images there were."""
     module = network.get_submodule(site.name)
     device = next(module.parameters()).device
     fitted, held = Moments(*shape_of(module), device), Moments(*shape_of(module), device)
     images = 0
-    for place, count, found, target in passes.values(site.layer.name, site.needs, site.goal):
-        images += count
-        inputs = found[site.needs[0]]
-        if site.other is not None:
-            target = target - found[site.other.name]
-        if not (inputs.isfinite().all() and target.isfinite().all()):
-            raise ValueError(
-                f"{site.name} reads or should give values that are not finite; look for NaN or "
-                "infinity in the images and the weights"
-            )
-        mask = None if site.gate is None else found[site.gate.name][1].mask
-        last = torch.arange(place, place + count, device=device) % HELD_OUT == HELD_OUT - 1
+    for read in passes.values(site):
+        images += read.count
+        mask = None if site.gate is None else read.found[site.gate.name][1].mask
+        places = torch.arange(read.place, read.place + read.count, device=device)
+        last = places % HELD_OUT == HELD_OUT - 1
         for moments, chosen in ((fitted, ~last), (held, last)):
-            add_samples(moments, module, inputs, target, mask, chosen.nonzero()[:, 0])
+            add_samples(moments, module, read.inputs, read.own, mask, chosen.nonzero()[:, 0])
     return fitted, held, images
 
 
 def _refit(network: fx.GraphModule, site: Site, fitted: Moments, held: Moments) -> RepairedLayer:
     """Solve for a layer's weights and write them, with the batch norm behind it."""
-    module = network.get_submodule(site.name)
-    norm = None if site.norm is None else network.get_submodule(site.norm)
-    assert isinstance(module, nn.Conv2d | nn.Linear)
-    assert norm is None or isinstance(norm, BatchNorm)
-    groups, inputs, outputs = shape_of(module)
-    slope, offset = line(module, norm)
-    now = module.weight.double().view(-1, inputs) * slope[:, None]
-    found = fit(
-        fitted,
-        held,
-        now.view(groups, outputs, inputs).mT,
-        offset.view(groups, outputs),
-        free_offset=module.bias is not None or norm is not None,
-    )
+    module, norm = _layer(network, site)
+    found = solve(network, site, fitted, held)
+    inputs = shape_of(module)[1]
     if found.ridge is not None:
         _write(module, norm, found.weights.mT.reshape(-1, inputs), found.offset.flatten())
     samples = int(fitted.weight.max() + held.weight.max())
     return RepairedLayer(site.name, found.before, found.after, found.ridge, inputs, samples)
 
 
-def line(module: nn.Conv2d | nn.Linear, norm: BatchNorm | None) -> tuple[Tensor, Tensor]:
+def solve(network: fx.GraphModule, site: Site, fitted: Moments, held: Moments) -> Fit:
+    """Fit a layer, with the batch norm behind it, to sums of what it reads and should give."""
+    module, norm = _layer(network, site)
+    groups, inputs, outputs = shape_of(module)
+    slope, offset = _line(module, norm)
+    now = module.weight.double().view(-1, inputs) * slope[:, None]
+    return fit(
+        fitted,
+        held,
+        now.view(groups, outputs, inputs).mT,
+        offset.view(groups, outputs),
+        free_offset=module.bias is not None or norm is not None,
+    )
+
+
+def _layer(network: fx.GraphModule, site: Site) -> tuple[nn.Conv2d | nn.Linear, BatchNorm | None]:
+    """The layer of a site, and the batch norm behind it."""
+    module = network.get_submodule(site.name)
+    norm = None if site.norm is None else network.get_submodule(site.norm)
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    assert norm is None or isinstance(norm, BatchNorm)
+    return module, norm
+
+
+def _line(module: nn.Conv2d | nn.Linear, norm: BatchNorm | None) -> tuple[Tensor, Tensor]:
     """What is done to a layer's sums: multiplied by a slope, and an offset added, (C,) float64."""
     bias = module.bias
     width = len(module.weight)
@@ -242,7 +233,7 @@ def _write(
         if norm.affine:  # a slope of nearly 0 would ask for weights without bounds
             flat = (var.double() + norm.eps).rsqrt() * norm.weight.double().abs() < FLAT
             norm.weight.copy_(torch.where(flat, (var.double() + norm.eps).sqrt(), norm.weight))
-        slope, start = line(module, norm)
+        slope, start = _line(module, norm)
         weights = weights / slope[:, None]
         mean.copy_(mean.double() - (offset - start) / slope)
     elif module.bias is not None:

@@ -153,7 +153,7 @@ class _Dates(type):
     """Takes any date for one of its own: some were made before."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, cls.__base__)  # type: ignore[arg-type]
+        return isinstance(instance, cls.__mro__[1])
 
 
 @contextmanager
