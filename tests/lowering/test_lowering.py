@@ -340,6 +340,19 @@ def test_shortcuts_and_scales_compute_only_what_masks_leave() -> None:
     check_against(dynamic, build(program), torch.randn(3, 4, 6, 5), "random")
 
 
+@pytest.mark.parametrize("head", ["standardized", "softmax"])
+@pytest.mark.parametrize("pool", ["max", "mean", "both"])
+def test_gates_read_zeros_around_a_map(pool: str, head: str) -> None:
+    body = (nn.ZeroPad2d((0, 1, 0, 1)), conv(padding=0, stride=2), nn.ReLU())
+    more = (nn.ZeroPad2d((0, 1, 0, 1)), conv(padding=0), nn.ReLU(), conv(4, 2))
+    dynamic = gated(nn.Sequential(*body, *more), pool=pool, head=head)
+    program = lower(dynamic)
+    x = torch.randn(8, 4, 6, 5)
+    x[:4] -= 4.0  # the zeros are the largest
+    for how in ("random", "predicted"):
+        check_against(dynamic, build(program), x, how)
+
+
 def test_gates_in_odd_places() -> None:
     def body(n: Any, x: Tensor) -> Tensor:
         y = n.a(x)  # read before and after its activation

@@ -22,7 +22,7 @@ from ..graph.trace import Ran, trace
 from ..pruning.dynamic import ARGUMENTS, DynamicModel, FrozenGate
 from ..pruning.method import Gate
 from ..pruning.own import OwnPredictor
-from ..runtime.program import Fixed, Predict, Program, Silence
+from ..runtime.program import Activate, Affine, Fixed, Predict, Program, Silence
 from ..runtime.program import Gate as Mask
 from .draft import Data, Draft
 from .fuse import fuse
@@ -321,15 +321,16 @@ class Walk:
                 f"the engine does not know the head {predictor.head} of unit {draft.name!r}; "
                 "convert with head='standardized', or export the network (ftwt.export)"
             )
-        inside_border, share = inputs, 1.0
-        if isinstance(inputs, Moved) and predictor.standardize and predictor.pool == "mean":
-            if len(inputs.shape) == 3:  # zeros around a map only make its means smaller
-                inside_border, _ = without_border(inputs)
-                share = math.prod(inside_border.shape) / math.prod(inputs.shape)
-        x = draft.whole(inside_border)
+        inner, share = inputs, 1.0
+        if isinstance(inputs, Moved) and len(inputs.shape) == 3:
+            inner, _ = without_border(inputs)
+            share = math.prod(inner.shape) / math.prod(inputs.shape)
+        x = draft.whole(inner)
         kinds: tuple[Kind, ...] = ("max", "mean")
         if predictor.pool != "both":
             kinds = (predictor.pool,)
+        folds = predictor.standardize is not None
+        features = tuple(self._pooled(x, kind, share, folds=folds) for kind in kinds)
         bias = double(predictor.linear.bias)
         weight = double(predictor.linear.weight)
         reduce = None if predictor.reduce is None else double(predictor.reduce.weight)
@@ -341,12 +342,13 @@ class Walk:
             first = (weight if reduce is None else reduce) * scale
             shift = first @ double(norm.running_mean)
             bias = bias - (shift if reduce is None else weight @ shift)
-            first = first * share
+            of_each = [share if kind == "mean" else 1.0 for kind in kinds]
+            first = first * np.repeat(of_each, draft.maps[x][0])
             weight, reduce = (first, None) if reduce is None else (weight, first)
         draft.add(
             Predict(
                 name=draft.name,
-                features=tuple(draft.pooled(x, kind) for kind in kinds),
+                features=features,
                 mask=mask,
                 weight=draft.constant("predict", weight),
                 bias=draft.constant("predict_bias", bias),
@@ -355,6 +357,25 @@ class Walk:
                 reduce=None if reduce is None else draft.constant("predict_reduce", reduce),
             )
         )
+
+    def _pooled(self, x: int, kind: Kind, share: float, *, folds: bool) -> int:
+        """Pool a map that is so large a share of one with zeros around it, as if it were that one.
+
+        The largest value is then at least 0. A mean becomes smaller, unless that `folds` into what
+        multiplies it.
+        """
+        draft, found = self.draft, self.draft.pooled(x, kind)
+        if share == 1 or (kind == "mean" and folds):
+            return found
+        count = draft.maps[found][0]
+        out, name = draft.map((count, 1, 1)), f"{draft.name}.padded"
+        if kind == "max":
+            draft.add(Activate(name=name, x=found, out=out, act="relu"))
+            return out
+        scale = draft.constant("share", np.full(count, share))
+        shift = draft.constant("shift", np.zeros(count))
+        draft.add(Affine(name=name, x=found, out=out, scale=scale, shift=shift))
+        return out
 
     def _silence(self, x: Data, mask: int) -> Data:
         out = self.draft.map(x.shape)
