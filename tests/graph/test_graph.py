@@ -207,7 +207,16 @@ def test_of_two_equal_branches_one_has_the_gate_after_their_sum() -> None:
     assert reasons == {"b": "its block's output has the gate of a"}
 
 
-@pytest.mark.parametrize("between", [nn.Identity(), nn.Dropout(0.1)])
+class Padded(nn.Module):
+    """Zeros after a map, by a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 1, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "between", [nn.Identity(), nn.Dropout(0.1), nn.ZeroPad2d((0, 1, 0, 1)), Padded()]
+)
 def test_a_depthwise_convolution_takes_its_producers_mask(between: nn.Module) -> None:
     model = nn.Sequential(
         nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU6()), between,
@@ -218,6 +227,26 @@ def test_a_depthwise_convolution_takes_its_producers_mask(between: nn.Module) ->
     assert [u.inherits for u in units.values()] == [None, "0.0", None]
     units, _ = found(model, depthwise="gate")
     assert [u.inherits for u in units.values()] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda m, x: F.pad(x, (1, 1), value=1.0),
+        lambda m, x: F.pad(x, (1, 1), mode="reflect"),
+        lambda m, x: F.pad(x[:, 1:], (0, 0, 0, 0, 1, 0)),
+        lambda m, x: m.ones(x),
+    ],
+)
+def test_a_depthwise_convolution_behind_another_border_takes_no_mask(between: Any) -> None:
+    model = Lambda(
+        lambda m, x: m.head(F.relu(m.depthwise(between(m, F.relu(m.stem(x)))))),
+        stem=conv(3, 8), depthwise=conv(8, 8, groups=8), ones=nn.ConstantPad2d(1, 1.0),
+        head=head(8),
+    )  # fmt: skip
+    units, reasons = found(model)
+    assert list(units) == ["stem"]
+    assert reasons == {"depthwise": "depthwise, and its producer has no gate"}
 
 
 def test_a_chain_of_depthwise_convolutions_takes_one_mask() -> None:

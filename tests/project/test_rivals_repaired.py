@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("torch_pruning", reason='torch-pruning is not installed: ".[static]"')
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -15,6 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import masked  # noqa: E402
 import repair as benchmark  # noqa: E402
 import structured  # noqa: E402
+from photographs import Padded  # noqa: E402
 from structured import Task, prune_to, replay  # noqa: E402
 
 import ftwt  # noqa: E402
@@ -38,7 +40,17 @@ def histories(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("build", [lambda: resnet(8), lambda: mobilenet_v1(width=0.25)])
+def padded() -> nn.Sequential:
+    """Layers with biases that pad after, not before, as TensorFlow's do."""
+    layers = [(3, 8, 2, 1), (8, 8, 1, 8), (8, 16, 1, 1), (16, 16, 2, 16), (16, 32, 1, 1)]
+    convolutions = [
+        Padded(torch.randn(out, fan_in // groups, 3, 3) / 3, torch.rand(out), stride=stride)
+        for fan_in, out, stride, groups in layers
+    ]
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+
+
+@pytest.mark.parametrize("build", [lambda: resnet(8), lambda: mobilenet_v1(width=0.25), padded])
 def test_masks_compute_what_the_smaller_network_computes(build, histories):
     network = build().eval()
     task = Task(network, torch.zeros(1, 3, 32, 32))

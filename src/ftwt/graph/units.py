@@ -203,13 +203,29 @@ def _last_conv(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
 
 
 def _producer(conv: fx.Node, network: fx.GraphModule) -> fx.Node:
-    """Return the node that made a depthwise convolution's input, but for dropout between."""
+    """Return the node that made a depthwise convolution's input, whose channels are the same.
+
+    Dropout may lie between, and zeros that are laid around a map.
+    """
     node = conv.all_input_nodes[0]
-    while (
-        recognised(node, network).startswith(("Dropout", "Identity")) and node.op == "call_module"
-    ):
+    while _passes_on(node, network):
         node = node.all_input_nodes[0]
     return node
+
+
+def _passes_on(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether each channel is one of the input's, zeros around it or not."""
+    module = _module(node, network)
+    if module is not None:
+        if isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):
+            return module.value == 0
+        return recognised(node, network).startswith(("Dropout", "Identity"))
+    if recognised(node, network) != "pad":
+        return False
+    given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
+    sides, mode = given["pad"], given.get("mode", "constant")
+    of_space = isinstance(sides, tuple | list) and len(sides) <= 4
+    return of_space and mode == "constant" and not given.get("value")
 
 
 def _reaches_output(node: fx.Node, network: fx.GraphModule) -> bool:
