@@ -19,7 +19,6 @@ import argparse
 import copy
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -38,13 +37,12 @@ from ftwt.contest import turns
 from ftwt.contest.rivals import BUILDERS, export_onnx, in_batches
 from ftwt.contest.turns import Contestant, disturbance, time_in_turns
 from ftwt.files.json import write_json
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.masks import inner_units
 from ftwt.networks.sources import resolve
 from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.pruning.second_look import SecondLook, opened
 from ftwt.records.contest import OURS, Contest, Entry
-from ftwt.runs.candidates import prunable
 
 OUTPUT = Path("results/contest")
 RIVALS = {
@@ -87,10 +85,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--realtime", action="store_true", help="before all other processes")
     given = repair.parse(parser)
-    began = time.perf_counter()
+    began = Start()
     subject = repair.of_imagenet(given) if given.imagenet else repair.of_cifar(given, 0)
     found = contest(subject, given)
-    made = provenance(config=repair.settings(given), seed=0, duration_s=time.perf_counter() - began)
+    made = provenance(config=repair.settings(given), seed=0, since=began)
     result = found(made)
     write_json(OUTPUT / f"{subject.name}.json", result.to_json())
     Console(width=150).print(result)
@@ -155,25 +153,24 @@ def networks(
         kind = "gates" if network.predictors else "fixed mask"
         yield f"{kind}, trained", network
     for reduction in given.reductions:
-        inner = prunable(subject.dense, images_of(next(iter(subject.fitted))))
         for kind in given.kinds:
             name = f"{MADE[kind]}, {reduction:.0%}"
             try:
-                network = made(kind, inner, subject, reduction)
+                network = made(kind, subject, reduction)
             except ValueError as wrong:
                 left_out[name] = str(wrong)
                 continue
             yield name, network
     if given.second_look:
-        first = made("greedy", inner, subject, FIRST)
-        second = opened(inner).eval()
+        first = made("greedy", subject, FIRST)
+        second = opened(subject.inner).eval()
         look = ftwt.second_look([first, second], unseen.split(100), reduction=AVERAGE)
         yield f"second look, {AVERAGE:.0%}", look.network
 
 
-def made(kind: str, inner: DynamicModel, subject: repair.Subject, cut: float) -> DynamicModel:
+def made(kind: str, subject: repair.Subject, cut: float) -> DynamicModel:
     """A network pruned and repaired without labels."""
-    network = repair.candidate(kind, inner, subject, cut)
+    network = repair.candidate(kind, subject, cut)
     ftwt.repair(network, subject.fitted, dense=subject.dense, images=subject.images)
     if kind == "dynamic":
         ftwt.calibrate(network, subject.fitted, reduction=cut, images=subject.images)

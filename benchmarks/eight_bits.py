@@ -15,7 +15,6 @@ ResNet-50 (torchvision's names; it strides in the first convolution of a block) 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from ftwt.config import DataConfig
 from ftwt.contest.rivals import export_onnx, in_batches, openvino_int8
 from ftwt.files.json import write_json
 from ftwt.files.pictures import Preprocessing, read_picture
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.lowering.ranges import RULES
 from ftwt.models.vision import import_vision
 from ftwt.networks.sources import resolve
@@ -98,7 +97,7 @@ def compare(
     given: argparse.Namespace,
 ) -> None:
     """Evaluate the float engine and one of eight bits for each rule."""
-    began = time.perf_counter()
+    began = Start()
     example = None if isinstance(network, DynamicModel) else held[:1]
     plain = ftwt.compile(network, example)
     right, guesses, masks = answers(plain, test)
@@ -132,7 +131,7 @@ def compare(
             "images": len(guesses),
             "f32_top1": right,
             "rows": rows,
-            "provenance": provenance(config=told, duration_s=time.perf_counter() - began),
+            "provenance": provenance(config=told, since=began),
         },
     )
 

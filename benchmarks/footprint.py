@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 
 import ftwt
 from ftwt.files.json import write_json
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.networks.sources import resolve
 from ftwt.runtime.program import Conv, Program, QConv
 
@@ -62,9 +61,9 @@ def main() -> None:
     parser.add_argument("--output", default="results/footprint.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.perf_counter()
+    began = Start()
     rows = [row for source in given.networks for row in measure(source, given.runs)]
-    made = provenance(config=vars(given), seed=0, duration_s=time.perf_counter() - began)
+    made = provenance(config=vars(given), seed=0, since=began)
     write_json(given.output, {"kind": "footprint", "rows": rows, "provenance": made})
 
 

@@ -11,7 +11,6 @@ Writes `results/int8-operations.json`.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import nn
 import ftwt
 from ftwt.contest.steered import Steered, draw
 from ftwt.files.json import write_json
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.runtime import Operation, Predict, Program, QConv
 
 KEEP = 0.5
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--output", default="results/int8-operations.json", help="file")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.perf_counter()
+    began = Start()
     subjects = []
     for name in given.networks:
         network = ftwt.models.create(name).eval()
@@ -54,7 +53,7 @@ def main() -> None:
     rows = [row for one in subjects for row in one.rows()]
     for row in rows:
         print(row)
-    told = provenance(config=vars(given), seed=0, duration_s=time.perf_counter() - began)
+    told = provenance(config=vars(given), seed=0, since=began)
     most = max(row["gmacs"] for row in rows if row["network"] == "one layer")
     rows = [row for row in rows if row["network"] != "one layer"]
     write_json(Path(given.output), {"gmacs": most, "rows": rows, "provenance": told})

@@ -9,10 +9,11 @@ No labels are used and nothing is trained. A fixed mask keeps the filters of hig
 (`static`) or those that least squares cannot make good for (`greedy`); `mixed` has gates on the
 units where they leave less of an error. Each candidate is asked for
 the same executed reduction, fitted to the same images (a seed draws them) and evaluated on all test
-images: as it is, with batch norm re-estimated, repaired. What Torch-Pruning leaves is repaired as
-fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs labels: it is
-given the dense network's guesses. IMAGES is as in `eight_bits.py`: every second image is fitted to,
-the others test.
+images: as it is, with batch norm re-estimated, repaired. `auto` is that of ours which agrees most
+with the dense network on other images, as `ftwt.prune` chooses. What Torch-Pruning leaves is
+repaired as fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs
+labels: it is given the dense network's guesses. IMAGES is as in `eight_bits.py`: every second image
+is fitted to (of five of these, one judges `auto`), the others test.
 Writes `results/repair/NAME-seedS.json`, after each reduction. With `--cost`, a fixed mask is chosen
 and repaired alone: time and peak memory go to `results/repair-cost/NAME.json`.
 """
@@ -23,8 +24,9 @@ import argparse
 import copy
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,17 +40,19 @@ from ftwt.config import DataConfig
 from ftwt.data import Batches
 from ftwt.files.json import write_json
 from ftwt.files.pictures import read_picture
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.columns import rank_filters
-from ftwt.fitting.masks import fixed_masks, mean_saliency
+from ftwt.fitting.masks import Ranking, fixed_masks, mean_saliency
 from ftwt.fitting.mixed import mix
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel, images_of
-from ftwt.runs.candidates import gated, prunable
+from ftwt.runs.candidates import Judge, Part, gated, prunable
+from ftwt.runs.prune import JUDGED
 
 OUTPUT, COSTS = Path("results/repair"), Path("results/repair-cost")
 KINDS = ("static", "greedy", "dynamic", "mixed", "magnitude", "taylor")
+WAYS = ("as it is", "batch norm re-estimated", "repaired")
 RIVALS = {"magnitude": "torch-pruning, magnitude", "taylor": "torch-pruning, Taylor"}
 GRADIENT_IMAGES = 1000  # that Taylor's importance sees
 AT_ONCE = 50
@@ -56,14 +60,40 @@ AT_ONCE = 50
 
 @dataclass(frozen=True)
 class Subject:
-    """A dense network, images to fit to, and batches of (images, labels, the network's guesses)."""
+    """A dense network and images.
+
+    Args:
+        name: Of the network.
+        dense: The network.
+        fitted: Batches of images to fit to.
+        images: How many these are.
+        judges: Batches of others, by which `auto` chooses.
+        test: Batches of images, labels and the dense network's guesses.
+        top1: The dense network's accuracy.
+    """
 
     name: str
     dense: nn.Module
     fitted: Any
     images: int
+    judges: Any
     test: list[tuple[Tensor, Tensor, Tensor]]
     top1: float
+
+    @cached_property
+    def inner(self) -> DynamicModel:
+        """Ready to be pruned."""
+        return prunable(self.dense, images_of(next(iter(self.fitted))))
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """Of its filters, by what least squares cannot make good for."""
+        return rank_filters(self.inner, self.fitted)
+
+    @cached_property
+    def energy(self) -> dict[str, Tensor]:
+        """Of its filters, on average."""
+        return mean_saliency(self.inner, self.fitted, images=self.images)
 
 
 def main() -> None:
@@ -74,6 +104,7 @@ def main() -> None:
     parser.add_argument("--reductions", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--cost", action="store_true", help="time and memory of one repair alone")
     parser.add_argument("--threads", type=int, default=1)
     given = parse(parser)
@@ -84,9 +115,9 @@ def main() -> None:
     for seed in range(given.seeds):
         subject = of_imagenet(given) if given.imagenet else of_cifar(given, seed)
         print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
-        began, rows = time.perf_counter(), []
+        began, rows = Start(), []
         for reduction in given.reductions:
-            for row in compare(subject, reduction, given.kinds):
+            for row in compare(subject, reduction, given.kinds, given.ways):
                 rows.append({"asked": reduction, **row})
                 print(rows[-1], flush=True)
                 write_json(
@@ -100,7 +131,7 @@ def main() -> None:
                         "provenance": provenance(
                             config=settings(given),
                             seed=seed,
-                            duration_s=time.perf_counter() - began,
+                            since=began,
                         ),
                     },
                 )
@@ -143,11 +174,15 @@ def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
     splits = load_splits(data)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(splits.plain.images), generator=generator)
-    fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
+    count, judged = given.images, given.images // JUDGED
+    fitted, judges = (
+        Batches(splits.plain.images.select(part), batch_size=256)
+        for part in (order[:count], order[count : count + judged])
+    )
     name = given.name or given.network.replace(":", "-")
     dense = resolve(given.network).load().eval()
     test = islice(splits.test, 1) if given.cost else splits.test
-    return subject_of(name, dense, fitted, given.images, test)
+    return subject_of(name, dense, fitted, count, judges, test)
 
 
 def of_imagenet(given: argparse.Namespace) -> Subject:
@@ -156,15 +191,24 @@ def of_imagenet(given: argparse.Namespace) -> Subject:
     paths = sorted(given.imagenet.glob("[0-9][0-9][0-9]_*.jpg"))
     images = torch.stack([torch.from_numpy(read_picture(path, how)) for path in paths])
     labels = torch.tensor([int(path.name[:3]) for path in paths])
-    fitted = images[::2][: given.images]
+    shown = images[::2][: given.images]
+    fitted, judges = shown.split(
+        [len(shown) - len(shown) // (JUDGED + 1), len(shown) // (JUDGED + 1)]
+    )
     test = [(images[1::2], labels[1::2])]
     name = given.name or f"imagenet-{given.weights.stem}"
-    return subject_of(name, dense, fitted.split(AT_ONCE), len(fitted), test)
+    batches, others = fitted.split(AT_ONCE), judges.split(AT_ONCE)
+    return subject_of(name, dense, batches, len(fitted), others, test)
 
 
 @torch.inference_mode()
 def subject_of(
-    name: str, dense: nn.Module, fitted: Any, images: int, test: Iterable[tuple[Tensor, Tensor]]
+    name: str,
+    dense: nn.Module,
+    fitted: Any,
+    images: int,
+    judges: Any,
+    test: Iterable[tuple[Tensor, Tensor]],
 ) -> Subject:
     """Note what the dense network says of the test images."""
     parts = [
@@ -174,14 +218,13 @@ def subject_of(
     ]
     hits = sum(int((guesses == right).sum()) for _, right, guesses in parts)
     count = sum(len(right) for _, right, _ in parts)
-    return Subject(name, dense, fitted, images, parts, hits / count)
+    return Subject(name, dense, fitted, images, judges, parts, hits / count)
 
 
 def cost(subject: Subject, given: argparse.Namespace) -> None:
     """Choose a fixed mask and repair it; note what that takes."""
-    inner = prunable(subject.dense, images_of(next(iter(subject.fitted))))
-    begun = time.perf_counter(), time.process_time()
-    masks = fixed_masks(inner, rank_filters(inner, subject.fitted), reduction=given.reductions[0])
+    inner, begun = subject.inner, (time.perf_counter(), time.process_time())
+    masks = fixed_masks(inner, subject.ranking, reduction=given.reductions[0])
     ranked = time.perf_counter()
     told = ftwt.repair(inner.fix(masks), subject.fitted, dense=subject.dense, images=subject.images)
     found = {
@@ -200,30 +243,49 @@ def cost(subject: Subject, given: argparse.Namespace) -> None:
     write_json(COSTS / f"{subject.name}.json", found)
 
 
-def compare(subject: Subject, reduction: float, kinds: Iterable[str]) -> Iterable[dict[str, Any]]:
+def compare(
+    subject: Subject, reduction: float, kinds: Iterable[str], ways: Iterable[str] = WAYS
+) -> Iterable[dict[str, Any]]:
     """Evaluate the candidates at one reduction."""
-    inner = prunable(subject.dense, images_of(next(iter(subject.fitted))))
+    judge, ours = Judge(subject.dense, part(subject.judges)), []
     for kind in kinds:
-        network = candidate(kind, inner, subject, reduction)
-        yield from with_and_without(kind, network.eval(), subject, reduction)
+        try:
+            network = candidate(kind, subject, reduction).eval()
+        except ValueError as wrong:  # no gate wins, or predictors cost more than the budget
+            yield {"kind": RIVALS.get(kind, kind), "refused": str(wrong)}
+            continue
+        for how in ways:
+            began = time.perf_counter()
+            changed, told = change(how, network, subject, reduction)
+            if changed is None:
+                continue
+            row = {"kind": RIVALS.get(kind, kind), "weights": how, **score(changed, subject.test)}
+            yield row | {"seconds": round(time.perf_counter() - began, 1)}
+            if told is not None and kind not in RIVALS:
+                ours.append((judge.judge(kind, changed, told), row))
+    if ours:
+        best, row = min(ours, key=lambda one: one[0].rank)
+        yield row | {"kind": "auto", "chosen": best.kind}
 
 
-def candidate(kind: str, inner: DynamicModel, subject: Subject, reduction: float) -> DynamicModel:
+def part(batches: Iterable[Any]) -> Part:
+    """All of the images of batches."""
+    return Part(batches, 0, sum(len(images_of(batch)) for batch in batches))
+
+
+def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:
     """A network pruned by masks, not repaired."""
+    inner, fitted = subject.inner, subject.fitted
     if kind in RIVALS:
         return rival(kind, subject, reduction)
-    if kind == "static":
-        saliency = mean_saliency(inner, subject.fitted, images=subject.images)
-        return inner.fix(fixed_masks(inner, saliency, reduction=reduction))
-    if kind == "greedy":
-        ranking = rank_filters(inner, subject.fitted)
-        return inner.fix(fixed_masks(inner, ranking, reduction=reduction))
-    gates = gated(inner, subject.fitted, reduction=reduction, images=subject.images)
+    if kind in ("static", "greedy"):
+        order = subject.energy if kind == "static" else subject.ranking
+        return inner.fix(fixed_masks(inner, order, reduction=reduction))
+    gates = gated(inner, subject.ranking, fitted, reduction=reduction, images=subject.images)
     if kind == "mixed":
-        ranking = rank_filters(inner, subject.fitted)
-        gates, told = mix(gates, ranking, subject.fitted, reduction=reduction)
+        gates, told = mix(gates, subject.ranking, fitted, reduction=reduction)
         print(told, flush=True)
-        ftwt.calibrate(gates, subject.fitted, reduction=reduction, images=subject.images)
+        ftwt.calibrate(gates, fitted, reduction=reduction, images=subject.images)
     return gates
 
 
@@ -242,29 +304,22 @@ def rival(kind: Any, subject: Subject, reduction: float) -> DynamicModel:
     return pruned_as_masks(task, reduction)[0]
 
 
-def with_and_without(
-    kind: str, network: DynamicModel, subject: Subject, reduction: float
-) -> Iterable[dict[str, Any]]:
-    """Score a network as it is, with batch norm re-estimated, and repaired."""
-
-    def made(how: str, change: Callable[[DynamicModel], Any] | None) -> dict[str, Any]:
-        began, changed = time.perf_counter(), network
-        if change is not None:
-            changed = copy.deepcopy(network)
-            change(changed)
-            if network.predictors:  # what was changed decides what its gates see
-                ftwt.calibrate(changed, subject.fitted, reduction=reduction, images=subject.images)
-        seconds = round(time.perf_counter() - began, 1)
-        name = RIVALS.get(kind, kind)
-        return {"kind": name, "weights": how, **score(changed, subject.test), "seconds": seconds}
-
-    yield made("as it is", None)
-    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        yield made("batch norm re-estimated", lambda net: reestimate(net, subject.fitted))
-    yield made(
-        "repaired",
-        lambda net: ftwt.repair(net, subject.fitted, dense=subject.dense, images=subject.images),
-    )
+def change(
+    how: str, network: DynamicModel, subject: Subject, reduction: float
+) -> tuple[DynamicModel | None, Any]:
+    """A network in one of the ways, and what its repair did; None if it has no batch norm."""
+    if how == WAYS[0]:
+        return network, None
+    changed, told = copy.deepcopy(network), None
+    if how == WAYS[1]:
+        if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+            return None, None
+        reestimate(changed, subject.fitted)
+    else:
+        told = ftwt.repair(changed, subject.fitted, dense=subject.dense, images=subject.images)
+    if network.predictors:  # what was changed decides what its gates see
+        ftwt.calibrate(changed, subject.fitted, reduction=reduction, images=subject.images)
+    return changed.eval(), told
 
 
 @torch.no_grad()

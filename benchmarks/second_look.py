@@ -16,7 +16,6 @@ Writes `results/second-look/NETWORK-seedS.json`.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import ftwt
 from ftwt.config import DataConfig
 from ftwt.data import Batches
 from ftwt.files.json import write_json
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.second_look import Seen, see
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--std", type=float, nargs=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.perf_counter()
+    began = Start()
     data = DataConfig(
         data_root=given.data_root,
         mean=None if given.mean is None else tuple(given.mean),
@@ -96,7 +95,7 @@ def main() -> None:
                 "provenance": provenance(
                     config=vars(given) | {"data_root": None},
                     seed=given.seed,
-                    duration_s=time.perf_counter() - began,
+                    since=began,
                 ),
             },
         )

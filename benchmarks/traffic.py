@@ -11,7 +11,6 @@ streams its weights through the same kernels in the same run.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from rich.table import Table
 import ftwt
 from ftwt.contest.steered import Steered, draw
 from ftwt.files.json import write_json
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.runtime import Conv, Engine, Operation, Program, Stats
 
 LARGE = 8192  # inputs and outputs of the layer that streams: 256 MiB
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
-    began = time.perf_counter()
+    began = Start()
     torch.manual_seed(0)
     network = ftwt.models.create("cifar10-vgg16-bn").eval()
     image = torch.randn(1, 3, 32, 32)
@@ -72,9 +71,7 @@ def main() -> None:
         "bound_ms": float(bound.sum()),
         "measured_ms": float(milliseconds.sum()),
         "reached": float(bound.sum() / milliseconds.sum()),
-        "provenance": provenance(
-            config=vars(arguments), seed=0, duration_s=time.perf_counter() - began
-        ),
+        "provenance": provenance(config=vars(arguments), seed=0, since=began),
     }
     write_json(Path(arguments.output), result)
     table = Table("layer", "MB", "bound, ms", "measured, ms")

@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 import mutations
 from ftwt.files.json import write_json
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.runtime import _native
 
 
@@ -37,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     sanitized = "libasan" in Path("/proc/self/maps").read_text()
     memory = None if sanitized else mutations.BYTES
-    began = time.perf_counter()
+    began = Start()
     with tempfile.TemporaryDirectory() as folder:
         found = mutations.fuzz_within_limits(
             Path(folder), options.first, options.count, memory=memory
@@ -50,7 +49,7 @@ def main() -> None:
         "seconds_allowed": mutations.SECONDS,
         "bytes_allowed": memory,
         "outcomes": found,
-        "provenance": provenance(seed=options.first, duration_s=time.perf_counter() - began),
+        "provenance": provenance(seed=options.first, since=began),
     }
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, result)

@@ -33,7 +33,7 @@ import ftwt
 from ftwt import data, models, runtime
 from ftwt.data import Batches
 from ftwt.files.json import write_json
-from ftwt.files.provenance import provenance
+from ftwt.files.provenance import Start, provenance
 from ftwt.training.loop import Interrupted
 
 NETWORK = "cifar10-mobilenet-v1-x0.25"
@@ -229,12 +229,12 @@ def main() -> int:
     parser.add_argument("--bound", type=float, default=BOUND_MB_PER_HOUR, help="MB per hour")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    work = Soak()
+    began, work = Start(), Soak()
     samples = soak(arguments.minutes, rounds=work.round, show=lambda line: print(line, flush=True))
     found = judge(samples, bound=arguments.bound)
     every = max(1, len(samples) // 200)
     config = {"minutes": arguments.minutes, "network": NETWORK, "train": CONFIG.to_json()}
-    origin = provenance(config=config, seed=0, duration_s=samples[-1].seconds)
+    origin = provenance(config=config, seed=0, since=began)
     result = {
         "kind": "soak",
         "rounds": len(samples),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ftwt.files.atomic import replacing, sweep
 from ftwt.files.json import read_json, write_json
-from ftwt.files.provenance import command_line, provenance
+from ftwt.files.provenance import Start, command_line, provenance
 from ftwt.files.tables import Shown
 
 
@@ -24,10 +24,14 @@ class Figures:
 
 def test_provenance_says_how_to_repeat_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/opt/bin/ftwt", "train", "--output", "runs/a"])
-    origin = json.loads(json.dumps(provenance(config={"lr": 0.1}, seed=3, duration_s=1.23456)))
+    start = Start()
+    start.at -= 1.5
+    origin = json.loads(json.dumps(provenance(config={"lr": 0.1}, seed=3, since=start)))
     assert origin["command"] == "ftwt train --output runs/a"
     assert origin["config"] == {"lr": 0.1}
-    assert (origin["seed"], origin["duration_s"]) == (3, 1.235)
+    assert origin["seed"] == 3 and 1.5 <= origin["duration_s"] < 10
+    start.commit = {"commit": "of the start", "dirty": False}
+    assert provenance(since=start)["git"]["commit"] == "of the start"
     assert origin["versions"]["python"].startswith(f"{sys.version_info.major}.")
     assert all(origin["versions"].values())
     assert origin["hardware"]["cpu"] and origin["hardware"]["cores"] >= 1

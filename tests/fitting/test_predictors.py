@@ -8,6 +8,9 @@ import torch
 import toys
 from ftwt import convert, fit_predictors
 from ftwt.config import TrainConfig
+from ftwt.fitting.columns import rank_filters
+from ftwt.fitting.predictors import _look
+from ftwt.fitting.worth import SPREAD, worthwhile
 from ftwt.training.loop import train
 
 
@@ -71,3 +74,32 @@ def test_what_cannot_be_fitted_is_refused():
         fit_predictors(dynamic, [])
     with pytest.raises(ValueError, match="no predictors to fit"):
         fit_predictors(dynamic.freeze(toys.batches(train=False)), toys.batches(train=False))
+
+
+def test_with_a_ranking_targets_are_what_readers_cannot_make_good_for():
+    dense = trained()
+    dynamic = convert(dense, torch.zeros(2, 3, 8, 8), saliency="energy", min_gain=-1.0).eval()
+    images = toys.pixels(300)
+    ranking = rank_filters(dynamic, [images])
+    _, saliency = _look(dynamic, [images], 300, None)
+    targets = worthwhile(dynamic, ranking, saliency, reduction=0.6)
+    assert float(dynamic.macs(targets).reduction.mean()) == pytest.approx(0.6, abs=0.01)
+    for name, order in ranking.order.items():
+        fires = targets[name].float().mean(0)
+        assert fires[order[-1]] == 1  # the one that goes last
+        single = dynamic.macs({name: ~torch.eye(len(order), dtype=torch.bool)})
+        costs = single.dense - torch.stack([*single.layers.values()]).sum(0)
+        beside_mean = (saliency[name] / saliency[name].mean(0)).double()
+        worth = ranking.lost[name].diff() * (beside_mean**SPREAD / costs)[:, order[:-1]]
+        kept = targets[name][:, order[:-1]]
+        assert 0 < kept.float().mean() < 1 and worth[kept].min() >= worth[~kept].max()
+    told = fit_predictors(dynamic, [images], ranking=ranking, reduction=0.6, images=300)
+    _, gates = dynamic(images, return_gates="masks")
+    agree = [float((gates[name].mask == targets[name]).float().mean()) for name in targets]
+    assert sum(agree) / len(agree) == pytest.approx(
+        sum(told.accuracy.values()) / len(told.accuracy), abs=0.1
+    )
+    with pytest.raises(ValueError, match="reduction=0.99 is out of reach of gates"):
+        fit_predictors(dynamic, [images], ranking=ranking, reduction=0.99)
+    with pytest.raises(ValueError, match="reduction=0.3 and no ranking: give both, or neither"):
+        fit_predictors(dynamic, [images], reduction=0.3)

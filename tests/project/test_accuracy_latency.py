@@ -62,7 +62,7 @@ def test_every_contestant_is_asked_and_timed(
     images, labels = torch.randn(48, 3, 32, 32), torch.arange(48) % 10
     with torch.inference_mode():
         test = [(images, labels, network(images).argmax(1))]
-    subject = repair.Subject("tiny", network, images.split(16), 48, test, 0.1)
+    subject = repair.Subject("tiny", network, images.split(16), 48, images.split(16), test, 0.1)
     monkeypatch.setattr(repair, "of_cifar", lambda given, seed: subject)
     monkeypatch.setattr(accuracy_latency, "OUTPUT", tmp_path)
     monkeypatch.setattr(accuracy_latency, "THRESHOLD", 16)

@@ -88,15 +88,27 @@ def test_masks_that_compute_something_else_are_refused(monkeypatch):
 
 
 def test_all_candidates_are_scored_with_repair_and_without():
+    torch.manual_seed(0)
     network, images = resnet(8).eval(), torch.randn(40, 3, 32, 32)
     test = [(images[20:], torch.zeros(20, dtype=torch.long))]
-    subject = benchmark.subject_of("toy", network, images[:20].split(10), 20, test)
+    subject = benchmark.subject_of("toy", network, images[:20].split(10), 20, [images[20:]], test)
     with pytest.warns(UserWarning, match="unknowns"):
         rows = list(benchmark.compare(subject, 0.2, benchmark.KINDS))
-    assert [row["weights"] for row in rows] == 6 * [
-        "as it is", "batch norm re-estimated", "repaired",
-    ]  # fmt: skip
-    assert len({row["kind"] for row in rows}) == 6
+    *rows, auto = rows
+    refused = next(row for row in rows if "refused" in row)
+    assert refused["kind"] == "mixed" and "no unit's gate leaves less" in refused["refused"]
+    rows.remove(refused)
+    assert [row["weights"] for row in rows] == 5 * [*benchmark.WAYS]
+    assert len({row["kind"] for row in rows}) == 5
+    ours = {row["kind"]: row for row in rows if row["weights"] == "repaired"}
+    chosen = ours[auto["chosen"]]
+    assert (
+        auto["agreement"]
+        == chosen["agreement"]
+        == max(  # here those who judge are the test
+            ours[kind]["agreement"] for kind in ("static", "greedy", "dynamic")
+        )
+    )
     for row in rows:
         assert row["reduction"] == pytest.approx(0.2, abs=0.06)
         assert 0 <= row["agreement"] <= 1
@@ -107,7 +119,7 @@ def test_what_a_repair_takes_is_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "COSTS", tmp_path)
     network, images = resnet(8).eval(), torch.randn(20, 3, 32, 32)
     test = [(images[:2], torch.zeros(2, dtype=torch.long))]
-    subject = benchmark.subject_of("toy", network, images.split(10), 20, test)
+    subject = benchmark.subject_of("toy", network, images.split(10), 20, [images], test)
     given = argparse.Namespace(reductions=[0.2], threads=1, weights=None, imagenet=None)
     benchmark.cost(subject, given)
     found = read_json(tmp_path / "toy.json")

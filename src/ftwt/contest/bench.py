@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..files.provenance import provenance
+from ..files.provenance import Start, provenance
 from ..graph.trace import evaluating
 from ..lowering.compile import Precision, compile
 from ..pruning.dynamic import DynamicModel, images_of
@@ -99,7 +98,7 @@ def bench(
         RuntimeError: If the native engine was not built, if our own engine does not give PyTorch's
             answers, or if the system refuses `realtime`.
     """
-    began = time.perf_counter()
+    began = Start()
     for option, value in (("threads", threads), ("batch", batch), ("rounds", rounds)):
         if value < 1:
             raise ValueError(f"{option}={value} is outside [1, inf)")
@@ -166,7 +165,7 @@ def bench(
         left_out=left_out,
         disturbance=disturbed[0] if disturbed else None,
         images=alone,
-        provenance=provenance(config=config, seed=seed, duration_s=time.perf_counter() - began),
+        provenance=provenance(config=config, seed=seed, since=began),
     )
 
 

@@ -8,21 +8,34 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from .json import plain
 
 
+class Start:
+    """When some work began and with which code: made before it, for `provenance` after it."""
+
+    def __init__(self) -> None:
+        self.at, self.commit = time.perf_counter(), _commit()
+
+    def seconds(self) -> float:
+        """Seconds since then."""
+        return time.perf_counter() - self.at
+
+
 def provenance(
-    *, config: Any = None, seed: int | None = None, duration_s: float | None = None
+    *, config: Any = None, seed: int | None = None, since: Start | None = None
 ) -> dict[str, Any]:
     """What a reader needs to repeat a result: command, config, seed, versions, hardware, commit.
 
     Args:
         config: A dataclass or a dict of JSON values.
         seed: The seed that decided everything random.
-        duration_s: How long the work took, in seconds.
+        since: The start of the work, which says with which code it began and how long it took; if
+            not given, the code is what lies here now.
     """
     return {
         "command": command_line(),
@@ -34,9 +47,9 @@ def provenance(
             "ftwt": _version("ftwt"),
         },
         "hardware": _hardware(),
-        "git": _commit(),
+        "git": _commit() if since is None else since.commit,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "duration_s": None if duration_s is None else round(duration_s, 3),
+        "duration_s": None if since is None else round(since.seconds(), 3),
     }
 
 

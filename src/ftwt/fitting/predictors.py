@@ -16,8 +16,10 @@ from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..processes import first, gathered
 from ..pruning.dynamic import DynamicModel
-from ..pruning.method import MaskPredictor
+from ..pruning.method import Gate, MaskPredictor, target_mask
 from ..pruning.own import OwnPredictor
+from .masks import Ranking
+from .worth import worthwhile
 
 HELD_OUT = 5  # every fifth image is held out
 DECAYS = (1e-2, 1e-3, 1e-4)  # of the squared weights
@@ -51,6 +53,8 @@ def fit_predictors(
     dynamic: DynamicModel,
     batches: Iterable[tuple[Tensor, Any] | Tensor],
     *,
+    ranking: Ranking | None = None,
+    reduction: float | None = None,
     images: int = 2048,
     accelerator: Any = None,
 ) -> FittedPredictors:
@@ -62,6 +66,10 @@ def fit_predictors(
     Args:
         dynamic: A network with predictors; its `r` says which filters are targets.
         batches: Images (B, C, *spatial), with or without labels.
+        ranking: Of its filters, by `rank_filters`. Then targets are not those of `r`, but the
+            filters that are worth their MACs for each image: what the next layers cannot make good
+            for, weighed by how strongly it fires. So is a network fitted that is repaired next.
+        reduction: With `ranking`: share of the dense MACs that such targets save.
         images: How many to look at, at most, over all processes together.
         accelerator: As for `repair`: then all get the same predictors.
 
@@ -69,14 +77,29 @@ def fit_predictors(
         How well the predictors guess on held-out images.
 
     Raises:
-        ValueError: There are fewer than 5 images, or no predictors.
+        ValueError: There are fewer than 5 images, or no predictors; one of `ranking` and
+            `reduction` is given alone, or the reduction is out of reach.
     """
+    if (ranking is None) != (reduction is None):
+        raise ValueError(
+            f"reduction={reduction} and {'no' if ranking is None else 'a'} ranking: give both, or "
+            "neither, and targets are those of r"
+        )
     if not dynamic.predictors:
         raise ValueError("the network has no predictors to fit: it is static, or has no unit")
-    features, targets = _look(dynamic, batches, images, accelerator)
-    count = len(next(iter(targets.values()), ()))
+    features, saliency = _look(dynamic, batches, images, accelerator)
+    count = len(next(iter(saliency.values()), ()))
     if count < HELD_OUT:
         raise ValueError(f"{count} images to fit predictors with; give {HELD_OUT} or more")
+    if ranking is None or reduction is None:
+        gates = {name: dynamic.gates[name] for name in saliency}
+        targets = {
+            name: target_mask(saliency[name], gate.r, gate.variant)
+            for name, gate in gates.items()
+            if isinstance(gate, Gate)
+        }
+    else:
+        targets = worthwhile(dynamic, ranking, saliency, reduction=reduction)
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
     accuracy, constant = {}, {}
     for name, predictor in dynamic.predictors.items():
@@ -94,10 +117,10 @@ def fit_predictors(
 def _look(
     dynamic: DynamicModel, batches: Iterable[Any], images: int, accelerator: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Unit -> (N, width) what its predictor's first layer reads, and (N, C) its targets."""
+    """Unit -> (N, width) what its predictor's first layer reads, and (N, C) its saliency."""
     device = next(dynamic.parameters()).device
     features: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
-    targets: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
+    saliency: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
     handles = [
         _entrance(predictor).register_forward_pre_hook(
             lambda _, inputs, name=name: features[name].append(inputs[0])
@@ -110,8 +133,8 @@ def _look(
                 if len(part):
                     dynamic.check_input(part)
                     _, gates = dynamic(part.to(device), gates="open", return_gates=True)
-                    for name in targets:
-                        targets[name].append(gates[name].target)
+                    for name, found in saliency.items():
+                        found.append(gates[name].saliency)
     finally:
         for handle in handles:
             handle.remove()
@@ -123,7 +146,7 @@ def _look(
             if parts
         }
 
-    return joined(features), joined(targets)
+    return joined(features), joined(saliency)
 
 
 def _entrance(predictor: MaskPredictor) -> nn.Module:

@@ -119,12 +119,17 @@ def prunable(model: nn.Module, example: Tensor) -> DynamicModel:
 
 
 def gated(
-    dynamic: DynamicModel, fitted: Iterable[Any], *, reduction: float, images: int = 2048
+    dynamic: DynamicModel,
+    ranking: Ranking,
+    fitted: Iterable[Any],
+    *,
+    reduction: float,
+    images: int = 2048,
 ) -> DynamicModel:
-    """A copy with fitted predictors, at a budget."""
+    """A copy with fitted predictors, at a budget; `r` is what training would start from."""
     network = copy.deepcopy(dynamic)
     network.set_r(estimate(network, fitted, images=images).r_for(reduction=reduction))
-    fit_predictors(network, fitted, images=images)
+    fit_predictors(network, fitted, ranking=ranking, reduction=reduction, images=images)
     calibrate(network, fitted, reduction=reduction, images=images)
     return network
 
@@ -273,8 +278,9 @@ class Workshop:
     def gates(self) -> DynamicModel:
         """The network with fitted predictors, not repaired."""
         return gated(
-            self.dynamic, self.fitted, reduction=self.budget.reduction, images=len(self.fitted)
-        )
+            self.dynamic, self.ranking, self.fitted,
+            reduction=self.budget.reduction, images=len(self.fitted),
+        )  # fmt: skip
 
     def make(self, kind: str) -> Candidate:
         """Make a candidate of one kind: pruned, repaired and judged.

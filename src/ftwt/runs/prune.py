@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -11,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..files.provenance import provenance
+from ..files.provenance import Start, provenance
 from ..files.tables import Shown
 from ..fitting.columns import rank_filters
 from ..processes import first
@@ -138,7 +137,7 @@ def prune(
             range), there are fewer than 20 images, the network has no unit to prune, or a second
             look is asked of a network whose outputs are no class scores.
     """
-    began = time.perf_counter()
+    began = Start()
     if (reduction is None) == (latency_ms is None):
         raise ValueError(
             f"reduction={reduction}, latency_ms={latency_ms}: give one of them, say reduction=0.3"
@@ -182,7 +181,7 @@ def prune(
         dense_ms=dense_ms,
         images=len(fitted),
         judged=len(judges),
-        provenance=provenance(config=config, duration_s=time.perf_counter() - began),
+        provenance=provenance(config=config, since=began),
     )
 
 

@@ -23,7 +23,7 @@ from ..config import TrainConfig, changes
 from ..evaluation.batches import images_and_labels
 from ..evaluation.evaluate import evaluate
 from ..files.json import write_json
-from ..files.provenance import provenance
+from ..files.provenance import Start, provenance
 from ..files.tensors import load_tensors, refusing, save_tensors
 from ..graph.wrappers import refuse_no_module
 from ..processes import check_sharing, processes, without_gpu
@@ -169,6 +169,7 @@ class _Run:
         self.history: list[Epoch] = []
         self.log_every = max(1, min(LOG, self.schedule.steps_per_epoch // 4))
         self.logged = Totals()
+        self.start = Start()
         self.began = self.epoch_began = self.logged_at = time.perf_counter()
 
     def _share(self, batches: Any, name: str) -> Any:
@@ -337,7 +338,8 @@ class _Run:
             calibration=None if calibration is None else asdict(calibration),
             seconds=seconds,
             images_per_s=statistics.median(record.images_per_s for record in self.history),
-            provenance=provenance(config=self.config, seed=self.config.seed, duration_s=seconds),
+            provenance=provenance(config=self.config, seed=self.config.seed, since=self.start)
+            | {"duration_s": round(seconds, 3)},
         )
         if self.folder is not None and self.accelerator.is_main_process:
             write_json(self.folder / TRAINING, result)

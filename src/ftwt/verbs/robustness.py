@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from .. import data, shipped
 from ..config import DataConfig
 from ..data.corruptions import CORRUPTIONS, SEVERITIES
 from ..evaluation.robustness import Robustness, evaluate_corrupted
-from ..files.provenance import provenance
+from ..files.provenance import Start, provenance
 from ..networks.sources import Source, own_images
 from ..processes import processes
 from .options import Json, Weights, named
@@ -51,7 +50,7 @@ class RobustnessCommand:
 
     def __call__(self) -> Any:
         """Evaluate."""
-        began = time.perf_counter()
+        began = Start()
         if self.weights is not None and len(self.models) != 1:
             raise ValueError(f"--weights {self.weights} are of one model: name that one alone")
         short = name_networks(self.models)
@@ -82,7 +81,7 @@ class RobustnessCommand:
             corruptions_root=None,
             output=None,
         )
-        origin = provenance(config=config, seed=self.seed, duration_s=time.perf_counter() - began)
+        origin = provenance(config=config, seed=self.seed, since=began)
         result = Robustness(
             {
                 name: replace(found.networks[name], **_origin(source), provenance=origin)
