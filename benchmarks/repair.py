@@ -1,6 +1,6 @@
 """What repair is worth: fixed masks, gates and Torch-Pruning at equal cuts, repaired or not.
 
-    python benchmarks/repair.py cifar10-resnet20 --seeds 3
+    python benchmarks/repair.py cifar10-resnet20 --seeds 0 1 2
     python benchmarks/repair.py RUN --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
     python benchmarks/repair.py --imagenet IMAGES --weights mobilenet_v1_folded.safetensors
     python benchmarks/repair.py RUN --cost --threads 2
@@ -102,7 +102,7 @@ def main() -> None:
     )
     parser.add_argument("--file", help="the result's name before -seedS; by default, that name")
     parser.add_argument("--reductions", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--cost", action="store_true", help="time and memory of one repair alone")
@@ -112,7 +112,7 @@ def main() -> None:
     if given.cost:
         cost(of_imagenet(given) if given.imagenet else of_cifar(given, 0), given)
         return
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         subject = of_imagenet(given) if given.imagenet else of_cifar(given, seed)
         print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
         began, rows = Start(), []

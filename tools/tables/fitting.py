@@ -16,6 +16,7 @@ KINDS = {
     "static": "fixed mask, by energy",
     "dynamic": "gates",
     "mixed": "gates where they win",
+    "auto": "what `auto` takes of these",
     "torch-pruning, magnitude": "Torch-Pruning, magnitude",
     "torch-pruning, Taylor": "Torch-Pruning, Taylor",
 }
