@@ -155,12 +155,14 @@ struct IntegerDepthwise {
   const Quad* quads;           // of a plane of at most 64 bytes: (vectors, taps); null: it is larger,
   int top, left, pitch;        // has zeros around it,
   const int32_t* offsets;      // and its taps lie there
-  int taps;                    // fours of them
+  int taps;                    // fours of them; or single ones, if they are paired,
+  int stride_h, stride_w;      // at most 2: of halves there is a plane for each phase of rows and columns,
+  int64_t plane_halves;        // from one to the next
   bool neighbours;             // three rows of one four, and those of the next output are one row further
   uint8_t* plane;              // so many bytes
   int64_t plane_bytes;
   const ByteOrder* orders;     // of a large plane: one
-  const int32_t* weights;      // (K, taps) dwords
+  const int32_t* weights;      // (K, taps) dwords, of pairs half as many
   const int32_t* less;         // of each filter: to be taken off its sums
   const int32_t* filters;
   int first_filter, last_filter;

@@ -57,7 +57,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
-    if (quads_.taps) return depthwise(net, jobs);
+    if (quad_weights_) return depthwise(net, jobs);
     static thread_local std::vector<Columns> columns;
     if (columns.size() < jobs.size()) columns.resize(jobs.size());
     for (size_t k = 0; k < jobs.size(); ++k) choose(jobs[k], columns[k]);
@@ -81,6 +81,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
     const auto [kh, kw] = spec_.kernel;
     const int fours = (kw + 3) / 4;
     if (!net.integers.depthwise || group_in_ > 1 || group_out_ > 1) return;
+    if (dword_ == 2) return plan_pairs(net, weights);
     quads_ = plan_quads(spec_, in_, out_);
     if (!quads_.taps) return;
     const size_t row = quads_.taps;
@@ -89,6 +90,19 @@ class IntegerDirectConvolution : public IntegerConvolution {
       std::memset(w, 0, out_.channels * row * 4);
       for (int f = 0; f < out_.channels; ++f)
         for (int y = 0; y < kh; ++y) std::memcpy(w + (f * row + y * fours) * 4, weights + (f * kh + y) * kw, kw);
+    });
+  }
+
+  // Pairs of taps; the last has a zero beside it, if need be.
+  void plan_pairs(Network& net, const int8_t* weights) {
+    if (spec_.stride[0] > 2 || spec_.stride[1] > 2) return;
+    quads_ = plan_halves(spec_, in_, out_);
+    if (!quads_.taps) return;
+    const int pairs = (taps_ + 1) / 2;
+    quad_weights_ = keep(net, "pairs", static_cast<size_t>(out_.channels) * pairs, [&](float* to) {
+      int16_t* w = reinterpret_cast<int16_t*>(to);
+      for (int f = 0; f < out_.channels; ++f)
+        for (int t = 0; t < 2 * pairs; ++t) w[f * 2 * pairs + t] = t < taps_ ? weights[f * taps_ + t] : 0;
     });
   }
 
@@ -107,6 +121,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
       d.top = spec_.padding[0], d.left = spec_.padding[1], d.pitch = quads_.pitch, d.offsets = quads_.offsets.data();
       d.vectors = quads_.vectors.data(), d.vector_count = static_cast<int>(quads_.vectors.size());
       d.quads = quads_.quads.empty() ? nullptr : quads_.quads.data(), d.orders = quads_.orders.data(), d.taps = quads_.taps;
+      d.stride_h = spec_.stride[0], d.stride_w = spec_.stride[1], d.plane_halves = quads_.plane;
       d.neighbours = quads_.taps == 3 && spec_.kernel[0] == 3 && spec_.stride[0] == 1 && spec_.dilation[0] == 1;
       d.weights = reinterpret_cast<const int32_t*>(quad_weights_), d.less = less_.data(), d.filters = job.filters.data();
       d.epilogue = &e;
@@ -204,7 +219,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
     const int workers = net.workers.count(), vectors = static_cast<int>(staging_.vectors.size());
     // of many weights fewer filters, so that these stay near
     const bool few = folded_ || row_ > 2048;
-    const int many = tiles_ ? (few ? 16 : kIntegerFilters) : taps_ == 1 ? 30 : row_ > 1024 ? 6 : 12;
+    const int many = tiles_ ? (few ? 16 : kIntegerFilters) : taps_ == 1 && dword_ == 4 ? 30 : row_ > 1024 && dword_ == 4 ? 6 : 12;
     const int blocks = (out_.channels + many - 1) / many;
     int filter_parts = 1, vector_parts = 1;
     if (workers > 1) {

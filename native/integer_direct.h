@@ -103,7 +103,8 @@ FTWT_INLINE bool all_whole(const Vector* vectors, int n) {
 }
 
 constexpr int kRun = 8;     // vectors whose sums are finished together
-constexpr int kChunk = 16;  // dwords between two fetches of what lies ahead
+constexpr int kChunk = kParts == 1 ? 16 : 48;  // dwords between two fetches of what lies ahead
+constexpr int kNear = 288;  // dwords of a vector that stay near with the weights of some filters
 
 // Weights that are wanted next, fetched from afar while others are multiplied: some lines each time.
 struct Ahead {
@@ -123,9 +124,10 @@ struct Ahead {
   }
 };
 
-// F filters at N vectors; a lone vector of few filters has its sums in two chains.
+// F filters at N vectors, some of the dwords, of which all but the first add to what there is; a lone
+// vector of few filters has its sums in two chains.
 template <int F, int N>
-static void tile(const IntegerDirect& d, int first, const Vector* vectors, Ahead* ahead, int32_t* out) {
+static void tile(const IntegerDirect& d, int first, const Vector* vectors, Ahead* ahead, int32_t* out, int from, int to) {
   constexpr int kChains = kParts * F * N <= kRegisters / 4 ? 2 : 1;
   RI s[kChains][F][N * kParts];
 #pragma GCC unroll 2
@@ -133,12 +135,13 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, Ahead
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f)
 #pragma GCC unroll 12
-      for (int n = 0; n < N * kParts; ++n) s[c][f][n] = splat_dword(c ? 0 : -d.less[first + f]);
+      for (int n = 0; n < N * kParts; ++n)
+        s[c][f][n] = c == 0 && from ? load_dwords(out + f * kRun * kLanes + n * kWidth) : splat_dword(c ? 0 : -d.less[first + f]);
   const int32_t* input[N];
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) input[n] = d.input + vectors[n].source;
   const int64_t row = d.row / 4, stride = d.stride;
-  const int32_t *w = static_cast<const int32_t*>(d.weights) + first * row, *others = w + 3 * row;
+  const int32_t *w = static_cast<const int32_t*>(d.weights) + first * row + from, *others = w + 3 * row;
   asm("" : "+r"(others));  // two pointers and a distance are all that six rows need in registers
   const auto step = [&](int i, int64_t offset, int chain) __attribute__((always_inline)) {
     RI in[N * kParts];
@@ -151,10 +154,10 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, Ahead
       for (int n = 0; n < N * kParts; ++n) s[chain][f][n] = multiply_add(s[chain][f][n], in[n], weight);
     }
   };
-  const int chunk = ahead ? kChunk : d.dwords;
-  const int32_t* offset = d.offsets;
-  int64_t place = 0;
-  for (int left = d.dwords; left > 0; left -= chunk) {
+  const int chunk = ahead ? kChunk : to - from;
+  const int32_t* offset = d.offsets + from;
+  int64_t place = from * stride;
+  for (int left = to - from; left > 0; left -= chunk) {
     const int32_t* const end = offset + min(left, chunk);
     if (ahead) ahead->fetch();
     if constexpr (kChains == 2)
@@ -184,18 +187,33 @@ static void run_of(const IntegerDirect& d, const Finishes& finish, int first, co
                    Ahead* ahead) {
   alignas(64) int32_t sums[F * kRun * kLanes];
   int v = 0;
-  if constexpr (kParts == 1) {
-    // three and two rather than four and one
-    for (; n - v >= 6 || n - v == 4; v += 4) tile<F, 4>(d, first, vectors + v, ahead, sums + v * kLanes);
-    for (; n - v >= 3; v += 3) tile<F, 3>(d, first, vectors + v, ahead, sums + v * kLanes);
-    for (; n - v >= 2; v += 2) tile<F, 2>(d, first, vectors + v, ahead, sums + v * kLanes);
-  }
-  for (; v < n; ++v) tile<F, 1>(d, first, vectors + v, ahead, sums + v * kLanes);
+  // three and two rather than four and one
+  for (; n - v >= 6 || n - v == 4; v += 4) tile<F, 4>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  for (; n - v >= 3; v += 3) tile<F, 3>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  for (; n - v >= 2; v += 2) tile<F, 2>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  for (; v < n; ++v) tile<F, 1>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
   for (int f = 0; f < F; ++f) finish(d.filters[first + f], vectors, n, whole, sums + f * kRun * kLanes);
 }
 
+// Where a register is not a vector, few filters pass at once, and read what stays near.
+static void run_near(const IntegerDirect& d, const Finishes& finish, const Vector* vectors, int n, bool whole, Ahead* ahead) {
+  constexpr int most = kParts == 2 ? 4 : 2;
+  alignas(64) int32_t sums[kIntegerFilters * kRun * kLanes];
+  for (int from = 0; from < d.dwords || from == 0; from += kNear)
+    for (int v = 0; v < n; ++v) {
+      const int to = min(from + kNear, d.dwords);
+      const auto at = [&](int f) { return sums + (f * kRun + v) * kLanes; };
+      int f = 0;
+      for (; f + most <= d.filter_count; f += most) tile<most, 1>(d, f, vectors + v, ahead, at(f), from, to);
+      if constexpr (most > 2)
+        for (; f + 2 <= d.filter_count; f += 2) tile<2, 1>(d, f, vectors + v, ahead, at(f), from, to);
+      for (; f < d.filter_count; ++f) tile<1, 1>(d, f, vectors + v, ahead, at(f), from, to);
+    }
+  for (int f = 0; f < d.filter_count; ++f) finish(d.filters[f], vectors, n, whole, sums + f * kRun * kLanes);
+}
+
 static void direct(const IntegerDirect& d) {
-  constexpr int most = kParts == 1 ? 6 : kParts == 2 ? 4 : 2;
+  constexpr int most = 6;
   for (int i = d.first_vector; i < d.last_vector; ++i)
     FTWT_PRODUCTS(integer, int64_t{kDword} * d.filter_count * d.dwords * d.vectors[i].count);
   const Finishes finish{*d.epilogue};
@@ -210,13 +228,15 @@ static void direct(const IntegerDirect& d) {
       ahead.lines = ((d.all_row + 63) / 64 + each - 1) / each;  // rows are not fetched together
     }
     Ahead* const next = ahead.next < ahead.last ? &ahead : nullptr;
-    int f = 0;
-    for (; f + most <= d.filter_count; f += most) run_of<most>(d, finish, f, vectors, n, whole, next);
-    if constexpr (most > 4)
+    if constexpr (kParts > 1) {
+      run_near(d, finish, vectors, n, whole, next);
+    } else {
+      int f = 0;
+      for (; f + most <= d.filter_count; f += most) run_of<most>(d, finish, f, vectors, n, whole, next);
       for (; f + 4 <= d.filter_count; f += 4) run_of<4>(d, finish, f, vectors, n, whole, next);
-    if constexpr (most > 2)
       for (; f + 2 <= d.filter_count; f += 2) run_of<2>(d, finish, f, vectors, n, whole, next);
-    for (; f < d.filter_count; ++f) run_of<1>(d, finish, f, vectors, n, whole, next);
+      for (; f < d.filter_count; ++f) run_of<1>(d, finish, f, vectors, n, whole, next);
+    }
   }
 }
 

@@ -107,6 +107,28 @@ FTWT_INLINE void store_values(const Target& t, int64_t i, V v, int n) {
     bytes = _mm512_cvtepi32_epi8((__m512i)nearest(clip((R)scaled, splat_part(-127.0f), splat_part(127.0f))));
   if (n == kLanes) _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   else _mm_mask_storeu_epi8(p, first_lanes(n), bytes);
+#elif defined(__AVX2__)
+  RI whole[2];
+#pragma GCC unroll 2
+  for (int k = 0; k < 2; ++k) {
+    R scaled = v.part[k] * inverse;
+    if (t.type == Type::u8) {  // what is negative saturates, as what is not a number does
+      scaled = (R)_mm256_min_ps((__m256)splat_part(255.0f), (__m256)scaled);
+    } else {
+      const __m256 number = _mm256_cmp_ps((__m256)scaled, (__m256)scaled, _CMP_ORD_Q);
+      scaled = (R)_mm256_and_ps(number, (__m256)clip(scaled, splat_part(-127.0f), splat_part(127.0f)));
+    }
+    whole[k] = nearest(scaled);
+  }
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)whole[0], (__m256i)whole[1]), 0xd8);
+  const __m128i first = _mm256_castsi256_si128(words), second = _mm256_extracti128_si256(words, 1);
+  const __m128i bytes = t.type == Type::u8 ? _mm_packus_epi16(first, second) : _mm_packs_epi16(first, second);
+  if (n == kLanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  alignas(16) uint8_t some[kLanes];
+  _mm_store_si128(reinterpret_cast<__m128i*>(some), bytes);
+  if (n >= 8) std::memcpy(p, some, 8), std::memcpy(p + n - 8, some + n - 8, 8);  // two that may overlap
+  else if (n >= 4) std::memcpy(p, some, 4), std::memcpy(p + n - 4, some + n - 4, 4);
+  else for (int k = 0; k < n; ++k) p[k] = some[k];
 #else
   const R least = splat_part(t.type == Type::u8 ? 0.0f : -127.0f), most = splat_part(t.type == Type::u8 ? 255.0f : 127.0f);
   alignas(64) uint8_t bytes[kLanes];
@@ -114,13 +136,7 @@ FTWT_INLINE void store_values(const Target& t, int64_t i, V v, int n) {
   for (int k = 0; k < kParts; ++k) {
     const R scaled = v.part[k] * inverse;
     const RI whole = nearest(scaled == scaled ? clip(scaled, least, most) : R{});  // not a number: 0
-#if defined(__AVX2__)
-    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)whole), _mm256_extracti128_si256((__m256i)whole, 1));
-    const __m128i packed = t.type == Type::u8 ? _mm_packus_epi16(words, words) : _mm_packs_epi16(words, words);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes + k * kWidth), packed);
-#else
     for (int lane = 0; lane < kWidth; ++lane) bytes[k * kWidth + lane] = static_cast<uint8_t>(whole[lane]);
-#endif
   }
   std::memcpy(p, bytes, n == kLanes ? kLanes : n);
 #endif

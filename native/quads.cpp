@@ -74,4 +74,27 @@ Quads plan_quads(const ConvolutionSpec& spec, const Shape& in, const Shape& out)
   return plan;
 }
 
+Quads plan_halves(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
+  Quads plan;
+  const auto [sh, sw] = spec.stride;
+  const auto [kh, kw] = spec.kernel;
+  const auto [dh, dw] = spec.dilation;
+  const int64_t rows = 1 + std::max<int64_t>((int64_t{out.height - 1} * sh + int64_t{kh - 1} * dh) / sh, (spec.padding[0] + in.height) / sh);
+  const int64_t pitch = 1 + std::max<int64_t>((int64_t{out.width - 1} * sw + int64_t{kw - 1} * dw) / sw, (spec.padding[1] + in.width) / sw);
+  if (static_cast<int64_t>(kh) * kw > 1 << 10 || rows * pitch > 1 << 22) return plan;
+  plan.pitch = static_cast<int>(pitch), plan.plane = rows * pitch + 32;
+  plan.bytes = 2 * (sh * sw * plan.plane + 32);
+  for (int y = 0; y < out.height; ++y)
+    for (int x = 0; x < out.width; x += 16) {
+      const int count = std::min(16, out.width - x);
+      plan.vectors.push_back({y * plan.pitch + x, y * out.width + x, static_cast<uint16_t>((1 << count) - 1), static_cast<uint16_t>(count)});
+    }
+  for (int y = 0; y < kh; ++y)
+    for (int x = 0; x < kw; ++x)
+      plan.offsets.push_back(static_cast<int32_t>((y * dh % sh * sw + x * dw % sw) * plan.plane + y * dh / sh * pitch + x * dw / sw));
+  plan.taps = kh * kw;
+  if (plan.taps % 2) plan.offsets.push_back(plan.offsets.back());
+  return plan;
+}
+
 }  // namespace ftwt

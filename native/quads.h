@@ -18,8 +18,13 @@ struct Quads {
   std::vector<int32_t> offsets;  // of a large one: where taps lie,
   int pitch = 0;               // from one row to the next,
   int64_t bytes = 0;           // and so many it has
+  int64_t plane = 0;           // halves from one to the next, where there are several
 };
 
 Quads plan_quads(const ConvolutionSpec& spec, const Shape& in, const Shape& out);
+
+// The same for halves, two taps at once, wherever they lie: a plane for each phase of the strides, and
+// `taps` single ones, an even number of which have offsets.
+Quads plan_halves(const ConvolutionSpec& spec, const Shape& in, const Shape& out);
 
 }  // namespace ftwt

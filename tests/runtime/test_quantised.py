@@ -70,6 +70,35 @@ def test_a_convolution_by_hand():
     np.testing.assert_array_equal(reference(small(act="leaky_relu"), [0.0, 2.6]), leaky)
 
 
+@pytest.mark.parametrize("kind", ["u8", "s8"])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (2, 4), (1, 3), (1, 1)])
+def test_depthwise_filters_read_planes_of_any_size(kernel, stride, kind):
+    native = pytest.importorskip("ftwt.runtime._native")
+    rng = np.random.default_rng(kernel[0] * 10 + stride[1])
+    for shape in ((3, 40, 35), (5, 17, 16), (9, 7, 7), (4, 11, 33), (2, 5, 64), (6, 4, 1)):
+        for padding, dilation in (
+            ((1, 0, 1, 2), (1, 1)),
+            ((2, 3, 0, 1), (2, 1)),
+            ((0,) * 4, (1,) * 2),
+        ):
+            reach = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+            rows, columns = (shape[1 + i] + padding[i] + padding[2 + i] for i in (0, 1))
+            if rows < reach[0] or columns < reach[1]:
+                continue
+            build = Builder(shape, seed=int(rng.integers(1000)))
+            x = build.silence(
+                build.quantize(0, kind, 0.02), build.fixed(np.arange(shape[0]) % 3 > 0)
+            )
+            out = (str(rng.choice(["u8", "s8"])), 0.05)
+            how = {"padding": padding, "dilation": dilation, "stride": stride, "act": "relu6"}
+            build.dequantize(build.qconv(x, shape[0], kernel, out, groups=shape[0], **how))
+            program, images = build.program(), rng.normal(size=(2, *shape)).astype(np.float32)
+            wanted = Engine(program, engine="reference")(images)
+            for isa in native.isas():
+                np.testing.assert_array_equal(Engine(program, isa=isa)(images), wanted, isa)
+
+
 def test_what_is_added_counts_by_its_scale_and_inactive_channels_are_zero():
     build = Builder((2, 1, 1))
     x = build.quantize(0, "s8", 0.5)
