@@ -197,7 +197,7 @@ static void run_of(const IntegerDirect& d, const Finishes& finish, int first, co
 
 // Where a register is not a vector, few filters pass at once, and read what stays near.
 static void run_near(const IntegerDirect& d, const Finishes& finish, const Vector* vectors, int n, bool whole, Ahead* ahead) {
-  constexpr int most = kParts == 2 ? 4 : 2;
+  constexpr int most = kParts == 2 ? 6 : 2;
   alignas(64) int32_t sums[kIntegerFilters * kRun * kLanes];
   for (int from = 0; from < d.dwords || from == 0; from += kNear)
     for (int v = 0; v < n; ++v) {
@@ -205,6 +205,8 @@ static void run_near(const IntegerDirect& d, const Finishes& finish, const Vecto
       const auto at = [&](int f) { return sums + (f * kRun + v) * kLanes; };
       int f = 0;
       for (; f + most <= d.filter_count; f += most) tile<most, 1>(d, f, vectors + v, ahead, at(f), from, to);
+      if constexpr (most > 4)
+        for (; f + 4 <= d.filter_count; f += 4) tile<4, 1>(d, f, vectors + v, ahead, at(f), from, to);
       if constexpr (most > 2)
         for (; f + 2 <= d.filter_count; f += 2) tile<2, 1>(d, f, vectors + v, ahead, at(f), from, to);
       for (; f < d.filter_count; ++f) tile<1, 1>(d, f, vectors + v, ahead, at(f), from, to);
