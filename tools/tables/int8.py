@@ -80,11 +80,14 @@ def eight_bits_threads() -> str:
     if not results:
         return "No results yet: `benchmarks/engine.py NETWORK --precision int8 --batch 64`.\n"
     rows = []
-    for result in sorted(results, key=lambda one: (one["network"], one["batch"], one["threads"])):
+    for result in sorted(
+        results, key=lambda one: (_where(one), one["network"], one["batch"], one["threads"])
+    ):
         ms = _times(result)
         images = {name: 1000 / time for name, time in ms.items()}
         rows.append(
             (
+                _where(result),
                 result["network"],
                 str(result["threads"]),
                 str(result["batch"]),
@@ -97,7 +100,8 @@ def eight_bits_threads() -> str:
             )
         )
     head = (
-        "network", "threads", "images at a time", "OpenVINO int8: an image, images/s",
+        "our kernels, processor", "network", "threads", "images at a time",
+        "OpenVINO int8: an image, images/s",
         "ours, dense", "half of the filters", "dense over dense", "half over dense",
     )  # fmt: skip
     made = commits(result["provenance"] for result in results)
@@ -107,10 +111,22 @@ def eight_bits_threads() -> str:
 
 def eight_bits_operations() -> str:
     """Where the time of eight-bit networks goes, by kind of operation."""
-    path = "results/int8-operations.json"
-    if not (ROOT / path).exists():
+    paths = sorted((ROOT / "results").glob("int8-operations*.json"))
+    if not paths:
         return "No results yet: `python benchmarks/operations.py torchvision:resnet18`.\n"
-    result = read(path)
+    results = [(name, read(name)) for name in (str(path.relative_to(ROOT)) for path in paths)]
+    rows = [row for _, result in results for row in _shares(result)]
+    head = (
+        "processor", "network", "gates", "operations", "how many", "an image", "share",
+        "useful GMAC/s",
+    )  # fmt: skip
+    most = ", ".join(f"{_processor(result)} {result['gmacs']:.0f} GMAC/s" for _, result in results)
+    told = f"One 1x1 layer, 512 by 512 on 28x28, without gates: {most}."
+    return table(head, rows) + f"\n{told}\n" + "".join(origin(*result) for result in results)
+
+
+def _shares(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Of each network, what takes a share of its time worth naming."""
     whole: dict[tuple[str, float | None], float] = {}
     for row in result["rows"]:
         which = row["network"], row["keep"]
@@ -122,6 +138,7 @@ def eight_bits_operations() -> str:
             continue
         rows.append(
             (
+                _processor(result),
                 row["network"],
                 "none" if row["keep"] is None else f"keep {row['keep']:g}",
                 row["kind"],
@@ -131,9 +148,7 @@ def eight_bits_operations() -> str:
                 f"{row['gmacs']:.0f}" if row["gmacs"] >= 1 else "",
             )
         )
-    head = ("network", "gates", "operations", "how many", "an image", "share", "useful GMAC/s")
-    told = f"One 1x1 layer, 512 by 512 on 28x28, without gates: {result['gmacs']:.0f} GMAC/s."
-    return table(head, rows) + f"\n{told}\n" + origin(path, result)
+    return rows
 
 
 def _times(result: dict[str, Any]) -> dict[str, float]:
@@ -141,7 +156,11 @@ def _times(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _where(result: dict[str, Any]) -> str:
-    return f"{result['isa']}, {result['provenance']['hardware']['cpu'].removesuffix(' Processor')}"
+    return f"{result['isa']}, {_processor(result)}"
+
+
+def _processor(result: dict[str, Any]) -> str:
+    return str(result["provenance"]["hardware"]["cpu"]).removesuffix(" Processor")
 
 
 def _read(folder: str) -> list[dict[str, Any]]:
