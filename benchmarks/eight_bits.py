@@ -127,6 +127,7 @@ def compare(
         OUTPUT / f"{name}.json",
         {
             "network": name,
+            "isa": plain.isa,
             "calibrated_on": len(held),
             "images": len(guesses),
             "f32_top1": right,

@@ -22,7 +22,7 @@ def eight_bits() -> str:
         masks = [row for row in found.values() if row.get("same_masks") is not None]
         rows.append(
             (
-                f"{result['network']}, {result['images']:,} images",
+                f"{result['network']}, {result['images']:,} images{_on(result)}",
                 percent(result["f32_top1"], 2),
                 *(
                     percent(found[rule]["top1"], 2) if rule in found else ""
@@ -149,6 +149,11 @@ def _shares(result: dict[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _on(result: dict[str, Any]) -> str:
+    """The instruction set, where older results do not say it is avx512."""
+    return "" if result.get("isa", "avx512") == "avx512" else f", {result['isa']}"
 
 
 def _times(result: dict[str, Any]) -> dict[str, float]:
