@@ -15,6 +15,9 @@ from typing import Any
 from .json import plain
 
 
+CODE = (":/", ":(top,exclude)results")  # a result that was made anew changes no other
+
+
 class Start:
     """When some work began and with which code: made before it, for `provenance` after it."""
 
@@ -100,7 +103,7 @@ def _commit() -> dict[str, Any] | None:
         git("ls-files", "--error-unmatch", here.name)
         return {
             "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
         }
     except (OSError, subprocess.CalledProcessError):
         return None
