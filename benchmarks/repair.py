@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eight_bits import imagenet
+from eight_bits import IMAGENET, imagenet
 from torch import Tensor, nn
 
 import ftwt
@@ -148,7 +148,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--imagenet", type=Path, help="folder of images")
     parser.add_argument("--weights", type=Path, help="of an ImageNet network")
     given = parser.parse_args()
-    if (given.network is None) == (given.imagenet is None):
+    if (given.network is None) == (given.imagenet is None or given.weights is None):
         parser.error("give a network, or --imagenet with --weights")
     torch.set_num_threads(1)
     return given
@@ -186,19 +186,30 @@ def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
 
 
 def of_imagenet(given: argparse.Namespace) -> Subject:
-    """An ImageNet network."""
-    dense, how = imagenet(given.weights)
+    """An ImageNet network; one without weights is random, of which only the cost means anything."""
+    if given.weights is None:
+        dense, how = resolve(given.network).load().eval(), IMAGENET
+    else:
+        dense, how = imagenet(given.weights)
     paths = sorted(given.imagenet.glob("[0-9][0-9][0-9]_*.jpg"))
     images = torch.stack([torch.from_numpy(read_picture(path, how)) for path in paths])
     labels = torch.tensor([int(path.name[:3]) for path in paths])
-    shown = images[::2][: given.images]
-    fitted, judges = shown.split(
-        [len(shown) - len(shown) // (JUDGED + 1), len(shown) // (JUDGED + 1)]
+    places = torch.arange(len(paths))
+    if given.cost:
+        fitted, judges, test = places[: given.images], places[:0], places[:1]
+    else:
+        shown, test = places[::2][: given.images], places[1::2]
+        judging = torch.arange(len(shown)) % (JUDGED + 1) == JUDGED
+        fitted, judges = shown[~judging], shown[judging]
+    name = given.name or given.network or f"imagenet-{given.weights.stem}"
+    return subject_of(
+        name.replace(":", "-"),
+        dense,
+        images[fitted].split(AT_ONCE),
+        len(fitted),
+        images[judges].split(AT_ONCE),
+        [(images[test], labels[test])],
     )
-    test = [(images[1::2], labels[1::2])]
-    name = given.name or f"imagenet-{given.weights.stem}"
-    batches, others = fitted.split(AT_ONCE), judges.split(AT_ONCE)
-    return subject_of(name, dense, batches, len(fitted), others, test)
 
 
 @torch.inference_mode()
