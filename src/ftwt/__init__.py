@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from .exporting.export import Exported as Exported
     from .exporting.export import export as export
     from .files.pictures import Preprocessing as Preprocessing
+    from .fitting.columns import rank_filters as rank_filters
+    from .fitting.masks import Ranking as Ranking
+    from .fitting.masks import fixed_masks as fixed_masks
     from .fitting.predictors import FittedPredictors as FittedPredictors
     from .fitting.predictors import fit_predictors as fit_predictors
     from .fitting.repair import Repair as Repair
@@ -86,6 +89,9 @@ _HOMES = {  # name -> the module that it comes from, as above
     "Exported": "exporting.export",
     "export": "exporting.export",
     "Preprocessing": "files.pictures",
+    "rank_filters": "fitting.columns",
+    "Ranking": "fitting.masks",
+    "fixed_masks": "fitting.masks",
     "FittedPredictors": "fitting.predictors",
     "fit_predictors": "fitting.predictors",
     "Repair": "fitting.repair",

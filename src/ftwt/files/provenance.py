@@ -14,7 +14,6 @@ from typing import Any
 
 from .json import plain
 
-
 CODE = (":/", ":(top,exclude)results")  # a result that was made anew changes no other
 
 
