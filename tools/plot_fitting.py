@@ -41,7 +41,7 @@ def main() -> None:
                 for row in rows
                 if (row["kind"], row["weights"]) == key
             )
-            if key == ("static", "repaired") and name in looks:
+            if key == ("greedy", "repaired") and name in looks:
                 alone = looks[name][0]["fixed_masks"]
                 points = sorted((100 * row["reduction"], 100 * row["top1"]) for row in alone)
             if points:
@@ -63,7 +63,12 @@ def main() -> None:
         axis.set_xlabel("fewer MACs executed, %")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("top-1, 10,000 test images, %")
-    axes[0][-1].legend(fontsize=8, loc="lower right")
+    lines = {
+        text: line
+        for axis in axes[0]
+        for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    axes[0][-1].legend(lines.values(), lines.keys(), fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(PATH, metadata={"Date": None})
 
