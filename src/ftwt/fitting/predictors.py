@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..processes import first, gathered
 from ..pruning.dynamic import DynamicModel
-from ..pruning.method import Gate, MaskPredictor, target_mask
+from ..pruning.method import MaskPredictor
 from ..pruning.own import OwnPredictor
 from .masks import Ranking
 from .worth import worthwhile
@@ -87,19 +87,13 @@ def fit_predictors(
         )
     if not dynamic.predictors:
         raise ValueError("the network has no predictors to fit: it is static, or has no unit")
-    features, saliency = _look(dynamic, batches, images, accelerator)
-    count = len(next(iter(saliency.values()), ()))
+    what: Literal["saliency", "target"] = "target" if ranking is None else "saliency"
+    features, targets = _look(dynamic, batches, images, accelerator, what=what)
+    count = len(next(iter(targets.values()), ()))
     if count < HELD_OUT:
         raise ValueError(f"{count} images to fit predictors with; give {HELD_OUT} or more")
-    if ranking is None or reduction is None:
-        gates = {name: dynamic.gates[name] for name in saliency}
-        targets = {
-            name: target_mask(saliency[name], gate.r, gate.variant)
-            for name, gate in gates.items()
-            if isinstance(gate, Gate)
-        }
-    else:
-        targets = worthwhile(dynamic, ranking, saliency, reduction=reduction)
+    if ranking is not None and reduction is not None:
+        targets = worthwhile(dynamic, ranking, targets, reduction=reduction)
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
     accuracy, constant = {}, {}
     for name, predictor in dynamic.predictors.items():
@@ -115,12 +109,17 @@ def fit_predictors(
 
 @torch.no_grad()
 def _look(
-    dynamic: DynamicModel, batches: Iterable[Any], images: int, accelerator: Any
+    dynamic: DynamicModel,
+    batches: Iterable[Any],
+    images: int,
+    accelerator: Any,
+    *,
+    what: Literal["saliency", "target"] = "saliency",
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Unit -> (N, width) what its predictor's first layer reads, and (N, C) its saliency."""
+    """Unit -> (N, width) what its predictor's first layer reads, and (N, C) `what` of its gate."""
     device = next(dynamic.parameters()).device
     features: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
-    saliency: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
+    seen: dict[str, list[Tensor]] = {name: [] for name in dynamic.predictors}
     handles = [
         _entrance(predictor).register_forward_pre_hook(
             lambda _, inputs, name=name: features[name].append(inputs[0])
@@ -133,8 +132,8 @@ def _look(
                 if len(part):
                     dynamic.check_input(part)
                     _, gates = dynamic(part.to(device), gates="open", return_gates=True)
-                    for name, found in saliency.items():
-                        found.append(gates[name].saliency)
+                    for name, found in seen.items():
+                        found.append(getattr(gates[name], what))
     finally:
         for handle in handles:
             handle.remove()
@@ -146,7 +145,7 @@ def _look(
             if parts
         }
 
-    return joined(features), joined(saliency)
+    return joined(features), joined(seen)
 
 
 def _entrance(predictor: MaskPredictor) -> nn.Module:
