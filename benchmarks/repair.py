@@ -51,7 +51,9 @@ from ftwt.runs.candidates import Judge, Part, gated, prunable
 from ftwt.runs.prune import JUDGED
 
 OUTPUT, COSTS = Path("results/repair"), Path("results/repair-cost")
-KINDS = ("static", "greedy", "dynamic", "mixed", "magnitude", "taylor")
+OURS = ("static", "greedy", "dynamic", "mixed")
+FIRST = ("first-order", "first-order gates")
+KINDS = (*OURS, "magnitude", "taylor")
 WAYS = ("as it is", "batch norm re-estimated", "repaired")
 RIVALS = {"magnitude": "torch-pruning, magnitude", "taylor": "torch-pruning, Taylor"}
 GRADIENT_IMAGES = 1000  # that Taylor's importance sees
@@ -91,6 +93,12 @@ class Subject:
         return rank_filters(self.inner, self.fitted)
 
     @cached_property
+    def first_order(self) -> dict[str, Tensor]:
+        """Of its filters, by what the network's own guesses depend on, on average."""
+        found = ftwt.first_order(self.inner, self.fitted, images=self.images)
+        return {name: each.mean(0) for name, each in found.items()}
+
+    @cached_property
     def energy(self) -> dict[str, Tensor]:
         """Of its filters, on average."""
         return mean_saliency(self.inner, self.fitted, images=self.images)
@@ -103,7 +111,7 @@ def main() -> None:
     parser.add_argument("--file", help="the result's name before -seedS; by default, that name")
     parser.add_argument("--reductions", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=(*KINDS, *FIRST), default=KINDS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--cost", action="store_true", help="time and memory of one repair alone")
     parser.add_argument("--threads", type=int, default=1)
@@ -272,7 +280,7 @@ def compare(
                 continue
             row = {"kind": RIVALS.get(kind, kind), "weights": how, **score(changed, subject.test)}
             yield row | {"seconds": round(time.perf_counter() - began, 1)}
-            if told is not None and kind not in RIVALS:
+            if told is not None and kind in OURS:
                 ours.append((judge.judge(kind, changed, told), row))
     if ours:
         best, row = min(ours, key=lambda one: one[0].rank)
@@ -289,14 +297,27 @@ def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:
     inner, fitted = subject.inner, subject.fitted
     if kind in RIVALS:
         return rival(kind, subject, reduction)
-    if kind in ("static", "greedy"):
-        order = subject.energy if kind == "static" else subject.ranking
+    if kind == "first-order gates":
+        return guessing(subject, reduction)
+    orders = {"static": "energy", "greedy": "ranking", "first-order": "first_order"}
+    if kind in orders:
+        order = getattr(subject, orders[kind])
         return inner.fix(fixed_masks(inner, order, reduction=reduction))
     gates = gated(inner, subject.ranking, fitted, reduction=reduction, images=subject.images)
     if kind == "mixed":
         gates, told = mix(gates, subject.ranking, fitted, reduction=reduction)
         print(told, flush=True)
         ftwt.calibrate(gates, fitted, reduction=reduction, images=subject.images)
+    return gates
+
+
+def guessing(subject: Subject, reduction: float) -> DynamicModel:
+    """Gates fitted to what each image's guess depends on, one threshold for its units."""
+    gates = copy.deepcopy(subject.inner)
+    saliency = ftwt.first_order(gates, subject.fitted, images=subject.images)
+    targets = ftwt.across_units(gates, saliency, reduction=reduction)
+    print(ftwt.fit_predictors(gates, subject.fitted, targets=targets, images=subject.images))
+    ftwt.calibrate(gates, subject.fitted, reduction=reduction, images=subject.images)
     return gates
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .exporting.export import export as export
     from .files.pictures import Preprocessing as Preprocessing
     from .fitting.columns import rank_filters as rank_filters
+    from .fitting.first_order import across_units as across_units
+    from .fitting.first_order import first_order as first_order
     from .fitting.masks import Ranking as Ranking
     from .fitting.masks import fixed_masks as fixed_masks
     from .fitting.predictors import FittedPredictors as FittedPredictors
@@ -90,6 +92,8 @@ _HOMES = {  # name -> the module that it comes from, as above
     "export": "exporting.export",
     "Preprocessing": "files.pictures",
     "rank_filters": "fitting.columns",
+    "across_units": "fitting.first_order",
+    "first_order": "fitting.first_order",
     "Ranking": "fitting.masks",
     "fixed_masks": "fitting.masks",
     "FittedPredictors": "fitting.predictors",

@@ -16,6 +16,7 @@ from ftwt import (
     compile,
     count_macs,
     estimate,
+    first_order,
     fit_predictors,
     from_pretrained,
     prune,
@@ -90,6 +91,7 @@ USES = {
     "rank": lambda dense, dynamic, batches: rank_filters(dynamic, batches),
     "energy": lambda dense, dynamic, batches: mean_saliency(dynamic, batches),
     "predictors": lambda dense, dynamic, batches: fit_predictors(dynamic, batches),
+    "first order": lambda dense, dynamic, batches: first_order(dynamic, batches),
     "estimate": lambda dense, dynamic, batches: estimate(dynamic, batches),
     "calibrate": lambda dense, dynamic, batches: calibrate(
         dynamic, batches, reduction=0.2, tolerance=0.5

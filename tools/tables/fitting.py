@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .files import grouped
@@ -41,6 +41,26 @@ def repair() -> str:
     return _repairs(steps)
 
 
+RULES = {
+    "what least squares cannot make good for": ("greedy", "dynamic"),
+    "energy": ("static", None),
+    "first order": ("first-order", "first-order gates"),
+}
+
+
+def rules() -> str:
+    """By which rule filters go: fixed masks and gates, repaired, where all rules were run."""
+    groups, rows = by_network("results/repair"), []
+    for name, dense, asked, cells in _cells(groups, "top1"):
+        if ("first-order", STEPS[2]) not in cells:
+            continue
+        for rule, kinds in RULES.items():
+            told = [over(cells[k, STEPS[2]]) if (k, STEPS[2]) in cells else "" for k in kinds]
+            rows.append((f"{name} ({percent(dense, 2)})", percent(asked, 0), rule, *told))
+    head = ("network (dense)", "fewer MACs", "filters by", "fixed mask", "gates")
+    return table(head, rows) if rows else MISSING.format("repair")
+
+
 def agreement() -> str:
     """Share of the test images whose first guess stays the dense network's, all repaired."""
     return _repairs(lambda cells, kind: over(cells[kind, STEPS[2]]), figure="agreement")
@@ -59,6 +79,18 @@ def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
     if not groups:
         return MISSING.format("repair")
     rows = []
+    for name, dense, asked, cells in _cells(groups, figure):
+        there = {kind for kind, step in cells if step == STEPS[2]}
+        told = [cell(cells, kind) if kind in there else "" for kind in KINDS]
+        if any(told):
+            rows.append((f"{name} ({percent(dense, 2)})", percent(asked, 0), *told))
+    return table(("network (dense)", "fewer MACs", *KINDS.values()), rows) + _made(groups, "repair")
+
+
+def _cells(
+    groups: list[tuple[str, list[dict[str, Any]]]], figure: str
+) -> Iterator[tuple[str, float, float, Cells]]:
+    """Network, its dense accuracy, cut, and candidate and step -> a figure of each seed."""
     for name, results in groups:
         seeds: dict[tuple[float, str, str], dict[int, float]] = {}
         for result in sorted(results, key=lambda result: result["provenance"]["date"]):
@@ -68,13 +100,8 @@ def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
         found: dict[float, Cells] = {}
         for (asked, kind, step), values in seeds.items():
             found.setdefault(asked, {})[kind, step] = list(values.values())
-        dense = percent(results[0]["dense_top1"], 2)
         for asked in sorted(found):
-            there = {kind for kind, step in found[asked] if step == STEPS[2]}
-            told = [cell(found[asked], kind) if kind in there else "" for kind in KINDS]
-            if any(told):
-                rows.append((f"{name} ({dense})", percent(asked, 0), *told))
-    return table(("network (dense)", "fewer MACs", *KINDS.values()), rows) + _made(groups, "repair")
+            yield name, results[0]["dense_top1"], asked, found[asked]
 
 
 def repair_cost() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..pruning.method import target_mask
 from .sites import is_add
 
 DEAREST = 1e9  # price of all MACs, in losses
-HALVINGS = 30  # of the interval of r, or of the price of a MAC
+HALVINGS = 30  # of an interval of r, or of the price of a MAC
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,20 @@ def fixed_masks(
 
     low, high = 1e-6, 1.0
     _check(reduction, _saved(dynamic, masks(high)), _saved(dynamic, masks(low)))
+    return masks(settle(lambda r: _saved(dynamic, masks(r)), reduction, enough=low, little=high))
+
+
+def settle(
+    saved: Callable[[float], float], reduction: float, *, enough: float, little: float
+) -> float:
+    """Find the value that just saves what is asked, between one that does and one that does not."""
     for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if _saved(dynamic, masks(middle)) >= reduction:
-            low = middle
+        middle = (enough + little) / 2
+        if saved(middle) >= reduction:
+            enough = middle
         else:
-            high = middle
-    return masks(low)
+            little = middle
+    return enough
 
 
 def _by_loss(dynamic: DynamicModel, ranking: Ranking, reduction: float) -> dict[str, Tensor]:

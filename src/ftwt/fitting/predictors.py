@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..files.tables import Shown
 from ..graph.trace import evaluating
-from ..processes import first, gathered
+from ..processes import alone, first, gathered
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import MaskPredictor
 from ..pruning.own import OwnPredictor
@@ -55,6 +55,7 @@ def fit_predictors(
     *,
     ranking: Ranking | None = None,
     reduction: float | None = None,
+    targets: Mapping[str, Tensor] | None = None,
     images: int = 2048,
     accelerator: Any = None,
 ) -> FittedPredictors:
@@ -70,6 +71,8 @@ def fit_predictors(
             filters that are worth their MACs for each image: what the next layers cannot make good
             for, weighed by how strongly it fires. So is a network fitted that is repaired next.
         reduction: With `ranking`: share of the dense MACs that such targets save.
+        targets: Instead: unit -> (N, C) bool, the filters that each of the first N images needs, in
+            their order: from `across_units`, or by a rule of your own.
         images: How many to look at, at most, over all processes together.
         accelerator: As for `repair`: then all get the same predictors.
 
@@ -78,22 +81,29 @@ def fit_predictors(
 
     Raises:
         ValueError: There are fewer than 5 images, or no predictors; one of `ranking` and
-            `reduction` is given alone, or the reduction is out of reach.
+            `reduction` is given alone, or the reduction is out of reach; the targets are not those
+            of these units and images.
     """
     if (ranking is None) != (reduction is None):
         raise ValueError(
             f"reduction={reduction} and {'no' if ranking is None else 'a'} ranking: give both, or "
             "neither, and targets are those of r"
         )
+    if ranking is not None and targets is not None:
+        raise ValueError("a ranking and targets are two rules; give one of them")
     if not dynamic.predictors:
         raise ValueError("the network has no predictors to fit: it is static, or has no unit")
     what: Literal["saliency", "target"] = "target" if ranking is None else "saliency"
-    features, targets = _look(dynamic, batches, images, accelerator, what=what)
-    count = len(next(iter(targets.values()), ()))
+    features, seen = _look(dynamic, batches, images, accelerator, what=what)
+    count = len(next(iter(seen.values()), ()))
     if count < HELD_OUT:
         raise ValueError(f"{count} images to fit predictors with; give {HELD_OUT} or more")
     if ranking is not None and reduction is not None:
-        targets = worthwhile(dynamic, ranking, targets, reduction=reduction)
+        targets = worthwhile(dynamic, ranking, seen, reduction=reduction)
+    elif targets is not None:
+        targets = _checked(targets, seen, accelerator)
+    else:
+        targets = seen
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
     accuracy, constant = {}, {}
     for name, predictor in dynamic.predictors.items():
@@ -105,6 +115,24 @@ def fit_predictors(
         accuracy[name] = float((guess == y[held]).float().mean())
         constant[name] = float((usual == y[held]).float().mean())
     return FittedPredictors(accuracy, constant, count)
+
+
+def _checked(
+    targets: Mapping[str, Tensor], seen: Mapping[str, Tensor], accelerator: Any
+) -> Mapping[str, Tensor]:
+    """The targets, if they are those of the units and images that were seen."""
+    if not alone(accelerator):
+        raise ValueError("targets of your own are those of one process; leave accelerator out")
+    if missing := seen.keys() - targets.keys():
+        raise ValueError(f"no targets for {', '.join(sorted(missing))}; give those of all gates")
+    for name, each in seen.items():
+        given = targets[name]
+        if given.shape != each.shape or given.dtype != torch.bool:
+            raise ValueError(
+                f"targets of {name} are {given.dtype} of shape {tuple(given.shape)}; give bool of "
+                f"shape {tuple(each.shape)}: images looked at, filters"
+            )
+    return {name: targets[name].to(each.device) for name, each in seen.items()}
 
 
 @torch.no_grad()

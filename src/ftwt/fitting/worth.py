@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from ..pruning.dynamic import DynamicModel
-from .masks import Ranking
+from .masks import Ranking, settle
 
 SPREAD = 0.25  # of 1, 0.5 and 0.25 what left most of ResNet-20's accuracy, on validation images
-HALVINGS = 30  # of the interval of the logarithm of the price of a MAC
 COUNTED = 512  # images whose MACs are counted to find the price
 
 
@@ -61,13 +60,8 @@ def worthwhile(
             f"reduction={reduction} is out of reach of gates; with what their predictors cost, "
             f"they save up to {most:.3f} of this network's MACs"
         )
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if saved(math.exp(middle)) >= reduction:
-            high = middle
-        else:
-            low = middle
-    return masks(math.exp(high))
+    price = settle(lambda log: saved(math.exp(log)), reduction, enough=high, little=low)
+    return masks(math.exp(price))
 
 
 def _worth(dynamic: DynamicModel, ranking: Ranking, unit: str, saliency: Tensor) -> Tensor:

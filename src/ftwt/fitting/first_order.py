@@ -1,0 +1,118 @@
+"""Which filters an image's own guess depends on, with one threshold for all units of the image.
+
+A filter's worth to first order is how much the guess would change if it went. Ranked over all units
+at once, an image spends its filters on the units where it needs them.
+
+Source: Molchanov, Mallya, Tyree, Frosio and Kautz, "Importance Estimation for Neural Network
+Pruning", CVPR 2019: activation times gradient. There the loss needs labels; here it is the
+network's own guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graph.trace import evaluating
+from ..pruning.dynamic import DynamicModel
+from ..pruning.method import GateOutput, entry
+from .masks import settle
+from .passes import shown
+
+
+def first_order(
+    dynamic: DynamicModel, batches: Iterable[tuple[Tensor, Any] | Tensor], *, images: int = 2048
+) -> dict[str, Tensor]:
+    """Say how much the network's own guess depends on each filter, image by image.
+
+    That is the sum over space of |activation x gradient| of the log-probability of the most likely
+    class, with all gates open. Labels are not used.
+
+    Args:
+        dynamic: A network with gates, whose outputs are class scores.
+        batches: Images (B, C, *spatial), with or without labels.
+        images: How many to look at, at most.
+
+    Returns:
+        Unit -> (N, C) non-negative saliencies, for `across_units`; their mean over images ranks
+        filters for `fixed_masks`.
+
+    Raises:
+        ValueError: There are no images, or the outputs are no class scores.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in dynamic.gates}
+    open_now: dict[str, Tensor] = {}
+
+    def hold(name: str, result: tuple[Tensor, GateOutput]) -> tuple[Tensor, GateOutput]:
+        features, told = result
+        open_now[name] = features
+        return features.clone(), told  # what follows may work in place
+
+    handles = [
+        gate.register_forward_hook(lambda _, __, result, name=name: hold(name, result))
+        for name, gate in dynamic.gates.items()
+    ]
+    try:
+        with evaluating(dynamic), torch.enable_grad():
+            for _, part in shown(dynamic, batches, images):
+                outputs = dynamic(part.clone().requires_grad_(), gates="open")
+                if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
+                    raise ValueError(
+                        "its outputs are no class scores, so there is no guess to differentiate; "
+                        "fit predictors to a ranking instead (ftwt.rank_filters)"
+                    )
+                guess = outputs.log_softmax(1).amax(1).sum()
+                slopes = torch.autograd.grad(guess, list(open_now.values()))
+                for (name, features), slope in zip(open_now.items(), slopes, strict=True):
+                    change = (features.detach() * slope).abs()
+                    found[name].append(change.reshape(*change.shape[:2], -1).sum(2))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not all(found.values()):
+        raise ValueError("no images to rank filters on; give batches of images")
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def across_units(
+    dynamic: DynamicModel, saliency: Mapping[str, Tensor], *, reduction: float
+) -> dict[str, Tensor]:
+    """Keep each image's strongest filters, with one threshold for all of its units.
+
+    The filters of an image are ranked as if all of its units were one, and those that hold a share
+    of the mass are kept: one share for all images, at the budget. So an image may spend more on one
+    unit and less on another. The strongest filter of each unit always stays.
+
+    Args:
+        dynamic: The network, with its predictors.
+        saliency: Unit -> (N, C) how strongly each filter fires or matters, in a measure that all
+            units share.
+        reduction: Share of the dense MACs to save on average, predictors paid.
+
+    Returns:
+        Unit -> (N, C) bool targets, for `fit_predictors`.
+
+    Raises:
+        ValueError: The reduction is out of reach, so much do the predictors cost.
+    """
+    before = entry(torch.cat([*saliency.values()], 1)).cpu()
+    widths = [each.shape[1] for each in saliency.values()]
+    strongest = {name: each.cpu().argmax(1, keepdim=True) for name, each in saliency.items()}
+
+    def masks(r: float) -> dict[str, Tensor]:
+        kept = dict(zip(saliency, (before < r).split(widths, 1), strict=True))
+        return {name: each.scatter(1, strongest[name], True) for name, each in kept.items()}
+
+    def saved(r: float) -> float:
+        return float(dynamic.macs(masks(r)).reduction.mean())
+
+    least, most = 1e-6, 1.0
+    if reduction > (reach := saved(least)):
+        raise ValueError(
+            f"reduction={reduction} is out of reach of gates; with what their predictors cost, "
+            f"they save up to {reach:.3f} of this network's MACs"
+        )
+    return masks(settle(saved, reduction, enough=least, little=most))

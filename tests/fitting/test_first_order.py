@@ -1,0 +1,105 @@
+"""First-order saliency against derivatives by hand, and one threshold for all units of an image."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ftwt import across_units, convert, first_order, fit_predictors
+from ftwt.pruning.dynamic import DynamicModel
+
+
+class Chain(nn.Module):
+    """Two convolutions whose activations are added to in place, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        x += 0.5
+        x = torch.relu(self.b(x))
+        return self.head(x.mean((2, 3)))
+
+
+def chain() -> DynamicModel:
+    torch.manual_seed(0)
+    options = {"min_gain": -1.0, "saliency": "energy", "pool": "both"}
+    return convert(Chain(), torch.randn(2, 3, 6, 6), **options).eval()
+
+
+def test_first_order_is_activation_times_the_slope_of_the_guess():
+    dynamic, images = chain(), torch.randn(11, 3, 6, 6)
+    found = first_order(dynamic, images.split(4), images=9)
+    plain = dynamic.restore().double()
+    for row, image in enumerate(images[:9].double()):
+        a = torch.relu(plain.a(image[None])).detach().requires_grad_()
+        b = torch.relu(plain.b(a + 0.5))
+        guess = plain.head(b.mean((2, 3))).log_softmax(1).max()
+        for name, features in (("a", a), ("b", b)):
+            (slope,) = torch.autograd.grad(guess, features, retain_graph=True)
+            wanted = (features * slope).abs().sum((2, 3))[0]
+            torch.testing.assert_close(found[name][row].double(), wanted, rtol=1e-4, atol=1e-6)
+    assert len(found["a"]) == 9
+    assert all(parameter.grad is None for parameter in dynamic.parameters())
+
+
+def test_what_has_no_guess_is_refused():
+    with pytest.raises(ValueError, match="no images"):
+        first_order(chain(), [])
+    no_scores = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    dynamic = convert(no_scores, torch.randn(2, 3, 6, 6), min_gain=-1.0)
+    with pytest.raises(ValueError, match="no class scores"):
+        first_order(dynamic, [torch.randn(2, 3, 6, 6)])
+
+
+@pytest.mark.parametrize("reduction", [0.1, 0.3])
+def test_an_image_has_one_threshold_and_all_together_meet_the_budget(reduction):
+    dynamic = chain()
+    saliency = {"a": torch.rand(40, 6) * torch.rand(40, 1), "b": torch.rand(40, 8)}
+    targets = across_units(dynamic, saliency, reduction=reduction)
+    saved = dynamic.macs(targets).reduction
+    assert reduction <= saved.mean() < reduction + 0.02
+    assert saved.std() > 0.01, "an image that needs more gets more"
+    unequal = 0
+    for row in range(40):
+        kept = torch.cat([targets[name][row] for name in "ab"])
+        strength = torch.cat([saliency[name][row] for name in "ab"])
+        best = {"a": saliency["a"][row].argmax(), "b": 6 + saliency["b"][row].argmax()}
+        assert kept[best["a"]] and kept[best["b"]]
+        ranked = torch.tensor([i for i in range(14) if i not in best.values()])
+        gone, left = ranked[~kept[ranked]], ranked[kept[ranked]]
+        if len(gone) and len(left):
+            assert strength[gone].max() <= strength[left].min()
+        unequal += int(targets["a"][row].sum() != targets["a"][0].sum())
+    assert unequal, "units of different images keep different numbers of filters"
+
+
+def test_a_budget_out_of_reach_of_gates_names_the_range():
+    saliency = {"a": torch.rand(5, 6), "b": torch.rand(5, 8)}
+    with pytest.raises(ValueError, match=r"reduction=0.99 is out of reach of gates.*up to 0\."):
+        across_units(chain(), saliency, reduction=0.99)
+
+
+def test_predictors_learn_targets_by_a_rule_of_ones_own():
+    dynamic, images = chain(), torch.randn(200, 3, 6, 6)
+    bright = images.mean((1, 2, 3)) > 0
+    targets = {"a": bright[:, None].expand(-1, 6), "b": torch.arange(8).expand(200, -1) < 4}
+    told = fit_predictors(dynamic, images.split(64), targets=targets)
+    assert min(told.accuracy.values()) > 0.9 and told.constant["a"] < 0.7
+    _, gates = dynamic(images, return_gates=True)
+    assert (gates["b"].mask == targets["b"]).all()
+
+
+def test_targets_that_do_not_fit_are_refused():
+    dynamic, images = chain(), [torch.randn(20, 3, 6, 6)]
+    right = {"a": torch.ones(20, 6, dtype=torch.bool), "b": torch.ones(20, 8, dtype=torch.bool)}
+    for change, message in (
+        ({"b": right["b"][:9]}, r"targets of b are torch.bool of shape \(9, 8\); give bool of"),
+        ({"b": right["b"].float()}, r"targets of b are torch.float32 of shape \(20, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_predictors(dynamic, images, targets=right | change)
+    with pytest.raises(ValueError, match="no targets for b"):
+        fit_predictors(dynamic, images, targets={"a": right["a"]})
