@@ -196,7 +196,7 @@ def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
 def of_imagenet(given: argparse.Namespace) -> Subject:
     """An ImageNet network; one without weights is random, of which only the cost means anything."""
     if given.weights is None:
-        dense, how = resolve(given.network).load().eval(), IMAGENET
+        dense, how = ftwt.models.create(given.network).eval(), IMAGENET
     else:
         dense, how = imagenet(given.weights)
     paths = sorted(given.imagenet.glob("[0-9][0-9][0-9]_*.jpg"))
