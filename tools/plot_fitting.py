@@ -16,59 +16,57 @@ matplotlib.rcParams["svg.hashsalt"] = "ftwt"  # the same file each time
 
 import matplotlib.pyplot as plt  # noqa: E402
 from tables.files import grouped  # noqa: E402
-from tables.fitting import best, by_network, mean_of  # noqa: E402
+from tables.fitting import best, by_network, cells_by_cut, mean_of  # noqa: E402
 
 PATH = Path(__file__).parent.parent / "docs" / "pruned.svg"
+REPAIRED = "repaired"
 LINES = {
-    ("static", "as it is"): ("fixed mask by energy, as it is", "#999999", ":"),
-    ("dynamic", "repaired"): ("gates, repaired", "#0072b2", "-"),
-    ("static", "repaired"): ("fixed mask by energy, repaired", "#009e73", "-"),
-    ("greedy", "repaired"): ("fixed mask, repaired", "#cc79a7", "-"),
+    "greedy": ("fixed mask", "#cc79a7", "o"),
+    "dynamic": ("gates", "#0072b2", "o"),
+    "mixed": ("gates where they win", "#009e73", "o"),
+    "torch-pruning, magnitude": ("Torch-Pruning, magnitude", "#999999", "o"),
+    "look": ("second look", "#d55e00", "s"),
 }
+CUTS = 3  # at least, of networks that are drawn
 
 
 def main() -> None:
-    """Draw one panel a network."""
+    """Draw one panel a network: each way repaired, on average over draws of the images."""
     looks = dict(grouped("results/second-look"))
-    groups = by_network("results/repair")
-    figure, axes = plt.subplots(1, len(groups), figsize=(4.6 * len(groups), 3.4), squeeze=False)
-    for axis, (name, seeds) in zip(axes[0], groups, strict=True):
-        first = [seed for seed in seeds if seed["provenance"]["seed"] == 0]
-        rows = [row for seed in first for row in seed["rows"]]
-        for key, (label, colour, style) in LINES.items():
-            points = sorted(
-                (100 * row["reduction"], 100 * row["top1"])
-                for row in rows
-                if (row["kind"], row["weights"]) == key
-            )
-            if key == ("greedy", "repaired") and name in looks:
-                alone = looks[name][0]["fixed_masks"]
-                points = sorted((100 * row["reduction"], 100 * row["top1"]) for row in alone)
-            if points:
-                axis.plot(*zip(*points, strict=True), style, color=colour, marker="o", label=label)
-        if name in looks:
-            found = looks[name][0]["rows"]
-            cuts = sorted({row["average_cut"] for row in found})
-            chosen = [best([row for row in found if row["average_cut"] == cut]) for cut in cuts]
-            points = [(100 * mean_of(b, "reduction"), 100 * mean_of(b, "top1")) for b in chosen]
-            axis.plot(
-                *zip(*points, strict=True), "-", color="#d55e00", marker="s", label="second look"
-            )
-        dense = 100 * seeds[0]["dense_top1"]
-        axis.axhline(dense, color="black", linewidth=0.8)
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    dense: dict[str, float] = {}
+    for name, top1, asked, cells in cells_by_cut(by_network("results/repair"), "top1"):
+        dense[name] = 100 * top1
+        for (kind, step), seeds in cells.items():
+            if step == REPAIRED and kind in LINES:
+                points = lines.setdefault(name, {}).setdefault(kind, [])
+                points.append((100 * asked, 100 * sum(seeds) / len(seeds)))
+    lines = {name: kinds for name, kinds in lines.items() if len(kinds["greedy"]) >= CUTS}
+    for name in lines.keys() & looks.keys():
+        rows = looks[name][0]["rows"]
+        for cut in sorted({row["average_cut"] for row in rows}):
+            both = best([row for row in rows if row["average_cut"] == cut])
+            point = (100 * mean_of(both, "reduction"), 100 * mean_of(both, "top1"))
+            lines[name].setdefault("look", []).append(point)
+    figure, axes = plt.subplots(1, len(lines), figsize=(4.6 * len(lines), 3.4), squeeze=False)
+    for axis, (name, kinds) in zip(axes[0], lines.items(), strict=True):
+        for kind, (label, colour, marker) in LINES.items():
+            if kind in kinds:
+                axis.plot(*zip(*kinds[kind], strict=True), color=colour, marker=marker, label=label)
+        axis.axhline(dense[name], color="black", linewidth=0.8)
+        axis.annotate("dense", (54, dense[name]), va="bottom", ha="right", fontsize=8)
         axis.set_xlim(15, 55)
-        axis.annotate("dense", (54, dense), va="bottom", ha="right", fontsize=8)
-        axis.set_ylim(dense - 14, dense + 1.2)
+        axis.set_ylim(dense[name] - 8, dense[name] + 0.8)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("fewer MACs executed, %")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("top-1, 10,000 test images, %")
-    lines = {
+    shown = {
         text: line
         for axis in axes[0]
         for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    axes[0][-1].legend(lines.values(), lines.keys(), fontsize=8, loc="lower right")
+    axes[0][0].legend(shown.values(), shown.keys(), fontsize=8, loc="lower left")
     figure.tight_layout()
     figure.savefig(PATH, metadata={"Date": None})
 

@@ -19,7 +19,7 @@ from tables.contest import contest
 from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_torchvision
 from tables.exports import exports
 from tables.files import ROOT
-from tables.fitting import agreement, repair, repair_cost, repaired, rules, second_look
+from tables.fitting import agreement, pruned, repair, repair_cost, rules, second_look
 from tables.fuzz import fuzz
 from tables.imagenet import recipes
 from tables.int8 import (
@@ -87,7 +87,7 @@ TABLES: dict[str, Callable[[], str]] = {
         corruptions,
         corruption_kinds,
         repair,
-        repaired,
+        pruned,
         agreement,
         second_look,
         repair_cost,

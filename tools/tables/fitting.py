@@ -24,9 +24,25 @@ STEPS = ("as it is", "batch norm re-estimated", "repaired")
 Cells = dict[tuple[str, str], list[float]]
 
 
-def repaired() -> str:
-    """Fixed masks, gates and Torch-Pruning at equal cuts, all repaired."""
-    return _repairs(lambda cells, kind: over(cells[kind, STEPS[2]]))
+GLANCE = 0.3  # the cut that the README shows
+GLANCES = ("greedy", "dynamic", "mixed", "torch-pruning, magnitude")
+
+
+def pruned() -> str:
+    """What each way keeps at one cut: a row for each network."""
+    groups, looks = by_network("results/repair"), dict(grouped("results/second-look"))
+    rows = []
+    for name, dense, asked, cells in cells_by_cut(groups, "top1"):
+        if asked != GLANCE or ("greedy", STEPS[2]) not in cells:
+            continue
+        told = [over(cells[k, STEPS[2]]) if (k, STEPS[2]) in cells else "" for k in GLANCES]
+        look = ""
+        if name in looks:
+            rows_of = [row for row in looks[name][0]["rows"] if row["average_cut"] == asked]
+            look = percent(mean_of(best(rows_of), "top1"), 2)
+        rows.append((name, percent(dense, 2), told[0], look, *told[1:]))
+    head = ("network", "dense", KINDS["greedy"], "second look", *(KINDS[k] for k in GLANCES[1:]))
+    return table(head, rows) + _made(groups, "repair")
 
 
 def repair() -> str:
@@ -51,7 +67,7 @@ RULES = {
 def rules() -> str:
     """By which rule filters go: fixed masks and gates, repaired, where all rules were run."""
     groups, rows = by_network("results/repair"), []
-    for name, dense, asked, cells in _cells(groups, "top1"):
+    for name, dense, asked, cells in cells_by_cut(groups, "top1"):
         if ("first-order", STEPS[2]) not in cells:
             continue
         for rule, kinds in RULES.items():
@@ -79,7 +95,7 @@ def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
     if not groups:
         return MISSING.format("repair")
     rows = []
-    for name, dense, asked, cells in _cells(groups, figure):
+    for name, dense, asked, cells in cells_by_cut(groups, figure):
         there = {kind for kind, step in cells if step == STEPS[2]}
         told = [cell(cells, kind) if kind in there else "" for kind in KINDS]
         if any(told):
@@ -87,10 +103,10 @@ def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
     return table(("network (dense)", "fewer MACs", *KINDS.values()), rows) + _made(groups, "repair")
 
 
-def _cells(
+def cells_by_cut(
     groups: list[tuple[str, list[dict[str, Any]]]], figure: str
 ) -> Iterator[tuple[str, float, float, Cells]]:
-    """Network, its dense accuracy, cut, and candidate and step -> a figure of each seed."""
+    """Yield network, its accuracy, cut, and candidate and step -> a figure of each seed."""
     for name, results in groups:
         seeds: dict[tuple[float, str, str], dict[int, float]] = {}
         for result in sorted(results, key=lambda result: result["provenance"]["date"]):
