@@ -28,11 +28,12 @@ from tables.int8 import (
     eight_bits_speed,
     eight_bits_threads,
     footprint,
+    speed,
 )
 from tables.photographs import photograph_gates, photograph_targets
 from tables.scaling import communication
 from tables.soak import soak
-from tables.speed import engine, rivals, speed, traffic
+from tables.speed import engine, rivals, traffic
 from tables.training import (
     baseline,
     budget,

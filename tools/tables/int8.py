@@ -74,6 +74,37 @@ def eight_bits_speed() -> str:
     return table(head, rows) + f"\n`ftwt bench` at {made}, 1 thread: {where}.\n"
 
 
+def speed() -> str:
+    """The same in short, of the processor that was measured last."""
+    results = [result for result in _read("results/int8-speed") if "openvino" in _times(result)]
+    if not results:
+        return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
+    where = _where(max(results, key=lambda result: str(result["provenance"]["date"])))
+    results = [result for result in results if _where(result) == where]
+    rows = []
+    for result in results:
+        ms = _times(result)
+        rival = min((n for n in ms if not n.startswith("ftwt")), key=lambda name: ms[name])
+        rows.append(
+            (
+                f"{result['network']}, {result['input_shape'][-1]}",
+                f"{ms['openvino']:.2f} ms",
+                f"{ms[rival]:.2f} ms ({rival})",
+                f"{ms['ftwt dense']:.2f} ms",
+                f"{ms['ftwt gated']:.2f} ms",
+                percent(result["reduction"], 0),
+                f"**{ms[rival] / ms['ftwt gated']:.2f}x**",
+            )
+        )
+    head = (
+        "network, image size", "OpenVINO f32", "fastest rival, dense", "ours int8, dense",
+        "ours int8, half of the filters", "fewer MACs", "faster than the rival",
+    )  # fmt: skip
+    made = commits(result["provenance"] for result in results)
+    link = "[results/int8-speed](results/int8-speed)"
+    return table(head, rows) + f"\n`engine.py --precision int8` at {made}, {where}: {link}.\n"
+
+
 def eight_bits_threads() -> str:
     """Our eight-bit engine beside OpenVINO's, with more threads and more images at a time."""
     results = [result for result in _read("results/int8-speed") if "openvino" not in _times(result)]

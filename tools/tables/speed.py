@@ -39,31 +39,6 @@ def engine() -> str:
     return table(head, rows) + origins()
 
 
-def speed() -> str:
-    """The same in short: one thread, masks by lot."""
-    rows = []
-    for _, result in measured():
-        if result["threads"] != 1 or result["forced_keep"] is None:
-            continue
-        latency = {timing["name"]: timing["latency_ms"] for timing in result["timings"]}
-        rival = result["fastest_rival"]
-        rows.append(
-            (
-                f"{result['network']}, {result['input_shape'][-1]}",
-                f"{latency[rival]:.2f} ms ({rival})",
-                f"{latency['ftwt dense']:.2f} ms",
-                f"{latency['ftwt gated']:.2f} ms",
-                percent(result["reduction"]),
-                f"**{result['achieved']:.2f}x**",
-            )
-        )
-    head = (
-        "network, image size", "fastest dense rival", "ours, dense", "ours, half of the filters",
-        "fewer MACs", "faster than the rival",
-    )  # fmt: skip
-    return table(head, rows) + origins()
-
-
 def traffic() -> str:
     """How near the late layers of VGG16-BN come to the memory's speed."""
     path = "results/engine-traffic.json"
