@@ -246,7 +246,8 @@ class DataConfig(_Config):
     split_seed: int = 0
     """Decides which images are held out."""
     workers: int = 4
-    """Processes that decode a folder's images, beside each that trains; they change no result."""
+    """Processes that decode a folder's images, beside each that trains; no more than there are
+    cores. They change no result."""
     mean: tuple[float, float, float] | None = None
     """Mean that the weights expect, per channel, of pixels in [0, 1]; None: the dataset's own."""
     std: tuple[float, float, float] | None = None

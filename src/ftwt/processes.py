@@ -40,6 +40,13 @@ def leave() -> None:
         state.destroy_process_group()
 
 
+def cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: a container or taskset may leave some out
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def shard() -> tuple[int, int]:
     """Return (rank, world) of this process: what its `Batches` are to be made with."""
     return processes().process_index, processes().num_processes

@@ -12,7 +12,7 @@ from torch import nn
 from .. import data
 from ..config import DataConfig
 from ..data import Epochs
-from ..processes import processes
+from ..processes import cores, processes
 from .sources import Source, count_outputs
 
 EVALUATION_BATCH = 500  # of images of 32x32
@@ -73,7 +73,8 @@ def load_splits(
         both = data.image_folders(config.data_root, how, names=source.classes)
         fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
         test = both[1]
-        batches, size = partial(data.FileBatches, workers=config.workers), FOLDER_BATCH
+        batches = partial(data.FileBatches, workers=min(config.workers, cores()))
+        size = FOLDER_BATCH
     else:
         with state.local_main_process_first():  # which downloads, if need be
             whole = [

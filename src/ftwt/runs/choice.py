@@ -71,11 +71,11 @@ def choose(candidates: Sequence[Candidate], dense_ms: float | None) -> tuple[Can
     best = min(felt, key=lambda one: one.rank)
     if len(candidates) == 1:
         return best, f"{best.kind}: the only candidate"
-    others = [f"{one.kind} {_told(one, dense_ms)}" for one in candidates if one is not best]
-    why = f"{best.kind}: {_told(best, dense_ms)}; {'; '.join(others)}"
+    why = f"{best.kind} is taken: it {_told(best, dense_ms)}"
     slow = [one.kind for one in candidates if one not in felt and one.rank < best.rank]
     if slow:
-        why += f"; {' and '.join(slow)} saves less than half of the time that the fastest saves"
+        far = "saving less than half of the time that the fastest saves"
+        why += f"; nearer to the dense network, but {far}: {', '.join(slow)}"
     fastest = max(candidates, key=lambda one: saved[one.kind])
     if dense_ms is not None and fastest is not best:
         why += f"; {fastest.kind} is the fastest"
@@ -90,7 +90,7 @@ def _saved(one: Candidate, dense_ms: float | None) -> float:
 
 
 def _told(one: Candidate, dense_ms: float | None) -> str:
-    near = f"error {one.error:.4f}"
+    near = f"has an error of {one.error:.4f}"
     if one.agreement is not None:
         near = f"agrees with the dense network on {one.agreement:.1%} of the held-out images"
     if dense_ms is None or one.latency_ms is None:

@@ -109,7 +109,6 @@ class PrunedRun(Shown):
             table.add_row(name, *(f"{times[kind]:.2f} ms" for kind in self.test))
         yield table
         yield f"{ENGINE}, {self.precision}: top-1 accuracy {self.engine_top1:.1%}"
-        yield self.pruned.why
         rivals = {name: ms[name] for name in ms if name not in self.test}
         for name, taken in rivals.items():
             faster = taken < ms[self.pruned.kind]
