@@ -118,7 +118,9 @@ def main() -> None:
     given = parse(parser)
     torch.set_num_threads(given.threads)
     if given.cost:
-        cost(of_imagenet(given) if given.imagenet else of_cifar(given, 0), given)
+        cost(
+            of_imagenet(given, few=True) if given.imagenet else of_cifar(given, 0, few=True), given
+        )
         return
     for seed in given.seeds:
         subject = of_imagenet(given) if given.imagenet else of_cifar(given, seed)
@@ -172,8 +174,8 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
-    """A network of CIFAR-10's images."""
+def of_cifar(given: argparse.Namespace, seed: int, *, few: bool = False) -> Subject:
+    """A network of CIFAR-10's images; few to test on if only its cost is measured."""
     data = DataConfig(
         data_root=given.data_root,
         mean=None if given.mean is None else tuple(given.mean),
@@ -189,11 +191,11 @@ def of_cifar(given: argparse.Namespace, seed: int) -> Subject:
     )
     name = given.name or given.network.replace(":", "-")
     dense = resolve(given.network).load().eval()
-    test = islice(splits.test, 1) if given.cost else splits.test
+    test = islice(splits.test, 1) if few else splits.test
     return subject_of(name, dense, fitted, count, judges, test)
 
 
-def of_imagenet(given: argparse.Namespace) -> Subject:
+def of_imagenet(given: argparse.Namespace, *, few: bool = False) -> Subject:
     """An ImageNet network; one without weights is random, of which only the cost means anything."""
     if given.weights is None:
         dense, how = ftwt.models.create(given.network).eval(), IMAGENET
@@ -203,7 +205,7 @@ def of_imagenet(given: argparse.Namespace) -> Subject:
     images = torch.stack([torch.from_numpy(read_picture(path, how)) for path in paths])
     labels = torch.tensor([int(path.name[:3]) for path in paths])
     places = torch.arange(len(paths))
-    if given.cost:
+    if few:
         fitted, judges, test = places[: given.images], places[:0], places[:1]
     else:
         shown, test = places[::2][: given.images], places[1::2]

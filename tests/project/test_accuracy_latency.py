@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("torch_pruning", reason='torch-pruning is not installed: ".[static]"')
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -17,6 +19,7 @@ import ftwt  # noqa: E402
 import tiny  # noqa: E402
 from ftwt.contest import turns  # noqa: E402
 from ftwt.files.json import read_json  # noqa: E402
+from ftwt.files.pictures import Preprocessing  # noqa: E402
 from ftwt.models.resnet import resnet  # noqa: E402
 from ftwt.records.fields import Fields  # noqa: E402
 from ftwt.report.reading import parse  # noqa: E402
@@ -104,3 +107,29 @@ def test_eight_bits_take_a_quarter_and_no_torch(tiny_home: Path) -> None:
     for row in (whole, small):
         assert row["runs"] == 20 and 0 < row["bare_mb"] < row["peak_mb"] < 1000
         assert row["load_ms"] > 0 and row["growth_mb"] < 5
+
+
+def test_every_second_picture_tests_and_of_the_others_some_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        picture = np.full((40, 40, 3), 6 * number, np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{number % 10:03d}_{number:02d}.jpg")
+    how = Preprocessing(resize=32, crop=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    monkeypatch.setattr(repair, "imagenet", lambda weights: (tiny.network().eval(), how))
+    asked: list[repair.Subject] = []
+    monkeypatch.setattr(
+        accuracy_latency, "contest", lambda subject, given: asked.append(subject) or sys.exit()
+    )
+    flags = ["--imagenet", str(tmp_path), "--weights", "net.safetensors", "--images", "20"]
+    monkeypatch.setattr(sys, "argv", ["x", *flags])
+    with pytest.raises(SystemExit):
+        accuracy_latency.main()
+    (subject,) = asked
+    shades = [
+        {round(255 * float(image.mean()) / 6) for batch in parts for image in batch}
+        for parts in (subject.fitted, subject.judges, [images for images, _, _ in subject.test])
+    ]
+    assert [len(each) for each in shades] == [16, 4, 20] and len(set.union(*shades)) == 40
+    labels = torch.cat([right for _, right, _ in subject.test])
+    assert subject.images == 16 and subject.name == "imagenet-net" and len(labels) == 20
