@@ -13,7 +13,7 @@ images: as it is, with batch norm re-estimated, repaired. `auto` is that of ours
 with the dense network on other images, as `ftwt.prune` chooses. What Torch-Pruning leaves is
 repaired as fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs
 labels: it is given the dense network's guesses. IMAGES is as in `eight_bits.py`: every second image
-is fitted to (of five of these, one judges `auto`), the others test.
+is fitted to, the others test.
 Writes `results/repair/NAME-seedS.json`, after each reduction. With `--cost`, a fixed mask is chosen
 and repaired alone: time and peak memory go to `results/repair-cost/NAME.json`.
 """
@@ -24,12 +24,12 @@ import argparse
 import copy
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from eight_bits import IMAGENET, imagenet
@@ -47,8 +47,7 @@ from ftwt.fitting.mixed import mix
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel, images_of
-from ftwt.runs.candidates import Judge, Part, gated, prunable
-from ftwt.runs.prune import JUDGED
+from ftwt.runs.candidates import gated, nearness, prunable, rank
 
 OUTPUT, COSTS = Path("results/repair"), Path("results/repair-cost")
 OURS = ("static", "greedy", "dynamic", "mixed")
@@ -69,8 +68,7 @@ class Subject:
         dense: The network.
         fitted: Batches of images to fit to.
         images: How many these are.
-        judges: Batches of others, by which `auto` chooses.
-        test: Batches of images, labels and the dense network's guesses.
+        test: Batches of images, labels and the dense network's outputs.
         top1: The dense network's accuracy.
     """
 
@@ -78,7 +76,6 @@ class Subject:
     dense: nn.Module
     fitted: Any
     images: int
-    judges: Any
     test: list[tuple[Tensor, Tensor, Tensor]]
     top1: float
 
@@ -184,15 +181,11 @@ def of_cifar(given: argparse.Namespace, seed: int, *, few: bool = False) -> Subj
     splits = load_splits(data)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(splits.plain.images), generator=generator)
-    count, judged = given.images, given.images // JUDGED
-    fitted, judges = (
-        Batches(splits.plain.images.select(part), batch_size=256)
-        for part in (order[:count], order[count : count + judged])
-    )
+    fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
     name = given.name or given.network.replace(":", "-")
     dense = resolve(given.network).load().eval()
     test = islice(splits.test, 1) if few else splits.test
-    return subject_of(name, dense, fitted, count, judges, test)
+    return subject_of(name, dense, fitted, given.images, test)
 
 
 def of_imagenet(given: argparse.Namespace, *, few: bool = False) -> Subject:
@@ -206,18 +199,15 @@ def of_imagenet(given: argparse.Namespace, *, few: bool = False) -> Subject:
     labels = torch.tensor([int(path.name[:3]) for path in paths])
     places = torch.arange(len(paths))
     if few:
-        fitted, judges, test = places[: given.images], places[:0], places[:1]
+        fitted, test = places[: given.images], places[:1]
     else:
-        shown, test = places[::2][: given.images], places[1::2]
-        judging = torch.arange(len(shown)) % (JUDGED + 1) == JUDGED
-        fitted, judges = shown[~judging], shown[judging]
+        fitted, test = places[::2][: given.images], places[1::2]
     name = given.name or given.network or f"imagenet-{given.weights.stem}"
     return subject_of(
         name.replace(":", "-"),
         dense,
         images[fitted].split(AT_ONCE),
         len(fitted),
-        images[judges].split(AT_ONCE),
         [(images[test], labels[test])],
     )
 
@@ -228,18 +218,17 @@ def subject_of(
     dense: nn.Module,
     fitted: Any,
     images: int,
-    judges: Any,
     test: Iterable[tuple[Tensor, Tensor]],
 ) -> Subject:
     """Note what the dense network says of the test images."""
     parts = [
-        (part, right, dense(part).argmax(1))
+        (part, right, dense(part))
         for batch, labels in test
         for part, right in zip(batch.split(AT_ONCE), labels.split(AT_ONCE), strict=True)
     ]
-    hits = sum(int((guesses == right).sum()) for _, right, guesses in parts)
+    hits = sum(int((outputs.argmax(1) == right).sum()) for _, right, outputs in parts)
     count = sum(len(right) for _, right, _ in parts)
-    return Subject(name, dense, fitted, images, judges, parts, hits / count)
+    return Subject(name, dense, fitted, images, parts, hits / count)
 
 
 def cost(subject: Subject, given: argparse.Namespace) -> None:
@@ -268,7 +257,7 @@ def compare(
     subject: Subject, reduction: float, kinds: Iterable[str], ways: Iterable[str] = WAYS
 ) -> Iterable[dict[str, Any]]:
     """Evaluate the candidates at one reduction."""
-    judge, ours = Judge(subject.dense, part(subject.judges)), []
+    ours: dict[str, Scored] = {}
     for kind in kinds:
         try:
             network = candidate(kind, subject, reduction).eval()
@@ -280,18 +269,33 @@ def compare(
             changed, told = change(how, network, subject, reduction)
             if changed is None:
                 continue
-            row = {"kind": RIVALS.get(kind, kind), "weights": how, **score(changed, subject.test)}
+            scored = score(changed, subject.test)
+            row = {"kind": RIVALS.get(kind, kind), "weights": how, **means(scored)}
             yield row | {"seconds": round(time.perf_counter() - began, 1)}
             if told is not None and kind in OURS:
-                ours.append((judge.judge(kind, changed, told), row))
+                ours[kind] = scored
     if ours:
-        best, row = min(ours, key=lambda one: one[0].rank)
-        yield row | {"kind": "auto", "chosen": best.kind}
+        yield {"kind": "auto", "weights": WAYS[2], **chosen(subject, ours)}
 
 
-def part(batches: Iterable[Any]) -> Part:
-    """All of the images of batches."""
-    return Part(batches, 0, sum(len(images_of(batch)) for batch in batches))
+def chosen(subject: Subject, ours: Mapping[str, Scored]) -> dict[str, Any]:
+    """Choose by the dense network's outputs for one half of the test images, score on the other.
+
+    As many images judge as candidates are fitted to, at most.
+    """
+    dense = torch.cat([outputs for _, _, outputs in subject.test])
+    first = torch.arange(len(dense)) % 2 == 0
+    found, taken = [], []
+    for half in (first, ~first):
+        judging = half.nonzero()[: subject.images, 0]
+
+        def order(kind: str, judging: Tensor = judging) -> tuple[float, float]:
+            return rank(**nearness(dense[judging], ours[kind].outputs[judging]))
+
+        taken.append(min(ours, key=order))
+        found.append(ours[taken[-1]].of(~half))
+    both = Scored(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return means(both) | {"chosen": ", ".join(dict.fromkeys(taken)), "judged": len(judging)}
 
 
 def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:
@@ -370,19 +374,36 @@ def reestimate(network: DynamicModel, fitted: Iterable[Any]) -> None:
     network.eval()
 
 
+class Scored(NamedTuple):
+    """Of each test image."""
+
+    outputs: Tensor  # (N, classes)
+    right: Tensor  # (N,) bool
+    same: Tensor  # (N,) bool: the dense network's guess
+    saved: Tensor  # (N,) executed reduction
+
+    def of(self, images: Tensor) -> Scored:
+        """Of some images alone."""
+        return Scored(*(part[images] for part in self))
+
+
 @torch.inference_mode()
-def score(network: DynamicModel, test: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """Accuracy, agreement with the dense network and executed reduction on all test images."""
-    right, same, saved, count = 0, 0, 0.0, 0
+def score(network: DynamicModel, test: list[tuple[Tensor, Tensor, Tensor]]) -> Scored:
+    """Evaluate a network on all test images."""
+    parts = []
     for images, labels, dense in test:
         outputs, gates = network.eval()(images, return_gates="masks")
         guesses = outputs.argmax(1)
-        right += int((guesses == labels).sum())
-        same += int((guesses == dense).sum())
         work = network.macs({name: gate.mask for name, gate in gates.items()})
-        saved += float(work.reduction.expand(len(images)).sum())
-        count += len(images)
-    return {"top1": right / count, "agreement": same / count, "reduction": saved / count}
+        saved = work.reduction.expand(len(images))
+        parts.append((outputs, guesses == labels, guesses == dense.argmax(1), saved))
+    return Scored(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def means(scored: Scored) -> dict[str, float]:
+    """Accuracy, agreement with the dense network and executed reduction."""
+    names = {"top1": scored.right, "agreement": scored.same, "reduction": scored.saved}
+    return {name: float(part.double().mean()) for name, part in names.items()}
 
 
 if __name__ == "__main__":

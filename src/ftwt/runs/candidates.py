@@ -72,8 +72,8 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The least is best: most agreement, then least error; the error alone without classes."""
-        return (0.0 if self.agreement is None else -self.agreement, self.error)
+        """The least is best."""
+        return rank(self.error, self.agreement)
 
 
 class Part:
@@ -155,7 +155,7 @@ class Judge:
                 "ftwt.convert and ftwt.repair"
             )
         self.outputs = torch.cat(outputs).cpu()
-        self.scores = self.outputs.dim() == 2 and self.outputs.shape[1] > 1
+        self.scores = _are_scores(self.outputs)
 
     def judge(self, kind: str, network: DynamicModel, told: Repair) -> Candidate:
         """Compare a pruned network with the dense one."""
@@ -188,15 +188,35 @@ class Judge:
 
     def compare(self, outputs: Tensor) -> dict[str, Any]:
         """Error and agreement of outputs for all images that judge."""
-        dense, outputs = self.outputs.double(), outputs.cpu().double()
-        if self.scores:
-            p, q = dense.log_softmax(1), outputs.log_softmax(1)
-            same = dense.argmax(1) == outputs.argmax(1)
-            error = float((p.exp() * (p - q)).sum(1).mean())
-            return {"error": error, "agreement": float(same.double().mean())}
-        spread = float((dense - dense.mean(0)).square().sum())
-        error = float((dense - outputs).square().sum())
-        return {"error": error / max(spread, 1e-30), "agreement": None}
+        return nearness(self.outputs, outputs.cpu())
+
+
+def nearness(dense: Tensor, outputs: Tensor) -> dict[str, Any]:
+    """Error and agreement of a candidate's outputs, as of `Candidate`.
+
+    Args:
+        dense: (B, classes) class scores of the dense network, or other outputs of it.
+        outputs: The candidate's.
+    """
+    scores = _are_scores(dense)
+    dense, outputs = dense.double(), outputs.double()
+    if scores:
+        p, q = dense.log_softmax(1), outputs.log_softmax(1)
+        same = dense.argmax(1) == outputs.argmax(1)
+        error = float((p.exp() * (p - q)).sum(1).mean())
+        return {"error": error, "agreement": float(same.double().mean())}
+    spread = float((dense - dense.mean(0)).square().sum())
+    error = float((dense - outputs).square().sum())
+    return {"error": error / max(spread, 1e-30), "agreement": None}
+
+
+def rank(error: float, agreement: float | None) -> tuple[float, float]:
+    """The least is best: most agreement, then least error; the error alone without classes."""
+    return (0.0 if agreement is None else -agreement, error)
+
+
+def _are_scores(outputs: Tensor) -> bool:
+    return outputs.dim() == 2 and outputs.shape[1] > 1
 
 
 def looking(

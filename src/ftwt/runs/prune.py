@@ -123,8 +123,8 @@ def prune(
         images: How many images to fit to, at most.
         held_out: Images that judge the candidates and set the threshold of a second look, as many
             at most. Best are some that the network was not trained on: on its training images it is
-            surer of itself, and a second look saves less on others than asked. If not given, a
-            fifth of the images.
+            surer of itself, so that candidates hardly differ, and a second look saves less on
+            others than asked. If not given, a fifth of the images.
         teach: Called with each candidate once it is repaired, to train it in place: say with
             `ftwt.train` and the dense network as teacher. So all get as much.
         config: Kept in the provenance.
