@@ -9,8 +9,8 @@ networks that were trained with gates or fixed masks (`--trained`), or are made 
 labels at each of `--reductions`: a repaired fixed mask, repaired gates, Torch-Pruning's choice with
 the same repair, and, where there are images enough, a second look. What has fixed masks runs on the
 rivals as well, its filters taken out for good. All of eight bits is calibrated on the same images.
-Each contestant is asked for every test image, one at a time, and is timed on some of them. IMAGES
-is as in `eight_bits.py`. Writes `results/contest/NAME.json`.
+Each contestant is asked for every test image, one at a time, and is timed on some of them. RUN
+and IMAGES are as in `subjects.py`. Writes `results/contest/NAME.json`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import repair
+import subjects
 import torch
 from rich.console import Console
 from structured import without_filters
@@ -84,17 +85,17 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=64, help="of the test images")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--realtime", action="store_true", help="before all other processes")
-    given = repair.parse(parser)
+    given = subjects.parse(parser)
     began = Start()
-    subject = repair.of_imagenet(given) if given.imagenet else repair.of_cifar(given, 0)
+    subject = subjects.of_imagenet(given) if given.imagenet else subjects.of_cifar(given, 0)
     found = contest(subject, given)
-    made = provenance(config=repair.settings(given), seed=0, since=began)
+    made = provenance(config=subjects.settings(given), seed=0, since=began)
     result = found(made)
     write_json(OUTPUT / f"{subject.name}.json", result.to_json())
     Console(width=150).print(result)
 
 
-def contest(subject: repair.Subject, given: argparse.Namespace) -> Callable[[Any], Contest]:
+def contest(subject: subjects.Subject, given: argparse.Namespace) -> Callable[[Any], Contest]:
     """All contestants, asked and timed; what is left to add is the provenance."""
     begin = THRESHOLD if given.second_look else 0
     images = torch.cat([part for part, _, _ in subject.test]).float()
@@ -140,7 +141,7 @@ def contest(subject: repair.Subject, given: argparse.Namespace) -> Callable[[Any
 
 
 def networks(
-    subject: repair.Subject, unseen: Tensor, given: argparse.Namespace, left_out: dict[str, str]
+    subject: subjects.Subject, unseen: Tensor, given: argparse.Namespace, left_out: dict[str, str]
 ) -> Iterator[tuple[str, Any]]:
     """The network, and what became of it: pruning -> network.
 
@@ -168,7 +169,7 @@ def networks(
         yield f"second look, {AVERAGE:.0%}", look.network
 
 
-def made(kind: str, subject: repair.Subject, cut: float) -> DynamicModel:
+def made(kind: str, subject: subjects.Subject, cut: float) -> DynamicModel:
     """A network pruned and repaired without labels."""
     network = repair.candidate(kind, subject, cut)
     ftwt.repair(network, subject.fitted, dense=subject.dense, images=subject.images)

@@ -6,10 +6,8 @@ Where the network has no gates, OpenVINO's int8 stands beside it, calibrated on 
     python benchmarks/eight_bits.py ../runs/given-resnet56 --mean 0.485 0.456 0.406 --std ...
     python benchmarks/eight_bits.py --imagenet IMAGES --weights resnet50_v1.safetensors
 
-Ranges come from 256 training images, without labels, by each rule. IMAGES is a folder of
-`NNN_*.jpg`, NNN the label: every second one calibrates, the others test; the weights are those of a
-ResNet-50 (torchvision's names; it strides in the first convolution of a block) or of a MobileNetV1
-(see photographs.py). Writes `results/int8/NETWORK.json`.
+Ranges come from 256 training images, without labels, by each rule. IMAGES and the weights are as
+in `subjects.py`. Writes `results/int8/NETWORK.json`.
 """
 
 from __future__ import annotations
@@ -21,26 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from photographs import VIEW, mobilenet
-from safetensors.torch import load_file
+from subjects import imagenet, pictures
 from torch import nn
 
 import ftwt
 from ftwt.config import DataConfig
 from ftwt.contest.rivals import export_onnx, in_batches, openvino_int8
 from ftwt.files.json import write_json
-from ftwt.files.pictures import Preprocessing, read_picture
 from ftwt.files.provenance import Start, provenance
 from ftwt.lowering.ranges import RULES
-from ftwt.models.vision import import_vision
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 
 OUTPUT = Path("results/int8")
-IMAGENET = Preprocessing(
-    resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
 AT_ONCE = 100
 RIVAL, TOGETHER = "openvino-int8", 4  # images that it takes at a time
 
@@ -68,25 +60,11 @@ def main() -> None:
         compare(Path(source).name.replace(":", "-"), network, held, list(splits.test), given)
     if given.imagenet:
         network, how = imagenet(given.weights)
-        paths = sorted(given.imagenet.glob("[0-9][0-9][0-9]_*.jpg"))
-        images = torch.stack([torch.from_numpy(read_picture(path, how)) for path in paths])
-        labels = torch.tensor([int(path.name[:3]) for path in paths])
+        images, labels = pictures(given.imagenet, how)
         test = list(zip(images[1::2].split(AT_ONCE), labels[1::2].split(AT_ONCE), strict=True))
         compare(
             f"imagenet-{given.weights.stem}", network, images[::2][: given.calibrate], test, given
         )
-
-
-def imagenet(weights: Path) -> tuple[nn.Module, Preprocessing]:
-    """A trained ImageNet network, and how it takes images."""
-    if weights.stem.startswith("mobilenet"):
-        return mobilenet(weights), VIEW
-    network = import_vision("torchvision").models.resnet50()
-    for layer in (network.layer2, network.layer3, network.layer4):
-        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
-    state = {name: value.float() for name, value in load_file(weights).items()}
-    network.load_state_dict(state | {k: v for k, v in network.state_dict().items() if "num_b" in k})
-    return network.eval(), IMAGENET
 
 
 def compare(

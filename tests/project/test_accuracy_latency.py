@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import accuracy_latency  # noqa: E402
 import footprint  # noqa: E402
-import repair  # noqa: E402
+import subjects  # noqa: E402
 
 import ftwt  # noqa: E402
 import tiny  # noqa: E402
@@ -65,8 +65,8 @@ def test_every_contestant_is_asked_and_timed(
     images, labels = torch.randn(48, 3, 32, 32), torch.arange(48) % 10
     with torch.inference_mode():
         test = [(images, labels, network(images))]
-    subject = repair.Subject("tiny", network, images.split(16), 48, test, 0.1)
-    monkeypatch.setattr(repair, "of_cifar", lambda given, seed: subject)
+    subject = subjects.Subject("tiny", network, images.split(16), 48, test, 0.1)
+    monkeypatch.setattr(subjects, "of_cifar", lambda given, seed: subject)
     monkeypatch.setattr(accuracy_latency, "OUTPUT", tmp_path)
     monkeypatch.setattr(accuracy_latency, "THRESHOLD", 16)
     monkeypatch.setattr(turns, "REST_S", 0)
@@ -116,8 +116,8 @@ def test_every_second_picture_tests_and_the_others_are_fitted_to(
         picture = np.full((40, 40, 3), 6 * number, np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{number % 10:03d}_{number:02d}.jpg")
     how = Preprocessing(resize=32, crop=32, mean=(0.0,) * 3, std=(1.0,) * 3)
-    monkeypatch.setattr(repair, "imagenet", lambda weights: (tiny.network().eval(), how))
-    asked: list[repair.Subject] = []
+    monkeypatch.setattr(subjects, "imagenet", lambda weights: (tiny.network().eval(), how))
+    asked: list[subjects.Subject] = []
     monkeypatch.setattr(
         accuracy_latency, "contest", lambda subject, given: asked.append(subject) or sys.exit()
     )

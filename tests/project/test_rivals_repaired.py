@@ -15,7 +15,9 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import masked  # noqa: E402
 import repair as benchmark  # noqa: E402
+import repair_cost  # noqa: E402
 import structured  # noqa: E402
+import subjects  # noqa: E402
 from photographs import Padded  # noqa: E402
 from structured import Task, prune_to, replay  # noqa: E402
 
@@ -91,7 +93,7 @@ def test_all_candidates_are_scored_with_repair_and_without():
     torch.manual_seed(0)
     network, images = resnet(8).eval(), torch.randn(40, 3, 32, 32)
     test = [(images[20:], torch.zeros(20, dtype=torch.long))]
-    subject = benchmark.subject_of("toy", network, images[:20].split(10), 20, test)
+    subject = subjects.subject_of("toy", network, images[:20].split(10), 20, test)
     with pytest.warns(UserWarning, match="unknowns"):
         rows = list(benchmark.compare(subject, 0.2, benchmark.KINDS))
     *rows, auto = rows
@@ -111,7 +113,7 @@ def test_all_candidates_are_scored_with_repair_and_without():
 
 def test_what_is_chosen_by_one_half_is_scored_on_the_other():
     labels, dense = torch.zeros(12, dtype=torch.long), torch.eye(2)[torch.zeros(12, dtype=int)]
-    subject = benchmark.Subject("toy", resnet(8), [], 4, [(torch.zeros(12, 1), labels, dense)], 1.0)
+    subject = subjects.Subject("toy", resnet(8), [], 4, [(torch.zeros(12, 1), labels, dense)], 1.0)
 
     def scored(agrees: torch.Tensor) -> benchmark.Scored:
         outputs = torch.eye(2)[(~agrees).long()]
@@ -127,12 +129,12 @@ def test_what_is_chosen_by_one_half_is_scored_on_the_other():
 
 
 def test_what_a_repair_takes_is_noted(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "COSTS", tmp_path)
+    monkeypatch.setattr(repair_cost, "OUTPUT", tmp_path)
     network, images = resnet(8).eval(), torch.randn(20, 3, 32, 32)
     test = [(images[:2], torch.zeros(2, dtype=torch.long))]
-    subject = benchmark.subject_of("toy", network, images.split(10), 20, test)
-    given = argparse.Namespace(reductions=[0.2], threads=1, weights=None, imagenet=None)
-    benchmark.cost(subject, given)
+    subject = subjects.subject_of("toy", network, images.split(10), 20, test)
+    given = argparse.Namespace(reduction=0.2, threads=1, weights=None, imagenet=None)
+    repair_cost.measure(subject, given)
     found = read_json(tmp_path / "toy.json")
     assert found["images"] == 20 and found["layers"] == 3
     assert found["processor_s"] > 0 and found["ranking_s"] > 0 and found["peak_mb"] > 50

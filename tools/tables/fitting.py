@@ -145,7 +145,7 @@ def repair_cost() -> str:
     made = [one["provenance"] for one in found]
     cpu = " and ".join(dict.fromkeys(one["hardware"]["cpu"] for one in made))
     path = "results/repair-cost"
-    return table(head, rows) + f"\n`--cost` at {commits(made)}, {cpu}: [{path}]({path}).\n"
+    return table(head, rows) + f"\n`repair_cost.py` at {commits(made)}, {cpu}: [{path}]({path}).\n"
 
 
 def second_look() -> str:
