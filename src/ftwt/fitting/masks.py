@@ -208,12 +208,12 @@ def _alone(dynamic: DynamicModel, unit: str, order: Tensor) -> Tensor:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     work = dynamic.macs({unit: rank[None] >= torch.arange(len(order))[:, None]})
-    return 1 - torch.stack([*work.layers.values()]).sum(0) / work.dense
+    return work.saved / work.dense
 
 
 def _saved(dynamic: DynamicModel, masks: Mapping[str, Tensor]) -> float:
     work = dynamic.macs({name: mask[None].cpu() for name, mask in masks.items()})
-    return 1 - float(sum(layer.mean() for layer in work.layers.values())) / work.dense
+    return float(work.saved) / work.dense
 
 
 def _check(reduction: float, least: float, most: float) -> None:

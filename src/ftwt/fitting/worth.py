@@ -69,8 +69,7 @@ def _worth(dynamic: DynamicModel, ranking: Ranking, unit: str, saliency: Tensor)
     order, lost = ranking.order[unit], ranking.lost[unit]
     grown = torch.full_like(lost, torch.inf)  # the last one never goes
     grown[order[:-1]] = lost.diff().clamp(min=1e-20)
-    work = dynamic.macs({unit: ~torch.eye(len(order), dtype=torch.bool)})
-    macs = work.dense - torch.stack([*work.layers.values()]).sum(0)
+    macs = dynamic.macs({unit: ~torch.eye(len(order), dtype=torch.bool)}).saved
     beside_mean = (saliency / saliency.mean(0).clamp(min=1e-30)).cpu().double()
     worth = grown / macs.clamp(min=1) * beside_mean**SPREAD
     return worth.nan_to_num(nan=torch.inf, posinf=torch.inf)  # the last one, even if silent

@@ -79,6 +79,11 @@ class MaskedMacs:
         return torch.stack([*self.layers.values(), *self.predictors.values()]).sum(0)
 
     @property
+    def saved(self) -> Tensor:
+        """(N,) dense MACs that the layers do not execute; predictors are not paid."""
+        return self.dense - torch.stack([*self.layers.values()]).sum(0)
+
+    @property
     def reduction(self) -> Tensor:
         """(N,) share of the dense MACs that is not executed; negative if predictors cost more."""
         return 1 - self.executed / self.dense
