@@ -118,8 +118,7 @@ def firsts(
 def look(seen: Seen, labels: Tensor, told: dict[str, Any], average: float) -> list[dict[str, Any]]:
     """Set the threshold on each half, and score the other."""
     rows = []
-    halves = [torch.arange(half, seen.count, 2) for half in (0, 1)]
-    for half, (mine, others) in enumerate((halves, halves[::-1])):
+    for half, (mine, others) in enumerate(seen.halves()):
         plan = seen.select(mine).best(reduction=average)
         other = seen.select(others)
         found = other.looked(plan.thresholds)

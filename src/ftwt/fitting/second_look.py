@@ -179,6 +179,11 @@ class Seen:
         passes = zip(self.outputs, self.costs, strict=True)
         return Seen([(outputs[index], costs[index]) for outputs, costs in passes], self.dense)
 
+    def halves(self) -> list[tuple[Tensor, Tensor]]:
+        """Every other image and the rest, and the same with places changed."""
+        even, odd = (torch.arange(half, self.count, 2) for half in (0, 1))
+        return [(even, odd), (odd, even)]
+
     def looked(self, thresholds: Sequence[float]) -> Looked:
         """What a `SecondLook` with these thresholds gives each image."""
         outputs, executed = self.outputs[0].clone(), self.costs[0].clone()
@@ -197,10 +202,9 @@ class Seen:
         The thresholds of `best` are chosen on the very images that they then look good on; these
         judge them fairly.
         """
-        both = [torch.arange(half, self.count, 2) for half in (0, 1)]
         outputs, executed = torch.empty_like(self.outputs[-1]), torch.empty_like(self.costs[0])
         passes = torch.empty(self.count, dtype=torch.int64)
-        for mine, others in (both, both[::-1]):
+        for mine, others in self.halves():
             plan = self.select(mine).best(reduction=reduction)
             found = self.select(others).looked(plan.thresholds)
             outputs[others], passes[others], executed[others] = found
