@@ -169,8 +169,8 @@ class _Run:
         self.history: list[Epoch] = []
         self.log_every = max(1, min(LOG, self.schedule.steps_per_epoch // 4))
         self.logged = Totals()
-        self.start = Start()
-        self.began = self.epoch_began = self.logged_at = time.perf_counter()
+        self.began = Start()
+        self.epoch_began = self.logged_at = self.began.at
 
     def _share(self, batches: Any, name: str) -> Any:
         if not hasattr(batches, "__len__") or len(batches) == 0:
@@ -331,15 +331,13 @@ class _Run:
         self.learner.release()
         calibration = self._calibrate()
         evaluation = self._evaluate(targets=True)
-        seconds = time.perf_counter() - self.began
         result = TrainResult(
             history=tuple(self.history),
             evaluation=evaluation.to_json(),
             calibration=None if calibration is None else asdict(calibration),
-            seconds=seconds,
+            seconds=self.began.seconds(),
             images_per_s=statistics.median(record.images_per_s for record in self.history),
-            provenance=provenance(config=self.config, seed=self.config.seed, since=self.start)
-            | {"duration_s": round(seconds, 3)},
+            provenance=provenance(config=self.config, seed=self.config.seed, since=self.began),
         )
         if self.folder is not None and self.accelerator.is_main_process:
             write_json(self.folder / TRAINING, result)
@@ -357,7 +355,7 @@ class _Run:
             controller=self.learner.controller.state(),
             history=tuple(self.history),
             logged=self.logged,
-            seconds=(now - self.began, now - self.epoch_began),
+            seconds=(now - self.began.at, now - self.epoch_began),
         )
         if self.folder is not None and self.accelerator.is_main_process:
             save_tensors(self.folder / CHECKPOINT, tensors, progress.to_json())
@@ -388,4 +386,4 @@ class _Run:
         self.step, self.logged = progress.step, progress.logged
         self.history = list(progress.history)
         now = time.perf_counter()
-        self.began, self.epoch_began = (now - seconds for seconds in progress.seconds)
+        self.began.at, self.epoch_began = (now - seconds for seconds in progress.seconds)
