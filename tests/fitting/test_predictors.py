@@ -82,6 +82,9 @@ def test_with_a_ranking_targets_are_what_readers_cannot_make_good_for():
     images = toys.pixels(300)
     ranking = rank_filters(dynamic, [images])
     _, saliency = _look(dynamic, [images], 300, None)
+    silent = {name: torch.zeros_like(values) for name, values in saliency.items()}
+    for name, kept in worthwhile(dynamic, ranking, silent, reduction=0.3).items():
+        assert kept.nonzero()[:, 1].unique().tolist() == [int(ranking.order[name][-1])]
     targets = worthwhile(dynamic, ranking, saliency, reduction=0.6)
     assert float(dynamic.macs(targets).reduction.mean()) == pytest.approx(0.6, abs=0.01)
     for name, order in ranking.order.items():

@@ -54,6 +54,8 @@ def worthwhile(
 
     all_of_them = torch.cat([each.flatten() for each in dear.values()])
     some = all_of_them[(all_of_them > 0) & all_of_them.isfinite()]
+    if not len(some):  # all filters are silent: none is worth a MAC, but the last of each unit
+        some = torch.ones(1)
     low, high = math.log(float(some.min()) / 2), math.log(float(some.max()))
     if reduction > (most := saved(math.exp(high))):
         raise ValueError(
