@@ -30,7 +30,7 @@ import synthetic
 import toys
 from ftwt import DynamicModel, compile, from_pretrained, runtime, save_pretrained
 from ftwt.files.json import read_json, write_json
-from ftwt.files.tensors import load_tensors
+from ftwt.files.tensors import load_metadata, load_tensors
 from ftwt.records.recording import Recording
 from ftwt.training.loop import train
 
@@ -193,7 +193,8 @@ def networks(folder: Path, dice: random.Random, kills: int) -> Counter[str]:
         assert isinstance(loaded, DynamicModel)
         seen = number(loaded)
         told["loaded"] += 1
-        told["between"] += (place / ".config.json.next").exists()
+        copy = read_json(place / "config.json") if (place / "config.json").exists() else None
+        told["between"] += copy != load_metadata(place / "model.safetensors")
         told["leftovers"] = max(told["leftovers"], leftovers(place))
     save_pretrained(plain, place)
     assert sorted(os.listdir(place)) == ["config.json", "model.safetensors"]

@@ -27,7 +27,6 @@ def folder(path: Path, name: str, arguments: dict, shape: list[int] | None = Non
         "input_shape": shape, "convert": None if shape is None else GATED,
     }  # fmt: skip
     save_tensors(path / "model.safetensors", {"0.weight": torch.zeros(2)}, config)
-    (path / "config.json").write_text(json.dumps(config))
     return path
 
 
@@ -62,7 +61,6 @@ def test_images_of_which_layers_make_too_much_are_refused(tmp_path) -> None:
     config["input_shape"] = [3, 1600, 1600]
     state = dynamic.state_dict()
     save_tensors(tmp_path / "model.safetensors", state, config)
-    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"input_shape is \[3, 1600, 1600\], of which its layers"):
         ftwt.from_pretrained(tmp_path)
 

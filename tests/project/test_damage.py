@@ -77,7 +77,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     )
 
 
-def network(folder: Path, name: str) -> Target:
+def network(folder: Path) -> Target:
     model = toys.dynamic()
     save_pretrained(model, folder)
 
@@ -87,10 +87,10 @@ def network(folder: Path, name: str) -> Target:
 
     before, config = load()
     return Target(
-        folder / name,
+        folder / "model.safetensors",
         load,
         same=lambda found: equal(found[0], before) and found[1] == config,
-        sign=SIGN if name == "model.safetensors" else None,
+        sign=SIGN,
     )
 
 
@@ -164,8 +164,7 @@ def result(values: Any, *, page: bool = False) -> Callable[[Path], Target]:
 
 RUN = result_files.run(0.93, 0.3)
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "weights": lambda folder: network(folder, "model.safetensors"),
-    "config": lambda folder: network(folder, "config.json"),
+    "weights": network,
     "checkpoint": training,
     "settings": settings,
     "metrics": metrics,

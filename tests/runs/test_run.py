@@ -289,7 +289,7 @@ def test_a_network_that_is_nowhere_gets_the_nearest_name(tiny_home: Path) -> Non
     with pytest.raises(ValueError, match="no model or folder .*did you mean 'cifar10-tiny'"):
         resolve("cifar10-tny").load()
     Path("empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty holds no config.json"):
+    with pytest.raises(FileNotFoundError, match="empty holds no model.safetensors"):
         resolve("empty").load()
     assert isinstance(resolve(tiny.NAME).load(), nn.Sequential)
 

@@ -274,7 +274,7 @@ def test_a_recipe_fits_the_epochs_that_are_asked_for() -> None:
         (["train", "cifar10-resnet20-baseline", "--r", "0.5"], "without gates, so it has no --r; "),
         (["train", "cifar10-resnet20-baseline", "--min_gain=0"], "has no --min_gain=0"),
         ([*TRAIN, "--model", "cifar10-resnet21"], "no model or folder 'cifar10-resnet21'; did you"),
-        ([*TRAIN, "--weights", "nowhere"], "nowhere holds no config.json"),
+        ([*TRAIN, "--weights", "nowhere"], "nowhere holds no model.safetensors"),
         ([*TRAIN, "--resume"], "so there is nothing to resume; leave out --resume"),
         ([*TRAIN, "--output", "file/run"], "cannot write file/run/.lock (Not a directory)"),
         ([*TRAIN, "--validation", "5000"], "take at most 1990 (--validation)"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..files.tensors import refusing
 from ..names import is_own
 from ..pruning.dynamic import DynamicModel, check_r
-from ..shipped import CONFIG
+from ..shipped import WEIGHTS
 from .outline import FEW, outline, refuse_large_maps, refuse_unlike
 
 MAX_INPUT = 2**23  # numbers in an image that a file may ask to rebuild a network with
@@ -28,7 +28,7 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor], direc
     """Refuse what a file of a stranger might ask for: other files, downloads, endless memory."""
 
     def refuse(name: str, value: Any, allowed: str) -> NoReturn:
-        raise ValueError(f"{directory / CONFIG}: {name} is {value!r}; it must be {allowed}")
+        raise ValueError(f"{directory / WEIGHTS}: {name} is {value!r}; it must be {allowed}")
 
     for name, kind, allowed in (
         ("model", str | None, "text or null"),
@@ -91,7 +91,7 @@ def check_outline(
     refuse_unlike(like, tensors, source=str(directory), cure=cure, gated=gated)
     if gated:
         shape = tuple(config["input_shape"])
-        refuse_large_maps(like, shape, source=str(directory / CONFIG))
+        refuse_large_maps(like, shape, source=str(directory / WEIGHTS))
 
 
 def check_values(network: nn.Module, path: Path | str) -> None:

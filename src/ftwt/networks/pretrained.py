@@ -1,9 +1,8 @@
 """Networks on disk and on the Hugging Face Hub, as safetensors and JSON: nothing is pickled.
 
-A saved network is a folder: `config.json` says how to rebuild it, `model.safetensors` holds its
-weights, and the same config again, so that two files of different saves are never mixed. A save
-first notes the new config under a third name, which it takes away at the end: so a folder is whole
-at every moment, also when the process is killed between its two files.
+A saved network is a folder: `model.safetensors` holds its weights and, as metadata, the settings
+that rebuild it. So it is of one save at every moment, also when the process is killed.
+`config.json` is a copy of the settings, for readers and for the Hub; it is never read back.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ from .witness import answer, refuse_another
 FORMAT = 1  # of a saved network
 RULE = "second_look.json"  # of a second look, whose passes lie in folders of their own
 PLACES = ("first", "second", "third")
-NEXT = f".{CONFIG}.next"  # what CONFIG becomes as soon as the weights are in place
 
 
 def save_pretrained(
@@ -132,22 +130,8 @@ def save_pretrained(
     state = model.state_dict() if dtype is None else rounded(model.state_dict(), dtype)
     config["answer"] = None if dynamic is None else answer(dynamic)
     folder = Path(directory)
-    _finish(folder)
-    write_json(folder / NEXT, config)
     save_tensors(folder / WEIGHTS, state, config)
-    try:
-        os.replace(folder / NEXT, folder / CONFIG)
-    except FileNotFoundError:  # another process, which saves there too, took it away
-        write_json(folder / CONFIG, config)
-
-
-def _finish(folder: Path) -> None:
-    """End a save that was interrupted between its two files: the next one may be, too."""
-    try:
-        if read_json(folder / NEXT) == load_metadata(folder / WEIGHTS):
-            os.replace(folder / NEXT, folder / CONFIG)
-    except (FileNotFoundError, ValueError):  # there was none, or nothing that could be read
-        pass
+    write_json(folder / CONFIG, config)
 
 
 def from_pretrained(
@@ -182,20 +166,13 @@ def from_pretrained(
     if (Path(source) / RULE).exists():
         return _second_look(Path(source), {"model": model, "saliency": saliency, "head": head})
     directory = _fetch(source, revision)
-    config = read_json(directory / (CONFIG if (directory / CONFIG).exists() else NEXT))
-    if not isinstance(config, dict) or config.get("library") != "ftwt":
-        raise ValueError(f"{directory / CONFIG} was not written by ftwt.save_pretrained")
+    tensors, config = load_tensors(directory / WEIGHTS)
+    if config.get("library") != "ftwt":
+        raise ValueError(f"{directory / WEIGHTS} was not written by ftwt.save_pretrained")
     saved_with = config.get("format")
     if type(saved_with) is not int or saved_with > FORMAT:
         raise ValueError(
             f"{directory} has format {saved_with!r}, this ftwt reads up to {FORMAT}: update it"
-        )
-    tensors, written = load_tensors(directory / WEIGHTS)
-    if written != config and (directory / NEXT).exists():  # a save ended between its two files
-        config = read_json(directory / NEXT)
-    if written != config:
-        raise ValueError(
-            f"{CONFIG} and {WEIGHTS} in {directory} are not of the same save; save the network anew"
         )
     check_config(config, tensors, directory)
     name = config["model"] if model is None else model
@@ -318,13 +295,13 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
     if found is not None:
         return found / MODEL
     path = Path(source)
-    if (path / CONFIG).exists() or (path / NEXT).exists():
+    if (path / WEIGHTS).exists():
         return path
     if path.exists() or not isinstance(source, str) or source.count("/") > 1:
-        raise FileNotFoundError(f"{path} holds no {CONFIG}; give a folder of save_pretrained")
+        raise FileNotFoundError(f"{path} holds no {WEIGHTS}; give a folder of save_pretrained")
     if "/" not in source:
         raise FileNotFoundError(
-            f"{source} holds no {CONFIG} of save_pretrained, and no network of that name comes "
+            f"{source} holds no {WEIGHTS} of save_pretrained, and no network of that name comes "
             f"with ftwt; {nearest(source, shipped.names())}"
         )
     from huggingface_hub import snapshot_download
