@@ -38,6 +38,14 @@ struct Blend {
   int64_t n;
 };
 
+// Sixteen dwords of what is laid out, from thirty-two of a plane.
+struct Move {
+  int32_t from, to;
+  uint16_t lanes;              // those that come from the plane; the others are zeros,
+  bool more;                   // or stay as they are
+  uint8_t order[16];           // which of the thirty-two
+};
+
 // Lays dwords out for `IntegerDirect`, as `Stage` lays out floats.
 struct IntegerStage {
   Stage layout;                // `plane`, `out` and `plane_floats` are those of dwords; no planes: as it is
@@ -46,6 +54,8 @@ struct IntegerStage {
   bool shifted;                // bytes are to be unsigned: signed ones become 128 more
   int32_t* flat;               // height * width + 64 dwords, if there are planes
   int32_t* out;
+  const Move* moves;       // all planes from first to last, where vectors have sixteen lanes; or none
+  int move_count;
 };
 
 // Weights of the inputs that are active, side by side, for some filters of one group.
@@ -91,6 +101,8 @@ struct IntegerDirect {
   int taps;
   const int32_t* offsets;      // of all groups' taps, in the order of the weights
   int dwords;                  // how many these are
+  const int32_t* few;          // dwords of the last vector's positions, side by side in the order of the weights, zeros
+  int few_stride;              // behind them, from one position to the next; null: it is a vector like others
   const void* weights;         // (filters, dwords)
   int64_t row;                 // bytes from one filter's weights to the next
   const uint8_t* all_weights;  // rows of so many bytes, of which

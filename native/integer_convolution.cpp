@@ -30,8 +30,10 @@ class IntegerDirectConvolution : public IntegerConvolution {
         folded_(net.integers.tiles && spec.groups == 1 && group_in_ <= 4 && group_out_ >= 8 && spec.kernel[1] > 1 && spec.kernel[1] <= 16),
         tiles_(folded_ || (net.integers.tiles && group_in_ >= 4 * kFewest && group_out_ >= 8)), inputs_(whole(group_in_)),
         block_(tiles_ ? inputs_ : std::min(inputs_, kIntegerBlock)), row_(static_cast<int64_t>(taps_) * inputs_),
-        staging_(folded_ ? plan_columns(spec, in_, out_) : plan(spec, in_, out_)) {
+        few_(dword_ == 4 && !tiles_ && group_out_ >= 8 ? kFew : 0),
+        staging_(folded_ ? plan_columns(spec, in_, out_) : plan(spec, in_, out_, few_)) {
     staging_.layout.phase_of = staging_.phases.data();
+    if (dword_ == 4 && !staging_.in_place) moves_ = plan_moves(staging_.layout);
     for (int y = 0; folded_ && y < spec.kernel[0]; ++y) rows_.push_back(staging_.taps[y * spec.kernel[1]]);
     stride_ = staging_.in_place ? (in_.positions() + 15) / 16 * 16
                                 : static_cast<int64_t>(staging_.layout.planes) * staging_.layout.plane_floats;
@@ -70,11 +72,19 @@ class IntegerDirectConvolution : public IntegerConvolution {
   }
 
  private:
-  static Staging plan(const ConvolutionSpec& spec, const Shape& in, const Shape& out) {
+  static Staging plan(const ConvolutionSpec& spec, const Shape& in, const Shape& out, int few) {
     Staging plain = plan_staging(spec, in, out);
     if (plain.in_place || spec.kernel[1] > 8 || out.positions() > 1024) return plain;
     Staging columns = plan_columns(spec, in, out);
-    return columns.vectors.size() * 20 < plain.vectors.size() * 19 ? columns : plain;
+    const auto cost = [&](const Staging& s) {
+      return 4 * s.vectors.size() - (ends_with_few(s, few) ? 4 - s.vectors.back().count : 0);
+    };
+    return cost(columns) * 20 < cost(plain) * 19 ? columns : plain;
+  }
+
+  // Whether the last vector has so few positions, side by side, that lanes had better be inputs there.
+  static bool ends_with_few(const Staging& s, int few) {
+    return !s.vectors.empty() && s.vectors.back().count <= few && s.vectors.back().lanes == (1u << s.vectors.back().count) - 1;
   }
 
   void plan_depthwise(Network& net, const int8_t* weights) {
@@ -170,7 +180,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
       const Job& job = jobs[i / parts];
       const Columns& c = columns[i / parts];
       const int n = static_cast<int>(dwords(c));
-      IntegerStage s{staging_.layout, {}, net.types[spec_.x], shifted_, nullptr, nullptr};
+      IntegerStage s{staging_.layout, {}, net.types[spec_.x], shifted_, nullptr, nullptr, moves_.data(), static_cast<int>(moves_.size())};
       s.flat = reinterpret_cast<int32_t*>(net.scratch(worker).need(in_.positions() + 64));
       for (int d = share_of(n, i % parts, parts); d < share_of(n, i % parts + 1, parts); ++d) {
         net.pulse(worker, stride_ + in_.positions());
@@ -238,11 +248,13 @@ class IntegerDirectConvolution : public IntegerConvolution {
       const int first = share_of(vectors, piece, vector_parts), last = share_of(vectors, piece + 1, vector_parts);
       const int some = per_piece(last - first, block);
       const IntegerEpilogue e = epilogue(net, job);
-      IntegerDirect d{staging_.vectors.data(), first, last, nullptr, stride_, 0, staging_.taps.data(), taps_, nullptr, 0, nullptr, 0, nullptr, 0, nullptr, 0, {}, nullptr, 0, &e, 0,
-                      net.types[spec_.x] == Type::s8};
+      IntegerDirect d{};
+      d.vectors = staging_.vectors.data(), d.stride = stride_, d.tap_offsets = staging_.taps.data(), d.taps = taps_;
+      d.epilogue = &e, d.is_signed = net.types[spec_.x] == Type::s8;
       static thread_local Marks marks;
-      static thread_local std::vector<int32_t> offsets;
-      int marked = -1, laid = -1;
+      static thread_local std::vector<int32_t> offsets, few;
+      const bool apart = last == vectors && ends_with_few(staging_, few_);
+      int marked = -1, laid = -1, gathered = -1;
       for (int f = from; f < to;) {
         const int group = job.filters[f] / group_out_;
         const Chosen& g = c.groups[group];
@@ -252,6 +264,8 @@ class IntegerDirectConvolution : public IntegerConvolution {
         d.groups = g.count / dword_;
         if (laid != g.count) lay_offsets(g, offsets), laid = g.count;
         d.offsets = offsets.data(), d.dwords = static_cast<int>(offsets.size());
+        d.few_stride = (d.dwords + 15) / 16 * 16;
+        if (apart && gathered != group) gather(d, few), gathered = group;
         const bool few_inputs = d.groups < kFewest && net.types[spec_.x] == Type::u8;
         d.tile_groups = tiles_ && d.groups && !few_inputs ? tile_dwords(d.groups) : 0;
         if (folded_ && d.groups) {  // the columns of the kernel are the inputs, its rows the taps
@@ -265,6 +279,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
         for (int v = first; v < last; v += some) {
           net.pulse(worker, block * std::min(some, last - v));
           d.first_vector = v, d.last_vector = std::min(last, v + some);
+          d.few = apart && d.last_vector == last ? few.data() : nullptr;
           net.integers.direct(d);
         }
         f = end;
@@ -279,6 +294,14 @@ class IntegerDirectConvolution : public IntegerConvolution {
     for (int first = 0; first < groups; first += block)
       for (const int tap : staging_.taps)
         for (int i = first; i < std::min(groups, first + block); ++i) offsets.push_back(static_cast<int32_t>(i * stride_ + tap));
+  }
+
+  // What the last vector's positions read, in the order of the weights.
+  void gather(const IntegerDirect& d, std::vector<int32_t>& few) const {
+    const Vector& v = staging_.vectors.back();
+    few.assign(static_cast<size_t>(v.count) * d.few_stride, 0);
+    for (int p = 0; p < v.count; ++p)
+      for (int i = 0; i < d.dwords; ++i) few[p * d.few_stride + i] = d.input[d.offsets[i] + v.source + p];
   }
 
   // The weights of some filters: where they lie, or side by side, those of the active inputs alone.
@@ -301,6 +324,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
                          g.count, d.filters, d.filter_count, side_by_side, row, d.less, shifted_});
   }
 
+  static constexpr int kFew = 4;      // positions of a last vector
   static constexpr int kFewest = 8;  // dwords of inputs that are worth the matrix unit
 
   const int dword_;             // values in one
@@ -309,7 +333,9 @@ class IntegerDirectConvolution : public IntegerConvolution {
   const int inputs_;            // of a group, filled up to whole dwords or tiles
   const int block_;             // of them, whose weights lie together
   const int64_t row_;           // weights of a filter
+  const int few_;               // positions of a last vector that lanes are not worth; 0: any are
   Staging staging_;
+  std::vector<Move> moves_;
   int64_t stride_ = 0;          // from one dword's planes to the next
   const float* weights_;
   std::vector<int32_t> rows_;   // if folded: where the rows of the kernel read

@@ -182,16 +182,54 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, Ahead
     }
 }
 
+// F filters at P of the positions whose inputs lie side by side: a lane is no position but some inputs.
+template <int F, int P>
+FTWT_INLINE void few_at(const IntegerDirect& d, int first, int position, int32_t* out) {
+  RI s[F][P];
+#pragma GCC unroll 8
+  for (int f = 0; f < F; ++f)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) s[f][p] = RI{};
+  const int32_t* const inputs = d.few + static_cast<int64_t>(position) * d.few_stride;
+  const int64_t row = d.row / 4;
+  const int32_t* const weights = static_cast<const int32_t*>(d.weights) + first * row;
+  for (int i = 0; i < d.dwords; i += kWidth) {
+    RI x[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) x[p] = load_dwords(inputs + p * d.few_stride + i);
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) {
+      const RI w = load_dwords(weights + f * row + i);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) s[f][p] = multiply_add(s[f][p], x[p], w);
+    }
+  }
+#pragma GCC unroll 8
+  for (int f = 0; f < F; ++f)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) out[f * kRun * kLanes + position + p] = sum_of_lanes(s[f][p]) - d.less[first + f];
+}
+
+template <int F>
+static void few(const IntegerDirect& d, int first, int count, int32_t* out) {
+  int p = 0;
+  for (; p + 4 <= count; p += 4) few_at<F, 4>(d, first, p, out);
+  for (; p + 2 <= count; p += 2) few_at<F, 2>(d, first, p, out);
+  if (p < count) few_at<F, 1>(d, first, p, out);
+}
+
 template <int F>
 static void run_of(const IntegerDirect& d, const Finishes& finish, int first, const Vector* vectors, int n, bool whole,
                    Ahead* ahead) {
   alignas(64) int32_t sums[F * kRun * kLanes];
+  const int full = n - (d.few && vectors + n == d.vectors + d.last_vector);
   int v = 0;
   // three and two rather than four and one
-  for (; n - v >= 6 || n - v == 4; v += 4) tile<F, 4>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
-  for (; n - v >= 3; v += 3) tile<F, 3>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
-  for (; n - v >= 2; v += 2) tile<F, 2>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
-  for (; v < n; ++v) tile<F, 1>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  for (; full - v >= 6 || full - v == 4; v += 4) tile<F, 4>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  for (; full - v >= 3; v += 3) tile<F, 3>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  for (; full - v >= 2; v += 2) tile<F, 2>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  for (; v < full; ++v) tile<F, 1>(d, first, vectors + v, ahead, sums + v * kLanes, 0, d.dwords);
+  if (full < n) few<F>(d, first, vectors[full].count, sums + full * kLanes);
   for (int f = 0; f < F; ++f) finish(d.filters[first + f], vectors, n, whole, sums + f * kRun * kLanes);
 }
 

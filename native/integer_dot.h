@@ -188,7 +188,7 @@ static void arrange(const IntegerArrange& a) {
   const int32_t zero = zero_of(a.type);
   int32_t* out = static_cast<int32_t*>(a.out);
   const int row = a.stride / kDword;  // dwords of a position
-  IntegerStage s{{}, {}, a.type, true, nullptr, nullptr};
+  IntegerStage s{{}, {}, a.type, true, nullptr, nullptr, nullptr, 0};
   if (a.positions > 1) {
     alignas(64) int32_t flat[16 + kLanes];
     const int32_t* next = a.active;

@@ -58,6 +58,19 @@ static void stage(const IntegerStage& s) {
   if (!l.planes) return interleave(s, positions, s.out);
   interleave(s, positions, s.flat);
   const int32_t zero = s.shifted ? zero_of(s.type) : 0;
+#if defined(__AVX512F__)
+  if (s.move_count) {
+    const __m512i zeros = _mm512_set1_epi32(zero);
+    for (const Move* g = s.moves; g < s.moves + s.move_count; ++g) {
+      const __m512i order = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g->order)));
+      const __m512i first = _mm512_loadu_si512(s.flat + g->from), second = _mm512_loadu_si512(s.flat + g->from + 16);
+      const __m512i found = _mm512_permutex2var_epi32(first, order, second);
+      if (g->more) _mm512_mask_storeu_epi32(s.out + g->to, g->lanes, found);
+      else _mm512_storeu_si512(s.out + g->to, _mm512_mask_blend_epi32(g->lanes, zeros, found));
+    }
+    return;
+  }
+#endif
   for (int p = 0; p < l.planes; ++p) {
     int32_t* plane = s.out + static_cast<int64_t>(p) * l.plane_floats;
     const int row_phase = l.phase_of[2 * p], column = l.phase_of[2 * p + 1] - l.left;

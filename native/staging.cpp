@@ -87,4 +87,34 @@ Staging plan_columns(const ConvolutionSpec& spec, const Shape& in, const Shape& 
   return s;
 }
 
+std::vector<Move> plan_moves(const Stage& l) {
+  std::vector<Move> all;
+  const int size = l.planes * l.plane_floats;
+  if (size > 1 << 14) return all;
+  for (int to = 0; to < size; to += 16) {
+    int from[16], lanes = 0;  // where the dwords of the plane lie
+    for (int i = 0; i < 16; ++i) {
+      const int p = (to + i) / l.plane_floats, at = (to + i) % l.plane_floats;
+      const int y = at / l.pitch * l.stride_h + l.phase_of[2 * p] - l.top, x = at % l.pitch * l.stride_w + l.phase_of[2 * p + 1] - l.left;
+      if (at >= l.rows * l.pitch || y < 0 || y >= l.height || x < 0 || x >= l.width) continue;
+      from[i] = y * l.width + x, lanes |= 1 << i;
+    }
+    Move g{0, to, 0, false, {}};
+    do {  // as many as thirty-two reach
+      int first = -1;
+      for (int i = 0; i < 16; ++i) {
+        if (!(lanes >> i & 1)) continue;
+        if (first < 0) first = from[i];
+        if (from[i] - first >= 32) continue;
+        g.order[i] = static_cast<uint8_t>(from[i] - first), g.lanes |= static_cast<uint16_t>(1 << i);
+      }
+      g.from = std::max(first, 0);
+      all.push_back(g);
+      lanes &= ~g.lanes;
+      g = {0, to, 0, true, {}};
+    } while (lanes);
+  }
+  return all;
+}
+
 }  // namespace ftwt

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "integer.h"
 
 namespace ftwt {
 
@@ -22,5 +23,8 @@ Staging plan_staging(const ConvolutionSpec& spec, const Shape& in, const Shape& 
 // The same with one plane for each column of the kernel and each phase of the rows, as wide as the
 // output: no vector has a gap, but the input is written several times.
 Staging plan_columns(const ConvolutionSpec& spec, const Shape& in, const Shape& out);
+
+// How vectors of sixteen dwords write all that; empty if rows are long, and as well copied one by one.
+std::vector<Move> plan_moves(const Stage& layout);
 
 }  // namespace ftwt
