@@ -58,6 +58,15 @@ struct IntegerStage {
   int move_count;
 };
 
+// What makes sixty-four weights of active inputs, or the last of them: a shuffle of two blocks that lie
+// one behind the other, and what comes from further ones.
+struct Pick {
+  int32_t block;               // of sixty-four inputs
+  int32_t more;                // how many of its line follow
+  uint64_t lanes;
+  uint8_t order[64];
+};
+
 // Weights of the inputs that are active, side by side, for some filters of one group.
 struct IntegerPack {
   const void* weights;         // (K, blocks, taps, inputs of the block), as the instruction set reads them
@@ -65,7 +74,7 @@ struct IntegerPack {
   int taps, inputs;            // of a group, filled up to whole dwords
   int block;                   // inputs of a block, kIntegerBlock or all
   const int32_t* chosen;       // inputs, ascending, of whole dwords
-  const uint64_t* bits;        // the same as bits
+  const Pick* picks;           // the same as shuffles of sixty-four bytes, if there are such;
   const uint8_t* orders;       // and as shuffles of sixteen bytes each, if the instruction set wants
   const uint8_t* kept;         // these: the bytes that are kept first, and how many they are
   int count;
@@ -217,7 +226,7 @@ struct IntegerKernels {
   const char* name;
   int dword;                   // inputs in one: four bytes, or two halves
   bool tiles;                  // whether it has a matrix unit, which takes bytes with a sign too
-  bool orders;                 // whether it packs by `orders`
+  bool orders, picks;          // whether it packs by `orders`, or `picks`
   void (*blend)(const Blend&);
   void (*stage)(const IntegerStage&);
   void (*pack)(const IntegerPack&);

@@ -201,27 +201,41 @@ class IntegerDirectConvolution : public IntegerConvolution {
     return first * taps_ + tap * inputs + input - first;
   }
 
-  // The inputs of a group: a bit for each that is chosen, and shuffles that put these side by side.
+  // The inputs of a group as shuffles that put their weights side by side.
   struct Marks {
-    std::vector<uint64_t> bits;
-    std::vector<uint8_t> orders, kept;
+    std::vector<Pick> picks;
+    std::vector<uint8_t> chosen, orders, kept;
   };
 
   void mark(const Network& net, const int32_t* inputs, int count, Marks& m) const {
-    const int words = (inputs_ + 63) / 64, each = 4 / dword_, some = 16 / each;  // bytes of a weight, weights of a shuffle
-    m.bits.assign(words, 0);
-    for (int i = 0; i < count; ++i) m.bits[inputs[i] / 64] |= uint64_t{1} << inputs[i] % 64;
+    m.picks.clear();
+    if (net.integers.picks) mark_lines(inputs, count, m.picks);
     if (!net.integers.orders) return;
+    const int words = (inputs_ + 63) / 64, each = 4 / dword_, some = 16 / each;  // bytes of a weight, weights of a shuffle
+    m.chosen.assign(64 * words, 0);
+    for (int i = 0; i < count; ++i) m.chosen[inputs[i]] = 1;
     m.orders.assign(64 * words * each + 16, 0), m.kept.resize(4 * words * each);
     for (int i = 0; i < 4 * words * each; ++i) {
       uint8_t* const order = &m.orders[16 * i];
       int n = 0;
       for (int k = 0; k < some; ++k) {
-        const int at = i * some + k;
         for (int byte = 0; byte < each; ++byte) order[n + byte] = static_cast<uint8_t>(k * each + byte);
-        n += m.bits[at / 64] >> at % 64 & 1 ? each : 0;
+        n += m.chosen[i * some + k] ? each : 0;
       }
       m.kept[i] = static_cast<uint8_t>(n);
+    }
+  }
+
+  static void mark_lines(const int32_t* inputs, int count, std::vector<Pick>& picks) {
+    for (int line = 0; line < count; line += 64) {
+      const size_t first = picks.size();
+      for (int i = line; i < std::min(count, line + 64); ++i) {
+        const int block = inputs[i] / 64, reach = picks.size() == first + 1 ? 1 : 0;  // of the first shuffle alone
+        if (picks.size() == first || block > picks.back().block + reach) picks.push_back({block, 0, 0, {}});
+        Pick& p = picks.back();
+        p.lanes |= uint64_t{1} << (i - line), p.order[i - line] = static_cast<uint8_t>(inputs[i] - 64 * p.block);
+      }
+      picks[first].more = static_cast<int32_t>(picks.size() - first - 1);
     }
   }
 
@@ -320,7 +334,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
     if (g.all)
       for (int f = 0; f < d.filter_count; ++f) std::memcpy(side_by_side + f * d.row, weights + d.filters[f] * row_ * each, row_ * each);
     else
-      net.integers.pack({weights, row_, taps_, inputs_, block_, c.inputs.data() + g.first, m.bits.data(), m.orders.data(), m.kept.data(),
+      net.integers.pack({weights, row_, taps_, inputs_, block_, c.inputs.data() + g.first, m.picks.data(), m.orders.data(), m.kept.data(),
                          g.count, d.filters, d.filter_count, side_by_side, row, d.less, shifted_});
   }
 

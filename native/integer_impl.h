@@ -38,8 +38,8 @@ constexpr auto direct = integers::direct;
 
 extern const IntegerKernels kernels;
 const IntegerKernels kernels = {
-    FTWT_STRING(FTWT_ISA), kDword, kTiles, integers::kOrders, integers::blend, integers::stage,
-    integers::pack,        direct, integers::arrange, integers::dot, integers::depthwise, integers::planes, integers::pool,
+    FTWT_STRING(FTWT_ISA), kDword, kTiles, integers::kOrders, integers::kPicks, integers::blend, integers::stage,
+    integers::pack, direct, integers::arrange, integers::dot, integers::depthwise, integers::planes, integers::pool,
 };
 
 }  // namespace ftwt::FTWT_ISA

@@ -95,8 +95,10 @@ static void stage(const IntegerStage& s) {
   }
 }
 
-#if defined(__AVX2__) && !defined(__AVX512VBMI2__)
-constexpr bool kOrders = true;
+#if defined(__AVX512VBMI__)
+constexpr bool kOrders = false, kPicks = true;
+#elif defined(__AVX2__)
+constexpr bool kOrders = true, kPicks = false;
 
 // Sixty-four weights, sixteen bytes at a time: `orders` puts those that are kept first, `kept` says
 // how many. Returns the place behind them.
@@ -117,43 +119,68 @@ FTWT_INLINE uint8_t* pack_block(const uint8_t* from, const uint8_t* orders, cons
   return to;
 }
 #else
-constexpr bool kOrders = false;
+constexpr bool kOrders = false, kPicks = false;
 #endif
 
-// Where the weight of an input's tap lies in a row.
-FTWT_INLINE int64_t place_of(const IntegerPack& p, int tap, int input) {
-  if (p.block >= p.inputs) return static_cast<int64_t>(tap) * p.inputs + input;
-  const int first = input & ~63, inputs = min(64, p.inputs - first);
-  return static_cast<int64_t>(first) * p.taps + static_cast<int64_t>(tap) * inputs + (input - first);
+// The weights of one filter's active inputs side by side, tap after tap.
+static void pack_row(const IntegerPack& p, const Weight* row, Weight* out) {
+  const bool blocks = p.block < p.inputs;  // those of sixty-four inputs lie together, all taps of them
+  const int taps = p.taps, inputs = p.inputs, last = (inputs - 1) / 64 * 64;
+  const int64_t step = blocks ? int64_t{64} * taps : 64, tap = blocks ? 64 : inputs, tap_of_last = blocks ? inputs - last : inputs;
+  const Weight* const rest = row + last / 64 * step;
+#if defined(__AVX512VBMI__)
+  // sixty-four that end up side by side, of all taps: most come from three blocks
+  const auto begins = [&](int block) { return 64 * block < last ? row + block * step : rest; };
+  const auto advances = [&](int block) { return 64 * block < last ? tap : tap_of_last; };
+  const Pick* pick = p.picks;
+  for (int done = 0; done < p.count; done += 64) {
+    const int left = p.count - done, more = pick->more, second = min(64 * (pick->block + 1), last) / 64;
+    const Pick *const third = pick + (more > 0), *const others = pick + 2;
+    const __m512i order = _mm512_loadu_si512(pick->order), order_of_third = _mm512_loadu_si512(third->order);
+    const __mmask64 lanes = more > 0 ? third->lanes : 0, written = left < 64 ? ~uint64_t{0} >> (64 - left) : ~uint64_t{0};
+    const Weight *a = begins(pick->block), *b = begins(second), *c = begins(third->block);
+    const int64_t next_a = advances(pick->block), next_b = advances(second), next_c = advances(third->block);
+    Weight* to = out + done;
+    for (int t = 0; t < taps; ++t, a += next_a, b += next_b, c += next_c, to += p.count) {
+      __m512i w = _mm512_permutex2var_epi8(_mm512_loadu_si512(a), order, _mm512_loadu_si512(b));
+      w = _mm512_mask_permutexvar_epi8(w, lanes, order_of_third, _mm512_loadu_si512(c));
+      for (const Pick* o = others; o <= pick + more; ++o)
+        w = _mm512_mask_permutexvar_epi8(w, o->lanes, _mm512_loadu_si512(o->order), _mm512_loadu_si512(begins(o->block) + t * advances(o->block)));
+      if (left >= 64) _mm512_storeu_si512(to, w);
+      else _mm512_mask_storeu_epi8(to, written, w);
+    }
+    pick += more + 1;
+  }
+#elif defined(__AVX2__)
+  // sixty-four at a time; of what is read past a block nothing is kept, and memory goes on behind it
+  uint8_t* to = reinterpret_cast<uint8_t*>(out);
+  const auto some = [&](const Weight* from, int c) __attribute__((always_inline)) {
+    const int64_t at = c * static_cast<int64_t>(sizeof(Weight));
+    to = pack_block(reinterpret_cast<const uint8_t*>(from), p.orders + at, p.kept + at / 16, to);
+  };
+  for (int t = 0; t < taps; ++t) {
+    const Weight* from = row + t * tap;
+    for (int c = 0; c < last; c += 64, from += step) some(from, c);
+    some(rest + t * tap_of_last, last);
+  }
+#else
+  for (int t = 0; t < taps; ++t)
+    for (int i = 0; i < p.count; ++i) {
+      const int input = p.chosen[i];
+      *out++ = input < last ? row[input / 64 * step + t * tap + input % 64] : rest[t * tap_of_last + input - last];
+    }
+#endif
 }
 
 static void pack(const IntegerPack& p) {
   const Weight* all = static_cast<const Weight*>(p.weights);
-  const int64_t width = static_cast<int64_t>(p.taps) * p.inputs;
+  const int64_t width = static_cast<int64_t>(p.taps) * p.inputs * static_cast<int64_t>(sizeof(Weight));
   for (int f = 0; f < p.filter_count; ++f) {
-    const Weight* row = all + p.filters[f] * p.row;
-    Weight* out = static_cast<Weight*>(p.out) + f * p.out_row;
-    p.sums[f] = 0;
-#if defined(__AVX2__)
-    // sixty-four at a time; of what is read past a block nothing is kept, and memory goes on behind it
     const uint8_t* next = reinterpret_cast<const uint8_t*>(all + p.filters[min(f + 1, p.filter_count - 1)] * p.row);
-    for (int64_t i = 0; i < width * static_cast<int64_t>(sizeof(Weight)); i += 64) __builtin_prefetch(next + i, 0, 3);
-    uint8_t* to = reinterpret_cast<uint8_t*>(out);
-    for (int t = 0; t < p.taps; ++t)
-      for (int c = 0; c < p.inputs; c += 64) {
-        const Weight* from = row + place_of(p, t, c);
-#if defined(__AVX512VBMI2__)
-        _mm512_storeu_si512(to, _mm512_maskz_compress_epi8(p.bits[c / 64], _mm512_loadu_si512(from)));
-        to += __builtin_popcountll(p.bits[c / 64]);
-#else
-        const int64_t at = c * static_cast<int64_t>(sizeof(Weight));
-        to = pack_block(reinterpret_cast<const uint8_t*>(from), p.orders + at, p.kept + at / 16, to);
-#endif
-      }
-#else
-    for (int t = 0; t < p.taps; ++t)
-      for (int i = 0; i < p.count; ++i) out[t * p.count + i] = row[place_of(p, t, p.chosen[i])];
-#endif
+    for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(next + i, 0, 3);
+    Weight* const out = static_cast<Weight*>(p.out) + f * p.out_row;
+    if (p.count) pack_row(p, all + p.filters[f] * p.row, out);
+    p.sums[f] = 0;
 #if defined(__AVX512VNNI__)
     if (p.shifted) {
       __m512i sum = _mm512_setzero_si512();
