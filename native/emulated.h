@@ -1,5 +1,5 @@
 // Instructions that this machine may lack, in software, so that the kernels that use them run in tests
-// everywhere: shuffles and compressions of bytes (AVX-512 VBMI), and the matrix unit (AMX). Included
+// everywhere: shuffles of bytes (AVX-512 VBMI), and the matrix unit (AMX). Included
 // first, by FTWT_EMULATE alone.
 #pragma once
 
@@ -9,7 +9,6 @@
 #include <cstring>
 
 #define __AVX512VBMI__ 1
-#define __AVX512VBMI2__ 1
 #if defined(FTWT_EMULATE_TILES)
 #define __AMX_INT8__ 1
 #endif
@@ -34,13 +33,13 @@ inline __m512i permute(uint64_t kept, __m512i places, __m512i from) {
   return _mm512_load_si512(out.at);
 }
 
-inline __m512i compress(uint64_t kept, __m512i from) {
-  const Bytes f = bytes_of(from);
-  Bytes out{};
-  int n = 0;
-  for (int i = 0; i < 64; ++i)
-    if (kept >> i & 1) out.at[n++] = f.at[i];
-  return _mm512_load_si512(out.at);
+inline __m512i permute_some(__m512i others, uint64_t chosen, __m512i places, __m512i from) {
+  return _mm512_mask_mov_epi8(others, chosen, permute(chosen, places, from));
+}
+
+inline __m512i permute_two(__m512i first, __m512i places, __m512i second) {
+  const __mmask64 further = _mm512_test_epi8_mask(places, _mm512_set1_epi8(64));
+  return permute_some(permute(~uint64_t{0}, places, first), further, places, second);
 }
 
 // Eight tiles of at most sixteen rows of sixty-four bytes.
@@ -95,7 +94,8 @@ inline void multiply(int sums, int a, int b) {
 }  // namespace emulated
 
 #define _mm512_maskz_permutexvar_epi8 emulated::permute
-#define _mm512_maskz_compress_epi8 emulated::compress
+#define _mm512_mask_permutexvar_epi8 emulated::permute_some
+#define _mm512_permutex2var_epi8 emulated::permute_two
 #undef _tile_loadconfig
 #undef _tile_release
 #undef _tile_zero

@@ -19,7 +19,7 @@ const IntegerKernels& find_integer_kernels([[maybe_unused]] const std::string& i
 #if defined(FTWT_EMULATE)
     const bool shuffles = true;
 #else
-    const bool shuffles = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+    const bool shuffles = __builtin_cpu_supports("avx512vbmi");
 #endif
     return shuffles ? integer_vbmi::kernels : integer_vnni::kernels;
   }

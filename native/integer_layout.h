@@ -122,67 +122,88 @@ FTWT_INLINE uint8_t* pack_block(const uint8_t* from, const uint8_t* orders, cons
 constexpr bool kOrders = false, kPicks = false;
 #endif
 
-// The weights of one filter's active inputs side by side, tap after tap.
-static void pack_row(const IntegerPack& p, const Weight* row, Weight* out) {
-  const bool blocks = p.block < p.inputs;  // those of sixty-four inputs lie together, all taps of them
-  const int taps = p.taps, inputs = p.inputs, last = (inputs - 1) / 64 * 64;
-  const int64_t step = blocks ? int64_t{64} * taps : 64, tap = blocks ? 64 : inputs, tap_of_last = blocks ? inputs - last : inputs;
-  const Weight* const rest = row + last / 64 * step;
+// Where the weights of a filter lie: of sixty-four inputs together, all taps of them, or of all inputs.
+struct Places {
+  int last;                    // the first of the last sixty-four inputs, or fewer
+  int64_t step, tap, rest, tap_of_rest;
+
+  explicit Places(const IntegerPack& p) : last((p.inputs - 1) / 64 * 64) {
+    const bool blocks = p.block < p.inputs;
+    step = blocks ? int64_t{64} * p.taps : 64, tap = blocks ? 64 : p.inputs;
+    rest = last / 64 * step, tap_of_rest = blocks ? p.inputs - last : p.inputs;
+  }
+  int64_t of(int block) const { return 64 * block < last ? block * step : rest; }
+  int64_t advance(int block) const { return 64 * block < last ? tap : tap_of_rest; }
+};
+
+// The weights of active inputs side by side, tap after tap, of filters from one on.
+static void pack_rows(const IntegerPack& p, int first, int end) {
+  const Places places(p);
+  [[maybe_unused]] const int taps = p.taps, count = p.count;
+  const Weight* const all = static_cast<const Weight*>(p.weights);
+  Weight* const out = static_cast<Weight*>(p.out);
 #if defined(__AVX512VBMI__)
-  // sixty-four that end up side by side, of all taps: most come from three blocks
-  const auto begins = [&](int block) { return 64 * block < last ? row + block * step : rest; };
-  const auto advances = [&](int block) { return 64 * block < last ? tap : tap_of_last; };
+  // sixty-four that end up side by side: most come from three blocks
   const Pick* pick = p.picks;
-  for (int done = 0; done < p.count; done += 64) {
-    const int left = p.count - done, more = pick->more, second = min(64 * (pick->block + 1), last) / 64;
-    const Pick *const third = pick + (more > 0), *const others = pick + 2;
+  for (int done = 0; done < count; done += 64) {
+    const int left = count - done, more = pick->more, second = min(64 * (pick->block + 1), places.last) / 64;
+    const Pick *const third = pick + (more > 0), *const others = pick + 2, *const end_of_line = pick + more + 1;
     const __m512i order = _mm512_loadu_si512(pick->order), order_of_third = _mm512_loadu_si512(third->order);
     const __mmask64 lanes = more > 0 ? third->lanes : 0, written = left < 64 ? ~uint64_t{0} >> (64 - left) : ~uint64_t{0};
-    const Weight *a = begins(pick->block), *b = begins(second), *c = begins(third->block);
-    const int64_t next_a = advances(pick->block), next_b = advances(second), next_c = advances(third->block);
-    Weight* to = out + done;
-    for (int t = 0; t < taps; ++t, a += next_a, b += next_b, c += next_c, to += p.count) {
-      __m512i w = _mm512_permutex2var_epi8(_mm512_loadu_si512(a), order, _mm512_loadu_si512(b));
-      w = _mm512_mask_permutexvar_epi8(w, lanes, order_of_third, _mm512_loadu_si512(c));
-      for (const Pick* o = others; o <= pick + more; ++o)
-        w = _mm512_mask_permutexvar_epi8(w, o->lanes, _mm512_loadu_si512(o->order), _mm512_loadu_si512(begins(o->block) + t * advances(o->block)));
-      if (left >= 64) _mm512_storeu_si512(to, w);
-      else _mm512_mask_storeu_epi8(to, written, w);
+    const int64_t at = places.of(pick->block), at_second = places.of(second) - at, at_third = places.of(third->block) - at;
+    const int64_t next = places.advance(pick->block), next_second = places.advance(second), next_third = places.advance(third->block);
+    for (int f = first; f < end; ++f) {
+      const Weight* const row = all + p.filters[f] * p.row;
+      const Weight *a = row + at, *b = a + at_second, *c = a + at_third;
+      Weight* to = out + f * p.out_row + done;
+      for (int t = 0; t < taps; ++t, a += next, b += next_second, c += next_third, to += count) {
+        __m512i w = _mm512_permutex2var_epi8(_mm512_loadu_si512(a), order, _mm512_loadu_si512(b));
+        w = _mm512_mask_permutexvar_epi8(w, lanes, order_of_third, _mm512_loadu_si512(c));
+        for (const Pick* o = others; o < end_of_line; ++o)
+          w = _mm512_mask_permutexvar_epi8(w, o->lanes, _mm512_loadu_si512(o->order),
+                                           _mm512_loadu_si512(row + places.of(o->block) + t * places.advance(o->block)));
+        if (left >= 64) _mm512_storeu_si512(to, w);
+        else _mm512_mask_storeu_epi8(to, written, w);
+      }
     }
-    pick += more + 1;
-  }
-#elif defined(__AVX2__)
-  // sixty-four at a time; of what is read past a block nothing is kept, and memory goes on behind it
-  uint8_t* to = reinterpret_cast<uint8_t*>(out);
-  const auto some = [&](const Weight* from, int c) __attribute__((always_inline)) {
-    const int64_t at = c * static_cast<int64_t>(sizeof(Weight));
-    to = pack_block(reinterpret_cast<const uint8_t*>(from), p.orders + at, p.kept + at / 16, to);
-  };
-  for (int t = 0; t < taps; ++t) {
-    const Weight* from = row + t * tap;
-    for (int c = 0; c < last; c += 64, from += step) some(from, c);
-    some(rest + t * tap_of_last, last);
+    pick = end_of_line;
   }
 #else
-  for (int t = 0; t < taps; ++t)
-    for (int i = 0; i < p.count; ++i) {
-      const int input = p.chosen[i];
-      *out++ = input < last ? row[input / 64 * step + t * tap + input % 64] : rest[t * tap_of_last + input - last];
-    }
+  for (int f = first; f < end; ++f) {
+    const Weight* const row = all + p.filters[f] * p.row;
+#if defined(__AVX2__)
+    // sixty-four at a time; of what is read past a block nothing is kept, and memory goes on behind it
+    uint8_t* to = reinterpret_cast<uint8_t*>(out + f * p.out_row);
+    for (int t = 0; t < taps; ++t)
+      for (int c = 0; c < p.inputs; c += 64) {
+        const int64_t at = c * static_cast<int64_t>(sizeof(Weight));
+        const Weight* from = row + places.of(c / 64) + t * places.advance(c / 64);
+        to = pack_block(reinterpret_cast<const uint8_t*>(from), p.orders + at, p.kept + at / 16, to);
+      }
+#else
+    Weight* to = out + f * p.out_row;
+    for (int t = 0; t < taps; ++t)
+      for (int i = 0; i < count; ++i) {
+        const int block = p.chosen[i] / 64;
+        *to++ = row[places.of(block) + t * places.advance(block) + p.chosen[i] % 64];
+      }
+#endif
+  }
 #endif
 }
 
 static void pack(const IntegerPack& p) {
-  const Weight* all = static_cast<const Weight*>(p.weights);
-  const int64_t width = static_cast<int64_t>(p.taps) * p.inputs * static_cast<int64_t>(sizeof(Weight));
+  if (kPicks && p.taps == 1) pack_rows(p, 0, p.filter_count);
   for (int f = 0; f < p.filter_count; ++f) {
-    const uint8_t* next = reinterpret_cast<const uint8_t*>(all + p.filters[min(f + 1, p.filter_count - 1)] * p.row);
-    for (int64_t i = 0; i < width; i += 64) __builtin_prefetch(next + i, 0, 3);
-    Weight* const out = static_cast<Weight*>(p.out) + f * p.out_row;
-    if (p.count) pack_row(p, all + p.filters[f] * p.row, out);
+    if (!kPicks) {
+      const Weight* next = static_cast<const Weight*>(p.weights) + p.filters[min(f + 1, p.filter_count - 1)] * p.row;
+      for (int64_t i = 0; i < p.row; i += 64 / sizeof(Weight)) __builtin_prefetch(next + i, 0, 3);
+    }
+    if (!kPicks || p.taps > 1) pack_rows(p, f, f + 1);
     p.sums[f] = 0;
 #if defined(__AVX512VNNI__)
     if (p.shifted) {
+      const Weight* out = static_cast<const Weight*>(p.out) + f * p.out_row;
       __m512i sum = _mm512_setzero_si512();
       const __m512i shift = _mm512_set1_epi8(static_cast<char>(128));
       const int64_t count = static_cast<int64_t>(p.taps) * p.count;

@@ -27,7 +27,7 @@ static bool may_use_tiles() {
 #elif defined(__linux__)
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   return __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("avx512vnni") &&
-         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+         __builtin_cpu_supports("avx512vbmi") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
   return false;
 #endif
