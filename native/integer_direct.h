@@ -182,21 +182,21 @@ static void tile(const IntegerDirect& d, int first, const Vector* vectors, Ahead
     }
 }
 
-// F filters at P of the positions whose inputs lie side by side: a lane is no position but some inputs.
+#if defined(__AVX512VNNI__)
+// F filters at P positions whose inputs lie side by side: a lane is no position but some inputs.
 template <int F, int P>
-FTWT_INLINE void few_at(const IntegerDirect& d, int first, int position, int32_t* out) {
+static void few_at(const IntegerDirect& d, int first, int32_t* out) {
   RI s[F][P];
 #pragma GCC unroll 8
   for (int f = 0; f < F; ++f)
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) s[f][p] = RI{};
-  const int32_t* const inputs = d.few + static_cast<int64_t>(position) * d.few_stride;
   const int64_t row = d.row / 4;
   const int32_t* const weights = static_cast<const int32_t*>(d.weights) + first * row;
   for (int i = 0; i < d.dwords; i += kWidth) {
     RI x[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) x[p] = load_dwords(inputs + p * d.few_stride + i);
+    for (int p = 0; p < P; ++p) x[p] = load_dwords(d.few + p * d.few_stride + i);
 #pragma GCC unroll 8
     for (int f = 0; f < F; ++f) {
       const RI w = load_dwords(weights + f * row + i);
@@ -204,19 +204,32 @@ FTWT_INLINE void few_at(const IntegerDirect& d, int first, int position, int32_t
       for (int p = 0; p < P; ++p) s[f][p] = multiply_add(s[f][p], x[p], w);
     }
   }
+  const auto four = [](RI r) __attribute__((always_inline)) {
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)r), _mm512_extracti64x4_epi64((__m512i)r, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  };
 #pragma GCC unroll 8
-  for (int f = 0; f < F; ++f)
+  for (int f = 0; f < F; ++f) {
+    __m128i x[4] = {};
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) out[f * kRun * kLanes + position + p] = sum_of_lanes(s[f][p]) - d.less[first + f];
+    for (int p = 0; p < P; ++p) x[p] = four(s[f][p]);
+    const __m128i all = _mm_hadd_epi32(_mm_hadd_epi32(x[0], x[1]), _mm_hadd_epi32(x[2], x[3]));
+    // a whole register, since it is read as one
+    store_dwords(out + f * kRun * kLanes, (RI)_mm512_zextsi128_si512(_mm_sub_epi32(all, _mm_set1_epi32(d.less[first + f]))));
+  }
 }
 
 template <int F>
 static void few(const IntegerDirect& d, int first, int count, int32_t* out) {
-  int p = 0;
-  for (; p + 4 <= count; p += 4) few_at<F, 4>(d, first, p, out);
-  for (; p + 2 <= count; p += 2) few_at<F, 2>(d, first, p, out);
-  if (p < count) few_at<F, 1>(d, first, p, out);
+  if (count == 1) few_at<F, 1>(d, first, out);
+  else if (count == 2) few_at<F, 2>(d, first, out);
+  else if (count == 3) few_at<F, 3>(d, first, out);
+  else few_at<F, 4>(d, first, out);
 }
+#else
+template <int F>
+static void few(const IntegerDirect&, int, int, int32_t*) {}
+#endif
 
 template <int F>
 static void run_of(const IntegerDirect& d, const Finishes& finish, int first, const Vector* vectors, int n, bool whole,

@@ -35,16 +35,6 @@ FTWT_INLINE RI multiply_add(RI sum, RI x, RI w) {
 #endif
 }
 
-FTWT_INLINE int32_t sum_of_lanes(RI x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_epi32((__m512i)x);
-#else
-  int32_t sum = 0;
-  for (int i = 0; i < kWidth; ++i) sum += x[i];
-  return sum;
-#endif
-}
-
 // Bytes as numbers; a few bytes past those that are asked for may be read.
 FTWT_INLINE RI widen(const uint8_t* p, Type type) {
   if (type == Type::s8) {
