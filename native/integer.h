@@ -136,6 +136,7 @@ struct IntegerArrange {
   int positions;               // of a channel that are positions to `IntegerDot`
   int span;                    // or that are inputs of the only position
   int stride;
+  bool picked;                 // channels that are active are the inputs; else all are
   void* out;
 };
 
@@ -144,8 +145,10 @@ struct IntegerDot {
   const void* input;           // (positions, stride), as the instruction set reads it
   int stride;                  // values of a position: inputs, filled up to whole blocks
   const int32_t* blocks;       // those that hold an active input
+  const Pick* picks;           // of squares: what makes blocks of active inputs alone; null: blocks are as they are
   int block_count;
-  const int8_t* weights;       // (K, blocks, taps, kIntegerBlock)
+  const int8_t* weights;       // (K, row / kIntegerBlock, taps, kIntegerBlock)
+  int row;
   const int32_t* less;         // (K, positions): to be taken off the sums; null: nothing
   const int32_t* filters;
   int first_filter, last_filter;

@@ -208,8 +208,7 @@ class IntegerDirectConvolution : public IntegerConvolution {
   };
 
   void mark(const Network& net, const int32_t* inputs, int count, Marks& m) const {
-    m.picks.clear();
-    if (net.integers.picks) mark_lines(inputs, count, m.picks);
+    if (net.integers.picks) pick_lines(inputs, count, m.picks);
     if (!net.integers.orders) return;
     const int words = (inputs_ + 63) / 64, each = 4 / dword_, some = 16 / each;  // bytes of a weight, weights of a shuffle
     m.chosen.assign(64 * words, 0);
@@ -223,19 +222,6 @@ class IntegerDirectConvolution : public IntegerConvolution {
         n += m.chosen[i * some + k] ? each : 0;
       }
       m.kept[i] = static_cast<uint8_t>(n);
-    }
-  }
-
-  static void mark_lines(const int32_t* inputs, int count, std::vector<Pick>& picks) {
-    for (int line = 0; line < count; line += 64) {
-      const size_t first = picks.size();
-      for (int i = line; i < std::min(count, line + 64); ++i) {
-        const int block = inputs[i] / 64, reach = picks.size() == first + 1 ? 1 : 0;  // of the first shuffle alone
-        if (picks.size() == first || block > picks.back().block + reach) picks.push_back({block, 0, 0, {}});
-        Pick& p = picks.back();
-        p.lanes |= uint64_t{1} << (i - line), p.order[i - line] = static_cast<uint8_t>(inputs[i] - 64 * p.block);
-      }
-      picks[first].more = static_cast<int32_t>(picks.size() - first - 1);
     }
   }
 
@@ -360,6 +346,20 @@ class IntegerDirectConvolution : public IntegerConvolution {
 };
 
 }  // namespace
+
+void pick_lines(const int32_t* inputs, int count, std::vector<Pick>& picks) {
+  picks.clear();
+  for (int line = 0; line < count; line += 64) {
+    const size_t first = picks.size();
+    for (int i = line; i < std::min(count, line + 64); ++i) {
+      const int block = inputs[i] / 64, reach = picks.size() == first + 1 ? 1 : 0;  // of the first shuffle alone
+      if (picks.size() == first || block > picks.back().block + reach) picks.push_back({block, 0, 0, {}});
+      Pick& p = picks.back();
+      p.lanes |= uint64_t{1} << (i - line), p.order[i - line] = static_cast<uint8_t>(inputs[i] - 64 * p.block);
+    }
+    picks[first].more = static_cast<int32_t>(picks.size() - first - 1);
+  }
+}
 
 bool IntegerConvolution::stays(const Network& net) const {
   return net.scales[*spec_.add] == net.scales[spec_.out] && Convolution::stays(net);

@@ -23,4 +23,7 @@ class IntegerConvolution : public Convolution {
 // Small planes and linear layers, where weights are nearly all there is to read; null: it is not one.
 std::unique_ptr<Step> make_integer_dot(Network& net, const ConvolutionSpec& spec, const int8_t* weights, const float* scale);
 
+// The shuffles that put these inputs, of blocks of sixty-four, side by side.
+void pick_lines(const int32_t* inputs, int count, std::vector<Pick>& picks);
+
 }  // namespace ftwt

@@ -1,5 +1,6 @@
 // Convolutions of eight-bit maps on small planes, and linear layers.
 #include <algorithm>
+#include <tuple>
 
 #include "integer_convolution.h"
 
@@ -25,28 +26,28 @@ class IntegerDotConvolution : public IntegerConvolution {
   }
 
   void compute(Network& net, std::vector<Job>& jobs) const override {
-    static thread_local std::vector<std::vector<int32_t>> lists;
-    if (lists.size() < jobs.size()) lists.resize(jobs.size());
-    std::vector<int32_t>* blocks = lists.data();
+    static thread_local std::vector<Lists> all_lists;
+    if (all_lists.size() < jobs.size()) all_lists.resize(jobs.size());
+    Lists* lists = all_lists.data();
     const Job* all = jobs.data();
     const size_t values = static_cast<size_t>(plan_.positions) * stride_;
     in_phases(
         net, jobs, [&](const Job&) { return values / net.integers.dword; },
         [&](Job* first, int count, float* scratch) {
-          net.workers.share(count, [&](int k, int) { arrange(net, first[k], scratch + first[k].staged, blocks[first + k - all]); });
+          net.workers.share(count, [&](int k, int) { arrange(net, first[k], scratch + first[k].staged, lists[first + k - all]); });
         },
         [&](Job* first, int count, float* scratch) {
           const int parts = std::clamp(out_.channels / 24, 1, net.workers.count() > 1 || count > 1 ? 64 : 1);
           net.workers.share(parts, [&](int part, int worker) {
             for (int k = 0; k < count; ++k) {
               const Job& job = first[k];
-              const std::vector<int32_t>& b = blocks[first + k - all];
+              const Lists& l = lists[first + k - all];
               const auto [from, to] =
                   filters_between(job, share_of(out_.channels, part, parts), share_of(out_.channels, part + 1, parts));
               const IntegerEpilogue e = epilogue(net, job);
               net.pulse(worker, work / parts);
-              net.integers.dot({scratch + job.staged, stride_, b.data(), static_cast<int>(b.size()), weights_,
-                                less_.empty() ? nullptr : less_.data(), job.filters.data(), from, to, &e},
+              net.integers.dot({scratch + job.staged, l.stride, l.blocks.data(), l.picks.empty() ? nullptr : l.picks.data(),
+                                static_cast<int>(l.blocks.size()), weights_, stride_, less_.empty() ? nullptr : less_.data(), job.filters.data(), from, to, &e},
                                plan_.shape);
             }
           });
@@ -72,16 +73,31 @@ class IntegerDotConvolution : public IntegerConvolution {
       }
   }
 
-  void arrange(Network& net, const Job& job, float* staged, std::vector<int32_t>& blocks) const {
-    blocks.clear();
-    if (!less_.empty())
-      for (int b = 0; b < stride_ / kIntegerBlock; ++b) blocks.push_back(b);
+  // Which inputs a sample's filters are multiplied with: blocks with an active one, or blocks that are
+  // made of active ones alone.
+  struct Lists {
+    std::vector<int32_t> blocks;
+    std::vector<Pick> picks;
+    int stride = 0;
+  };
+
+  void arrange(Network& net, const Job& job, float* staged, Lists& lists) const {
+    const auto [blocks, picks, stride] = std::tie(lists.blocks, lists.picks, lists.stride);
+    blocks.clear(), picks.clear(), stride = stride_;
+    const int count = static_cast<int>(job.inputs.size()), lines = (count + kIntegerBlock - 1) / kIntegerBlock;
+    // a shuffle takes as long as some products, of which two by two positions have too few
+    if (net.integers.picks && less_.empty() && plan_.shape == DotShape::square4 && count && 4 * lines <= 3 * (stride_ / kIntegerBlock)) {
+      pick_lines(job.inputs.data(), count, picks);
+      stride = lines * kIntegerBlock;
+    }
+    if (!less_.empty() || !picks.empty())
+      for (int b = 0; b < stride / kIntegerBlock; ++b) blocks.push_back(b);
     else
       for (const int c : job.inputs)
         for (int b = c * span_ / kIntegerBlock; b <= ((c + 1) * span_ - 1) / kIntegerBlock; ++b)
           if (blocks.empty() || blocks.back() < b) blocks.push_back(b);
     net.integers.arrange({reinterpret_cast<const uint8_t*>(job.x), net.types[spec_.x], in_.channels, job.inputs.data(),
-                          static_cast<int>(job.inputs.size()), plan_.positions, span_, stride_, staged});
+                          count, plan_.positions, span_, stride, !picks.empty(), staged});
   }
 
   const DotPlan plan_;

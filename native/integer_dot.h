@@ -75,8 +75,8 @@ static void points(const IntegerDot& d, const int32_t* filters, const int32_t* n
 #pragma GCC unroll 16
   for (int i = 0; i < F * P; ++i) s[i] = RI{};
   const int8_t *rows[F], *ahead[F];
-  for (int f = 0; f < F; ++f) rows[f] = d.weights + static_cast<int64_t>(filters[f]) * d.stride;
-  for (int f = 0; f < F; ++f) ahead[f] = d.weights + static_cast<int64_t>(next[f]) * d.stride;
+  for (int f = 0; f < F; ++f) rows[f] = d.weights + static_cast<int64_t>(filters[f]) * d.row;
+  for (int f = 0; f < F; ++f) ahead[f] = d.weights + static_cast<int64_t>(next[f]) * d.row;
   const int64_t input = static_cast<int64_t>(position) * d.stride;
   for (int b = 0; b < d.block_count; ++b) {
     const int64_t block = static_cast<int64_t>(d.blocks[b]) * kIntegerBlock;
@@ -100,9 +100,9 @@ static void points(const IntegerDot& d, const int32_t* filters, const int32_t* n
 }
 
 // A 3x3 convolution with a border of one over an S x S plane: sums of a filter.
-template <int S>
+template <int S, bool Picked>
 FTWT_INLINE void square_sums(const IntegerDot& d, int32_t filter, int32_t next, RI* out) {
-  const int64_t row = static_cast<int64_t>(d.stride) * 9;
+  const int64_t row = static_cast<int64_t>(d.row) * 9;
   const int8_t *weights = d.weights + filter * row, *ahead = d.weights + next * row;
   constexpr int kChains = S == 2 && kRegisters > 16 ? 2 : 1;  // four sums would wait for themselves
   RI s[kChains][S * S];
@@ -110,14 +110,10 @@ FTWT_INLINE void square_sums(const IntegerDot& d, int32_t filter, int32_t next, 
   for (int c = 0; c < kChains; ++c)
 #pragma GCC unroll 16
     for (int i = 0; i < S * S; ++i) s[c][i] = RI{};
-  auto step = [&](int64_t block, int at, RI* into) __attribute__((always_inline)) {
-    const int8_t* from = weights + block * 9 + at;
-    RI w[9];
-#pragma GCC unroll 9
-    for (int t = 0; t < 9; ++t) w[t] = load_weights(from + t * kIntegerBlock);
+  const auto multiply = [&](const RI* w, int64_t input, RI* into) __attribute__((always_inline)) {
 #pragma GCC unroll 16
     for (int q = 0; q < S * S; ++q) {  // an input position, and the outputs that see it
-      const RI x = load_inputs(d.input, static_cast<int64_t>(q) * d.stride + block + at);
+      const RI x = load_inputs(d.input, static_cast<int64_t>(q) * d.stride + input);
 #pragma GCC unroll 9
       for (int t = 0; t < 9; ++t) {
         const int y = q / S - t / 3 + 1, column = q % S - t % 3 + 1;
@@ -125,19 +121,48 @@ FTWT_INLINE void square_sums(const IntegerDot& d, int32_t filter, int32_t next, 
       }
     }
   };
-  for (int b = 0; b < d.block_count; ++b) {
-    const int64_t block = static_cast<int64_t>(d.blocks[b]) * kIntegerBlock;
+  const auto fetch = [&](int64_t block) __attribute__((always_inline)) {
 #pragma GCC unroll 9
     for (int t = 0; t < 9; ++t) __builtin_prefetch(ahead + block * 9 + t * kIntegerBlock, 0, 3);
-    if constexpr (kChains == 2 && kStep == kIntegerBlock) {
-      step(block, 0, s[0]);
-      if (++b == d.block_count) break;
-      const int64_t other = static_cast<int64_t>(d.blocks[b]) * kIntegerBlock;
+  };
+  [[maybe_unused]] const Pick* pick = d.picks;
+  const auto step = [&](int b, RI* into) __attribute__((always_inline)) {
+    RI w[9];
+    if constexpr (Picked) {
+#if defined(__AVX512VBMI__)
+      const int last = d.row - kIntegerBlock, block = pick->block * kIntegerBlock, second = min(block + kIntegerBlock, last);
+      const Pick *const third = pick + (pick->more > 0), *const end = pick + pick->more;
+      const __m512i order = _mm512_loadu_si512(pick->order), order_of_third = _mm512_loadu_si512(third->order);
+      const __mmask64 lanes = pick->more > 0 ? third->lanes : 0;
+      fetch(block), fetch(second);
 #pragma GCC unroll 9
-      for (int t = 0; t < 9; ++t) __builtin_prefetch(ahead + other * 9 + t * kIntegerBlock, 0, 3);
-      step(other, 0, s[1]);
+      for (int t = 0; t < 9; ++t) {
+        const int8_t* from = weights + t * kIntegerBlock;
+        const __m512i two = _mm512_permutex2var_epi8(_mm512_loadu_si512(from + block * 9), order, _mm512_loadu_si512(from + second * 9));
+        w[t] = (RI)_mm512_mask_permutexvar_epi8(two, lanes, order_of_third, _mm512_loadu_si512(from + third->block * kIntegerBlock * 9));
+      }
+      for (pick = min(pick + 2, end + 1); pick <= end; ++pick)
+#pragma GCC unroll 9
+        for (int t = 0; t < 9; ++t)
+          w[t] = (RI)_mm512_mask_permutexvar_epi8((__m512i)w[t], pick->lanes, _mm512_loadu_si512(pick->order),
+                                                  _mm512_loadu_si512(weights + (pick->block * 9 + t) * kIntegerBlock));
+      multiply(w, static_cast<int64_t>(b) * kIntegerBlock, into);
+#endif
     } else {
-      for (int at = 0; at < kIntegerBlock; at += kStep) step(block, at, s[0]);
+      const int64_t block = static_cast<int64_t>(d.blocks[b]) * kIntegerBlock;
+      fetch(block);
+      for (int at = 0; at < kIntegerBlock; at += kStep) {
+#pragma GCC unroll 9
+        for (int t = 0; t < 9; ++t) w[t] = load_weights(weights + block * 9 + at + t * kIntegerBlock);
+        multiply(w, block + at, into);
+      }
+    }
+  };
+  for (int b = 0; b < d.block_count; ++b) {
+    step(b, s[0]);
+    if constexpr (kChains == 2) {
+      if (++b == d.block_count) break;
+      step(b, s[1]);
     }
   }
 #pragma GCC unroll 16
@@ -152,7 +177,11 @@ template <int S>
 static void square(const IntegerDot& d, const int32_t* filters, const int32_t* next) {
   constexpr int count = kLanes / (S * S);
   RI sums[kLanes];
-  for (int f = 0; f < count; ++f) square_sums<S>(d, filters[f], f + 1 < count ? filters[f + 1] : next[0], sums + f * S * S);
+  for (int f = 0; f < count; ++f) {
+    const int32_t after = f + 1 < count ? filters[f + 1] : next[0];
+    if (kPicks && d.picks) square_sums<S, kPicks>(d, filters[f], after, sums + f * S * S);
+    else square_sums<S, false>(d, filters[f], after, sums + f * S * S);
+  }
   finish_dots<count, S * S>(d, sums, filters, 0);
 }
 
@@ -196,7 +225,7 @@ static void arrange(const IntegerArrange& a) {
     for (int g = 0; g < row; ++g) {
       bool any = false;
       for (int k = 0; k < kDword; ++k) {
-        const bool active = next < last && *next == g * kDword + k;
+        const bool active = next < last && (a.picked || *next == g * kDword + k);
         s.channels[k] = active ? a.map + static_cast<int64_t>(*next++) * a.positions : nullptr;
         any |= active;
       }
