@@ -157,8 +157,9 @@ class IntegerDirectConvolution : public IntegerConvolution {
 
   // Inactive inputs of a group, the last of it first, make its last dword or tile whole.
   void choose(const Job& job, Columns& c) const {
-    c.inputs.clear(), c.channels.clear(), c.groups.clear();
-    size_t next = 0;
+    c.groups.clear();
+    size_t next = 0, n = 0;
+    c.inputs.resize(static_cast<size_t>(spec_.groups) * inputs_ + 1), c.channels.resize(c.inputs.size());
     std::vector<uint8_t> chosen(inputs_);
     for (int g = 0; g < spec_.groups; ++g) {
       const int base = g * group_in_;
@@ -168,10 +169,14 @@ class IntegerDirectConvolution : public IntegerConvolution {
       const int wanted = whole(count);
       for (int i = inputs_ - 1; count < wanted; --i)
         if (!chosen[i]) chosen[i] = 2, ++count;
-      c.groups.push_back({static_cast<int>(c.inputs.size()), count, count == inputs_});
-      for (int i = 0; i < inputs_; ++i)
-        if (chosen[i]) c.inputs.push_back(i), c.channels.push_back(chosen[i] == 1 ? base + i : -1);
+      c.groups.push_back({static_cast<int>(n), count, count == inputs_});
+      int32_t *const inputs = c.inputs.data(), *const channels = c.channels.data();
+      for (int i = 0; i < inputs_; ++i) {  // no branch depends on a mask
+        inputs[n] = i, channels[n] = chosen[i] == 1 ? base + i : -1;
+        n += chosen[i] != 0;
+      }
     }
+    c.inputs.resize(n), c.channels.resize(n);
   }
 
   void stage(Network& net, Job* jobs, int count, const Columns* columns, float* scratch) const {
@@ -290,10 +295,11 @@ class IntegerDirectConvolution : public IntegerConvolution {
   // Where the taps of a group's dwords lie, in the order of their weights.
   void lay_offsets(const Chosen& g, std::vector<int32_t>& offsets) const {
     const int groups = g.count / dword_, block = (g.all ? block_ : g.count) / dword_;
-    offsets.clear();
+    offsets.resize(static_cast<size_t>(groups) * taps_);
+    int32_t* to = offsets.data();
     for (int first = 0; first < groups; first += block)
       for (const int tap : staging_.taps)
-        for (int i = first; i < std::min(groups, first + block); ++i) offsets.push_back(static_cast<int32_t>(i * stride_ + tap));
+        for (int i = first; i < std::min(groups, first + block); ++i) *to++ = static_cast<int32_t>(i * stride_ + tap);
   }
 
   // What the last vector's positions read, in the order of the weights.
