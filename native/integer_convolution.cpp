@@ -79,7 +79,8 @@ class IntegerDirectConvolution : public IntegerConvolution {
     const auto cost = [&](const Staging& s) {
       return 4 * s.vectors.size() - (ends_with_few(s, few) ? 4 - s.vectors.back().count : 0);
     };
-    return cost(columns) * 20 < cost(plain) * 19 ? columns : plain;
+    // where shuffles lay it out, that is soon made good
+    return (few ? cost(columns) < cost(plain) : cost(columns) * 20 < cost(plain) * 19) ? columns : plain;
   }
 
   // Whether the last vector has so few positions, side by side, that lanes had better be inputs there.
