@@ -1,3 +1,6 @@
+import copy
+import functools
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +10,7 @@ import torch
 from hypothesis import settings
 
 import tiny
+from ftwt.data import registry
 
 # Quick on shared machines, and sums come out the same on all of them. So do processes of tests.
 torch.set_num_threads(1)
@@ -14,12 +18,25 @@ os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
+_decoded = functools.cache(registry.embedded)  # the pictures, once for all tests of a process
+registry.embedded = lambda *, train: copy.deepcopy(_decoded(train=train))
+
+# torch.manual_seed notes where it was called for GPUs that may come: milliseconds for each test.
+_seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_is_kept() -> None:
+    """What is imported stays: the collector need not look through all of torch again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture(autouse=True)
 def seed() -> Iterator[None]:
     """Each test draws the same numbers, whichever ran before it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        _seed(0)
         yield
 
 

@@ -145,7 +145,11 @@ class Learner:
         processes, process = self.accelerator.num_processes, self.accelerator.process_index
         # Mixed, for the CPU's generator looks at the lower 32 bits alone.
         parts = np.random.SeedSequence((self.config.seed, step * processes + process))
-        torch.manual_seed(int(parts.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        number = int(parts.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        if self.device.type == "cpu":  # without the notes that torch takes for GPUs: milliseconds
+            torch.default_generator.manual_seed(number)
+        else:
+            torch.manual_seed(number)
 
     def begin(self, step: int) -> None:
         """Set modes and phase for the steps from `step` on.
@@ -164,8 +168,9 @@ class Learner:
             for parameter in self.learning:
                 parameter.requires_grad_(not warm)
             if self.model is None or self.accelerator.num_processes > 1:
-                self.model = None
-                self.accelerator.free_memory()  # or it would keep what shared the gradients so far
+                if self.model is not None:  # the accelerator keeps what shared the gradients so far
+                    self.model = None
+                    self.accelerator.free_memory()
                 self.model = self.accelerator.prepare_model(self.network)
                 if self._shares_statistics():  # then they need not be sent from one to all
                     self.model.broadcast_buffers = False
