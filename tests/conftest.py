@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 import tiny
+from ftwt.contest import turns
 from ftwt.data import registry
 
 # Quick on shared machines, and sums come out the same on all of them. So do processes of tests.
@@ -20,6 +21,8 @@ settings.load_profile("any machine")
 
 _decoded = functools.cache(registry.embedded)  # the pictures, once for all tests of a process
 registry.embedded = lambda *, train: copy.deepcopy(_decoded(train=train))
+
+turns.REST_S = turns.WARMUP_S = 0.001  # times are told, and none is believed
 
 # torch.manual_seed notes where it was called for GPUs that may come: milliseconds for each test.
 _seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
