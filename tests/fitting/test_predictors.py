@@ -1,6 +1,7 @@
 """Predictors fitted in one pass: better than a constant mask, and as good as epochs."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ftwt.fitting.worth import SPREAD, worthwhile
 from ftwt.training.loop import train
 
 
+@functools.cache  # nothing here changes it
 def trained() -> torch.nn.Module:
     model = toys.Toy()
     train(
