@@ -100,11 +100,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
     """The flags for a result, without places on this machine."""
-    weights = given.weights and given.weights.name
     return vars(given) | {
+        "network": given.network and Path(given.network).name,
         "data_root": None,
         "imagenet": bool(given.imagenet),
-        "weights": weights,
+        "weights": given.weights and given.weights.name,
     }
 
 

@@ -133,8 +133,10 @@ def test_what_a_repair_takes_is_noted(tmp_path, monkeypatch):
     network, images = resnet(8).eval(), torch.randn(20, 3, 32, 32)
     test = [(images[:2], torch.zeros(2, dtype=torch.long))]
     subject = subjects.subject_of("toy", network, images.split(10), 20, test)
-    given = argparse.Namespace(reduction=0.2, threads=1, weights=None, imagenet=None)
+    names = {"network": "/home/me/runs/toy", "weights": None, "imagenet": None}
+    given = argparse.Namespace(reduction=0.2, threads=1, **names)
     repair_cost.measure(subject, given)
     found = read_json(tmp_path / "toy.json")
     assert found["images"] == 20 and found["layers"] == 3
+    assert found["provenance"]["config"]["network"] == "toy"  # no place on this machine
     assert found["processor_s"] > 0 and found["ranking_s"] > 0 and found["peak_mb"] > 50
