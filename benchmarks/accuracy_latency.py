@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--realtime", action="store_true", help="before all other processes")
     given = subjects.parse(parser)
     began = Start()
-    subject = subjects.of_imagenet(given) if given.imagenet else subjects.of_cifar(given, 0)
+    subject = subjects.load(given)
     found = contest(subject, given)
     made = provenance(config=subjects.settings(given), seed=0, since=began)
     result = found(made)

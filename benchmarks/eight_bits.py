@@ -19,17 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from subjects import imagenet, pictures
+from subjects import imagenet, pictures, splits_of
 from torch import nn
 
 import ftwt
-from ftwt.config import DataConfig
 from ftwt.contest.rivals import export_onnx, in_batches, openvino_int8
 from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
 from ftwt.lowering.ranges import RULES
 from ftwt.networks.sources import resolve
-from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 
 OUTPUT = Path("results/int8")
@@ -53,8 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     for source in given.networks:
-        normal = {} if given.mean is None else {"mean": tuple(given.mean), "std": tuple(given.std)}
-        splits = load_splits(DataConfig(data_root=given.data_root, **normal))
+        splits = splits_of(given)
         held = torch.cat([images for images, _ in splits.plain])[: given.calibrate]
         network = resolve(source).load().cpu().eval()
         compare(Path(source).name.replace(":", "-"), network, held, list(splits.test), given)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import subjects
 import torch
-from subjects import AT_ONCE, Subject, of_cifar, of_imagenet, parse, settings
+from subjects import AT_ONCE, Subject
 from torch import Tensor, nn
 
 import ftwt
@@ -39,6 +40,11 @@ from ftwt.runs.candidates import gated, nearness, rank
 OUTPUT = Path("results/repair")
 OURS = ("static", "greedy", "dynamic", "mixed")
 FIRST = ("first-order", "first-order gates")
+ORDERS: dict[str, Callable[[Subject], Any]] = {  # of filters, for fixed masks
+    "static": lambda subject: subject.energy,
+    "greedy": lambda subject: subject.ranking,
+    "first-order": lambda subject: {n: each.mean(0) for n, each in subject.first_order.items()},
+}
 KINDS = (*OURS, "magnitude", "taylor")
 WAYS = ("as it is", "batch norm re-estimated", "repaired")
 RIVALS = {"magnitude": "torch-pruning, magnitude", "taylor": "torch-pruning, Taylor"}
@@ -54,9 +60,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", nargs="+", choices=(*KINDS, *FIRST), default=KINDS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    given = parse(parser)
+    given = subjects.parse(parser)
     for seed in given.seeds:
-        subject = of_imagenet(given) if given.imagenet else of_cifar(given, seed)
+        subject = subjects.load(given, seed)
         print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
         began, rows = Start(), []
         for reduction in given.reductions:
@@ -72,7 +78,7 @@ def main() -> None:
                         "dense_top1": subject.top1,
                         "rows": rows,
                         "provenance": provenance(
-                            config=settings(given),
+                            config=subjects.settings(given),
                             seed=seed,
                             since=began,
                         ),
@@ -132,10 +138,8 @@ def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:
         return rival(kind, subject, reduction)
     if kind == "first-order gates":
         return guessing(subject, reduction)
-    orders = {"static": "energy", "greedy": "ranking", "first-order": "first_order"}
-    if kind in orders:
-        order = getattr(subject, orders[kind])
-        return inner.fix(fixed_masks(inner, order, reduction=reduction))
+    if kind in ORDERS:
+        return inner.fix(fixed_masks(inner, ORDERS[kind](subject), reduction=reduction))
     gates = gated(inner, subject.ranking, fitted, reduction=reduction, images=subject.images)
     if kind == "mixed":
         gates, told = mix(gates, subject.ranking, fitted, reduction=reduction)
@@ -147,8 +151,7 @@ def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:
 def guessing(subject: Subject, reduction: float) -> DynamicModel:
     """Gates fitted to what each image's guess depends on, one threshold for its units."""
     gates = copy.deepcopy(subject.inner)
-    saliency = ftwt.first_order(gates, subject.fitted, images=subject.images)
-    targets = ftwt.across_units(gates, saliency, reduction=reduction)
+    targets = ftwt.across_units(gates, subject.first_order, reduction=reduction)
     print(ftwt.fit_predictors(gates, subject.fitted, targets=targets, images=subject.images))
     ftwt.calibrate(gates, subject.fitted, reduction=reduction, images=subject.images)
     return gates

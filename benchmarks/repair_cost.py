@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from subjects import Subject, of_cifar, of_imagenet, parse, settings
+from subjects import Subject, load, parse, settings
 
 import ftwt
 from ftwt.files.json import write_json
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parse(parser)
     torch.set_num_threads(given.threads)
-    measure(of_imagenet(given, few=True) if given.imagenet else of_cifar(given, 0, few=True), given)
+    measure(load(given, few=True), given)
 
 
 def measure(subject: Subject, given: argparse.Namespace) -> None:

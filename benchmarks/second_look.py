@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from subjects import drawn, splits_of
 from torch import Tensor, nn
 
 import ftwt
-from ftwt.config import DataConfig
 from ftwt.data import Batches
 from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
@@ -32,7 +32,6 @@ from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.second_look import Seen, see
 from ftwt.networks.sources import resolve
-from ftwt.networks.splits import load_splits
 from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import opened
 from ftwt.runs.candidates import prunable
@@ -55,17 +54,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     began = Start()
-    data = DataConfig(
-        data_root=given.data_root,
-        mean=None if given.mean is None else tuple(given.mean),
-        std=None if given.std is None else tuple(given.std),
-    )
-    splits = load_splits(data)
+    splits = splits_of(given)
     dense = resolve(given.network).load().eval()
     name = given.name or given.network.replace(":", "-")
-    generator = torch.Generator().manual_seed(given.seed)
-    order = torch.randperm(len(splits.plain.images), generator=generator)
-    fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
+    fitted = drawn(splits, given.images, given.seed)
     labels = torch.cat([right for _, right in splits.test])
     inner = prunable(dense, next(iter(fitted))[0])
     second = see(opened(inner).eval(), splits.test, len(labels))

@@ -29,7 +29,7 @@ from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import Ranking, mean_saliency
 from ftwt.models.vision import import_vision
 from ftwt.networks.sources import resolve
-from ftwt.networks.splits import load_splits
+from ftwt.networks.splits import Splits, load_splits
 from ftwt.pruning.dynamic import DynamicModel, images_of
 from ftwt.runs.candidates import prunable
 
@@ -71,9 +71,8 @@ class Subject:
 
     @cached_property
     def first_order(self) -> dict[str, Tensor]:
-        """Of its filters, by what the network's own guesses depend on, on average."""
-        found = ftwt.first_order(self.inner, self.fitted, images=self.images)
-        return {name: each.mean(0) for name, each in found.items()}
+        """Of its filters, by what the network's own guess depends on, for each image."""
+        return ftwt.first_order(self.inner, self.fitted, images=self.images)
 
     @cached_property
     def energy(self) -> dict[str, Tensor]:
@@ -108,24 +107,42 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def of_cifar(given: argparse.Namespace, seed: int, *, few: bool = False) -> Subject:
-    """A network of CIFAR-10's images; few to test on if only its cost is measured."""
-    data = DataConfig(
-        data_root=given.data_root,
-        mean=None if given.mean is None else tuple(given.mean),
-        std=None if given.std is None else tuple(given.std),
+def load(given: argparse.Namespace, seed: int = 0, *, few: bool = False) -> Subject:
+    """The network that the flags name; few images to test on if only its cost is measured."""
+    if given.imagenet:
+        return of_imagenet(given, few=few)
+    return of_cifar(given, seed, few=few)
+
+
+def splits_of(given: argparse.Namespace) -> Splits:
+    """CIFAR-10's images, prepared as the flags say."""
+    return load_splits(
+        DataConfig(
+            data_root=given.data_root,
+            mean=None if given.mean is None else tuple(given.mean),
+            std=None if given.std is None else tuple(given.std),
+        )
     )
-    splits = load_splits(data)
+
+
+def drawn(splits: Splits, images: int, seed: int) -> Batches:
+    """So many training images, drawn by a seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(splits.plain.images), generator=generator)
-    fitted = Batches(splits.plain.images.select(order[: given.images]), batch_size=256)
+    return Batches(splits.plain.images.select(order[:images]), batch_size=256)
+
+
+def of_cifar(given: argparse.Namespace, seed: int, *, few: bool) -> Subject:
+    """A network of CIFAR-10's images."""
+    splits = splits_of(given)
+    fitted = drawn(splits, given.images, seed)
     name = given.name or given.network.replace(":", "-")
     dense = resolve(given.network).load().eval()
     test = islice(splits.test, 1) if few else splits.test
     return subject_of(name, dense, fitted, given.images, test)
 
 
-def of_imagenet(given: argparse.Namespace, *, few: bool = False) -> Subject:
+def of_imagenet(given: argparse.Namespace, *, few: bool) -> Subject:
     """An ImageNet network; one without weights is random, of which only the cost means anything."""
     if given.weights is None:
         dense, how = ftwt.models.create(given.network).eval(), IMAGENET

@@ -43,9 +43,8 @@ def main() -> None:
                 points.append((100 * asked, 100 * sum(seeds) / len(seeds)))
     lines = {name: kinds for name, kinds in lines.items() if len(kinds["greedy"]) >= CUTS}
     for name in lines.keys() & looks.keys():
-        rows = looks[name][0]["rows"]
-        for cut in sorted({row["average_cut"] for row in rows}):
-            both = best([row for row in rows if row["average_cut"] == cut])
+        for cut in sorted({row["average_cut"] for row in looks[name][0]["rows"]}):
+            both = best(looks[name][0], cut)
             point = (100 * mean_of(both, "reduction"), 100 * mean_of(both, "top1"))
             lines[name].setdefault("look", []).append(point)
     figure, axes = plt.subplots(1, len(lines), figsize=(4.6 * len(lines), 3.4), squeeze=False)

@@ -66,7 +66,7 @@ def test_every_contestant_is_asked_and_timed(
     with torch.inference_mode():
         test = [(images, labels, network(images))]
     subject = subjects.Subject("tiny", network, images.split(16), 48, test, 0.1)
-    monkeypatch.setattr(subjects, "of_cifar", lambda given, seed: subject)
+    monkeypatch.setattr(subjects, "of_cifar", lambda given, seed, few: subject)
     monkeypatch.setattr(accuracy_latency, "OUTPUT", tmp_path)
     monkeypatch.setattr(accuracy_latency, "THRESHOLD", 16)
     monkeypatch.setattr(turns, "REST_S", 0)

@@ -38,8 +38,7 @@ def pruned() -> str:
         told = [over(cells[k, STEPS[2]]) if (k, STEPS[2]) in cells else "" for k in GLANCES]
         look = ""
         if name in looks:
-            rows_of = [row for row in looks[name][0]["rows"] if row["average_cut"] == asked]
-            look = percent(mean_of(best(rows_of), "top1"), 2)
+            look = percent(mean_of(best(looks[name][0], asked), "top1"), 2)
         rows.append((name, percent(dense, 2), told[0], look, *told[1:]))
     head = ("network", "dense", KINDS["greedy"], "second look", *(KINDS[k] for k in GLANCES[1:]))
     return table(head, rows) + _made(groups, "repair")
@@ -158,7 +157,7 @@ def second_look() -> str:
         result = seeds[0]
         alone = {_first(row): row["top1"] for row in result["fixed_masks"]}
         for average in sorted({row["average_cut"] for row in result["rows"]}):
-            chosen = best([row for row in result["rows"] if row["average_cut"] == average])
+            chosen = best(result, average)
             rows.append(
                 (
                     f"{name} ({percent(result['dense_top1'], 2)})",
@@ -179,10 +178,13 @@ def second_look() -> str:
     return table(head, rows) + _made(groups, "second-look")
 
 
-def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Both halves of the first pass that agrees most on the images that set the threshold."""
+def best(result: dict[str, Any], average: float) -> list[dict[str, Any]]:
+    """At an average cut: both halves of the first pass that agrees most with the dense network.
+
+    On the images that set the threshold.
+    """
     cuts: dict[str | float, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in (row for row in result["rows"] if row["average_cut"] == average):
         cuts.setdefault(_first(row), []).append(row)
     return max(cuts.values(), key=lambda both: mean_of(both, "agreement"))
 

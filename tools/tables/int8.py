@@ -7,6 +7,7 @@ from typing import Any
 from .files import ROOT, read
 from .layout import commits, origin, percent, table
 
+NO_SPEEDS = "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
 LEAST_SHARE = 0.05  # of a network's time, of what the table names
 
 
@@ -43,9 +44,9 @@ def eight_bits() -> str:
 
 def eight_bits_speed() -> str:
     """Our eight-bit engine beside OpenVINO in float, bfloat16 and int8; masks by lot."""
-    results = [result for result in _read("results/int8-speed") if "openvino" in _times(result)]
+    results = _single()
     if not results:
-        return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
+        return NO_SPEEDS
     rows = []
     for result in sorted(results, key=_where):
         ms = _times(result)
@@ -76,9 +77,9 @@ def eight_bits_speed() -> str:
 
 def speed() -> str:
     """The same in short, of the processor that was measured last."""
-    results = [result for result in _read("results/int8-speed") if "openvino" in _times(result)]
+    results = _single()
     if not results:
-        return "No results yet: `ftwt bench MODEL --precision int8 --keep 0.5`.\n"
+        return NO_SPEEDS
     where = _where(max(results, key=lambda result: str(result["provenance"]["date"])))
     results = [result for result in results if _where(result) == where]
     rows = []
@@ -185,6 +186,11 @@ def _shares(result: dict[str, Any]) -> list[tuple[str, ...]]:
 def _on(result: dict[str, Any]) -> str:
     """The instruction set, where older results do not say it is avx512."""
     return "" if result.get("isa", "avx512") == "avx512" else f", {result['isa']}"
+
+
+def _single() -> list[dict[str, Any]]:
+    """Speeds of single images on one thread, beside all of the rivals."""
+    return [result for result in _read("results/int8-speed") if "openvino" in _times(result)]
 
 
 def _times(result: dict[str, Any]) -> dict[str, float]:

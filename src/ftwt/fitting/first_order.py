@@ -19,7 +19,8 @@ from torch import Tensor
 from ..graph.trace import evaluating
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import GateOutput, entry
-from .masks import settle
+from ..pruning.second_look import are_scores
+from .masks import settle_gates
 from .passes import shown
 
 
@@ -59,7 +60,7 @@ def first_order(
         with evaluating(dynamic), torch.enable_grad():
             for _, part in shown(dynamic, batches, images):
                 outputs = dynamic(part.clone().requires_grad_(), gates="open")
-                if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
+                if not are_scores(outputs):
                     raise ValueError(
                         "its outputs are no class scores, so there is no guess to differentiate; "
                         "fit predictors to a ranking instead (ftwt.rank_filters)"
@@ -109,10 +110,4 @@ def across_units(
     def saved(r: float) -> float:
         return float(dynamic.macs(masks(r)).reduction.mean())
 
-    least, most = 1e-6, 1.0
-    if reduction > (reach := saved(least)):
-        raise ValueError(
-            f"reduction={reduction} is out of reach of gates; with what their predictors cost, "
-            f"they save up to {reach:.3f} of this network's MACs"
-        )
-    return masks(settle(saved, reduction, enough=least, little=most))
+    return masks(settle_gates(saved, reduction, enough=1e-6, little=1.0))

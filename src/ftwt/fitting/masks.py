@@ -167,6 +167,22 @@ def settle(
     return enough
 
 
+def settle_gates(
+    saved: Callable[[float], float], reduction: float, *, enough: float, little: float
+) -> float:
+    """The same for what gates save once their predictors are paid.
+
+    Raises:
+        ValueError: They cannot save so much.
+    """
+    if reduction > (most := saved(enough)):
+        raise ValueError(
+            f"reduction={reduction} is out of reach of gates; with what their predictors cost, "
+            f"they save up to {most:.3f} of this network's MACs"
+        )
+    return settle(saved, reduction, enough=enough, little=little)
+
+
 def _by_loss(dynamic: DynamicModel, ranking: Ranking, reduction: float) -> dict[str, Tensor]:
     """Minimise the sum of all units' losses at a budget."""
     alone = {name: _alone(dynamic, name, order) for name, order in ranking.order.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..pruning.dynamic import DynamicModel
-from .masks import Ranking, settle
+from .masks import Ranking, settle_gates
 
 SPREAD = 0.25  # of 1, 0.5 and 0.25 what left most of ResNet-20's accuracy, on validation images
 COUNTED = 512  # images whose MACs are counted to find the price
@@ -57,12 +57,7 @@ def worthwhile(
     if not len(some):  # all filters are silent: none is worth a MAC, but the last of each unit
         some = torch.ones(1)
     low, high = math.log(float(some.min()) / 2), math.log(float(some.max()))
-    if reduction > (most := saved(math.exp(high))):
-        raise ValueError(
-            f"reduction={reduction} is out of reach of gates; with what their predictors cost, "
-            f"they save up to {most:.3f} of this network's MACs"
-        )
-    price = settle(lambda log: saved(math.exp(log)), reduction, enough=high, little=low)
+    price = settle_gates(lambda log: saved(math.exp(log)), reduction, enough=high, little=low)
     return masks(math.exp(price))
 
 

@@ -129,13 +129,18 @@ class SecondLook(nn.Module):
         return Looked(outputs, passes, executed)
 
 
+def are_scores(outputs: Any) -> bool:
+    """Say whether outputs are scores (B, classes) of two classes or more."""
+    return isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] > 1
+
+
 def check_scores(outputs: Any) -> None:
     """Refuse outputs between whose two best there is no margin.
 
     Raises:
         ValueError: They are no scores (B, classes) of two classes or more.
     """
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] < 2:
+    if not are_scores(outputs):
         shown = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"the network returns {shown}, no scores (B, classes) of two classes or more: "

@@ -21,7 +21,7 @@ from ..fitting.second_look import SecondLookFit, Seen, fitted_to, see
 from ..graph.trace import evaluating
 from ..pruning.convert import convert
 from ..pruning.dynamic import DynamicModel, images_of
-from ..pruning.second_look import SecondLook, opened, run_counted
+from ..pruning.second_look import SecondLook, are_scores, opened, run_counted
 from .latency import FEW, Budget
 
 STATIC, DYNAMIC, MIXED, LOOK = "static", "dynamic", "mixed", "second-look"
@@ -155,7 +155,7 @@ class Judge:
                 "ftwt.convert and ftwt.repair"
             )
         self.outputs = torch.cat(outputs).cpu()
-        self.scores = _are_scores(self.outputs)
+        self.scores = are_scores(self.outputs)
 
     def judge(self, kind: str, network: DynamicModel, told: Repair) -> Candidate:
         """Compare a pruned network with the dense one."""
@@ -198,9 +198,8 @@ def nearness(dense: Tensor, outputs: Tensor) -> dict[str, Any]:
         dense: (B, classes) class scores of the dense network, or other outputs of it.
         outputs: The candidate's.
     """
-    scores = _are_scores(dense)
     dense, outputs = dense.double(), outputs.double()
-    if scores:
+    if are_scores(dense):
         p, q = dense.log_softmax(1), outputs.log_softmax(1)
         same = dense.argmax(1) == outputs.argmax(1)
         error = float((p.exp() * (p - q)).sum(1).mean())
@@ -213,10 +212,6 @@ def nearness(dense: Tensor, outputs: Tensor) -> dict[str, Any]:
 def rank(error: float, agreement: float | None) -> tuple[float, float]:
     """The least is best: most agreement, then least error; the error alone without classes."""
     return (0.0 if agreement is None else -agreement, error)
-
-
-def _are_scores(outputs: Tensor) -> bool:
-    return outputs.dim() == 2 and outputs.shape[1] > 1
 
 
 def looking(
