@@ -3,14 +3,17 @@
 import copy
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftwt import convert, repair
+from ftwt.fitting.passes import room
 from ftwt.fitting.regression import Moments, fit, solve
 from ftwt.fitting.samples import add_samples
 from ftwt.fitting.sites import find_sites
@@ -193,7 +196,7 @@ def test_where_maps_do_not_fit_into_memory_each_pass_starts_anew(monkeypatch):
     dense, kept = pruned(Residual)
     anew, batches = copy.deepcopy(kept), list(pictures(40).split(10))
     repair(kept, batches, dense=dense, images=40)
-    monkeypatch.setattr("ftwt.fitting.passes.KEPT", 0)
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 0)
     repair(anew, batches, dense=dense, images=40)
     for a, b in zip(kept.parameters(), anew.parameters(), strict=True):
         torch.testing.assert_close(a, b)
@@ -215,10 +218,24 @@ def test_maps_are_kept_from_where_they_fit_into_memory(monkeypatch):
         )  # fmt: skip
 
     dense, dynamic = pruned(narrowing)
-    monkeypatch.setattr("ftwt.fitting.passes.KEPT", 100_000)
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 100_000)
     told = repair(dynamic, Batches(pictures(40).split(10)), dense=dense, images=40)
     assert len(told.layers) == 4
     assert Batches.read == 2  # for the first two: what the others start from is small
+
+
+def test_room_for_maps_is_a_quarter_of_what_a_container_leaves_free(tmp_path, monkeypatch):
+    limit, used = tmp_path / "limit", tmp_path / "used"
+    monkeypatch.setattr("ftwt.fitting.passes.CONTAINERS", ((limit, used),))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
+    assert room() == 2**38  # no container
+    limit.write_text("max\n")
+    used.write_text(f"{2**30}\n")
+    assert room() == 2**38  # no limit
+    limit.write_text(f"{9 * 2**30}\n")
+    assert room() == 2 * 2**30
+    used.write_text(f"{8 * 2**30}\n")
+    assert room() == 2**30
 
 
 def test_labels_are_never_read():

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
 from torch import Tensor, fx
 
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from .sites import Site
 
-KEPT = 2**30  # bytes of feature maps that may be kept; beyond, images are run from the start again
+LEAST = 2**30  # bytes of feature maps that may be kept on any machine
+SHARE = 4  # of the free memory, one part in so many may be kept
+CONTAINERS = (  # of a container's memory: its limit, and what it uses
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def room() -> int:
+    """Bytes of feature maps that may be kept: a quarter of the free memory, 1 GiB or more."""
+    free = psutil.virtual_memory().available
+    for limit, used in CONTAINERS:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no container of this kind, or one without a limit
+            continue
+    return max(LEAST, free // SHARE)
 
 
 class Run(fx.Interpreter):
@@ -111,7 +132,7 @@ class Reading:
 class Passes:
     """All batches on their way through two networks: the one that is repaired, and its teacher.
 
-    Feature maps are kept between passes where they fit into memory; else the next pass starts anew.
+    Feature maps are kept between passes where there is room; else the next pass starts anew.
 
     Args:
         network: The graph that is repaired.
@@ -129,7 +150,7 @@ class Passes:
     ) -> None:
         self.network, self.teacher, self.batches = network, teacher, batches
         self.wanted = [{*site.needs, site.goal} for site in sites]
-        self.done = 0
+        self.room, self.done = room(), 0
         self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
         self.states: list[tuple[int, int, Run, Run]] | None = None
 
@@ -165,7 +186,7 @@ class Passes:
                 )
             yield Reading(place, count, found, inputs, own, target)
             size += run.bytes() + taught.bytes()
-            fits = fits and size <= KEPT
+            fits = fits and size <= self.room
             if fits:
                 kept.append((place, count, run, taught))
             else:
