@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftwt import convert, repair
-from ftwt.fitting.passes import room
+from ftwt.fitting.passes import Run, room
 from ftwt.fitting.regression import Moments, fit, solve
 from ftwt.fitting.samples import add_samples
 from ftwt.fitting.sites import find_sites
@@ -192,14 +192,27 @@ def test_one_batch_or_twenty_give_the_same(make):
     assert distance(one, many, pictures(20, seed=1)) < 1e-8
 
 
-def test_where_maps_do_not_fit_into_memory_each_pass_starts_anew(monkeypatch):
-    dense, kept = pruned(Residual)
-    anew, batches = copy.deepcopy(kept), list(pictures(40).split(10))
-    repair(kept, batches, dense=dense, images=40)
-    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 0)
-    repair(anew, batches, dense=dense, images=40)
-    for a, b in zip(kept.parameters(), anew.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+def test_maps_of_as_many_batches_are_kept_as_there_is_room_for(monkeypatch):
+    dense, fresh = pruned(Residual)
+    batches, started, weights, begun = list(pictures(40).split(10)), [], [], []
+
+    class Counted(Run):
+        def __init__(self, *given):
+            begun.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr("ftwt.fitting.passes.Run", Counted)
+    for space in (0, 300_000, 2**30):
+        monkeypatch.setattr("ftwt.fitting.passes.room", lambda space=space: space)
+        begun.clear()
+        repaired = copy.deepcopy(fresh)
+        layers = repair(repaired, batches, dense=dense, images=40).layers
+        started.append(len(begun) / len(batches) / 2)
+        weights.append(list(repaired.parameters()))
+    assert started[0] == len(layers) > started[1] > started[2] == 1
+    for other in weights[1:]:
+        for a, b in zip(weights[0], other, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_maps_are_kept_from_where_they_fit_into_memory(monkeypatch):

@@ -129,15 +129,30 @@ class Reading:
     target: Tensor
 
 
+@dataclass(frozen=True)
+class Batch:
+    """A batch on its way: the place of its first image, how many it has, and its two runs."""
+
+    place: int
+    count: int
+    run: Run
+    taught: Run
+
+    def bytes(self) -> int:
+        """Size of the values that are kept."""
+        return self.run.bytes() + self.taught.bytes()
+
+
 class Passes:
     """All batches on their way through two networks: the one that is repaired, and its teacher.
 
-    Feature maps are kept between passes where there is room; else the next pass starts anew.
+    Between passes, the feature maps of as many batches are kept as there is room for; the others
+    start anew.
 
     Args:
         network: The graph that is repaired.
         teacher: The same graph with the dense network's weights.
-        batches: Called for each pass that starts anew: (place of the first image, images).
+        batches: Called for each pass where some start anew: (place of the first image, images).
         sites: The layers of each call of `values`, in order.
     """
 
@@ -152,7 +167,8 @@ class Passes:
         self.wanted = [{*site.needs, site.goal} for site in sites]
         self.room, self.done = room(), 0
         self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
-        self.states: list[tuple[int, int, Run, Run]] | None = None
+        self.kept: dict[int, Batch] = {}
+        self.whole = False  # whether all batches are kept
 
     def values(self, site: Site) -> Iterator[Reading]:
         """Yield, batch by batch, what a layer reads and should give; it is about to be fitted.
@@ -166,8 +182,10 @@ class Passes:
         def keep(node: fx.Node) -> bool:
             return node.name in later
 
-        kept, size, fits = [], 0, True
-        for place, count, run, taught in self._runs():
+        kept: dict[int, Batch] = {}
+        size, count = 0, 0
+        for batch in self._under_way():
+            run, taught = batch.run, batch.taught
             run.advance(self.places[site.layer.name], keep)
             further = max(self.places[name] for name in site.needs) + 1
             ahead = run if further <= run.at else run.fork()
@@ -184,21 +202,22 @@ class Passes:
                     f"{site.name} reads or should give values that are not finite; look for NaN or "
                     "infinity in the images and the weights"
                 )
-            yield Reading(place, count, found, inputs, own, target)
-            size += run.bytes() + taught.bytes()
-            fits = fits and size <= self.room
-            if fits:
-                kept.append((place, count, run, taught))
-            else:
-                kept.clear()
-        self.states = kept if fits else None
+            yield Reading(batch.place, batch.count, found, inputs, own, target)
+            count += 1
+            if size + batch.bytes() <= self.room:
+                kept[batch.place] = batch
+                size += batch.bytes()
+        self.kept, self.whole = kept, len(kept) == count
 
-    def _runs(self) -> Iterator[tuple[int, int, Run, Run]]:
-        if self.states is not None:
-            yield from self.states
+    def _under_way(self) -> Iterator[Batch]:
+        """Each batch as far as it has come, or from the start."""
+        kept, self.kept = self.kept, {}
+        if self.whole:
+            while kept:
+                yield kept.pop(next(iter(kept)))
             return
         for place, images in self.batches():
-            yield (
+            yield kept.pop(place, None) or Batch(
                 place,
                 len(images),
                 Run(self.network, images, "predicted"),
