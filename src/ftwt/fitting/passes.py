@@ -217,9 +217,8 @@ class Passes:
                 yield kept.pop(next(iter(kept)))
             return
         for place, images in self.batches():
-            yield kept.pop(place, None) or Batch(
-                place,
-                len(images),
-                Run(self.network, images, "predicted"),
-                Run(self.teacher, images, "open"),
-            )
+            if place in kept:
+                yield kept.pop(place)
+                continue
+            run = Run(self.network, images, "predicted")
+            yield Batch(place, len(images), run, Run(self.teacher, images, "open"))
