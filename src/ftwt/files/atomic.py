@@ -21,7 +21,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Contents reach the disk before the name does, and the name before this returns: neither a killed
     process nor a power failure leaves half a file under `path`. What a killed process leaves beside
-    it, the next writer of `path` removes.
+    it, the next writer of `path` removes before it begins, so they do not add up.
 
     Raises:
         OSError: The folder cannot be written or the disk is full; `path` is as it was before.
@@ -30,8 +30,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
         with _claimed(temporary):
-            sweep(path.parent, path.name)
             try:
                 yield temporary
                 with open(temporary, "rb+") as file:
