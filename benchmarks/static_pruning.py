@@ -29,6 +29,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,7 +39,6 @@ from torch import nn
 
 import ftwt
 from ftwt.config import RunConfig, changes
-from ftwt.deployment.deploy import first
 from ftwt.evaluation.evaluate import Evaluation
 from ftwt.files.json import read_json, write_json
 from ftwt.files.provenance import provenance
@@ -61,7 +61,7 @@ except ModuleNotFoundError as error:
 Match = Literal["macs", "latency"]
 
 PRUNING = "pruning.json"  # of a pruned network's folder
-GRADIENT_IMAGES = 1000  # that Taylor's importance sees
+GRADIENT_BATCHES = 2  # of 500 images, which Taylor's importance sees
 ROUNDS = 25  # of timing both networks, at the end
 
 
@@ -159,7 +159,7 @@ def compare(
     )
     dense = resolve(config.model, config.weights).load_dense().eval()
     images, _ = next(iter(splits.validation))
-    gradients = list(first(splits.plain, GRADIENT_IMAGES)) if importance == "taylor" else []
+    gradients = list(islice(splits.plain, GRADIENT_BATCHES)) if importance == "taylor" else []
     task = Task(dense, images[:1].contiguous(), importance, gradients)
     race = Race(resolve(str(dynamic.folder)).load(), images, engine) if match == "latency" else None
     asked = dynamic.result["validation"]["reduction"]

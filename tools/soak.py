@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +27,8 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 import ftwt
 from ftwt import data, models, runtime
@@ -35,6 +36,7 @@ from ftwt.data import Batches
 from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
 from ftwt.training.loop import Interrupted
+from toys import Watched
 
 NETWORK = "cifar10-mobilenet-v1-x0.25"
 CONFIG = ftwt.TrainConfig(
@@ -112,28 +114,6 @@ def judge(samples: Sequence[Sample], *, bound: float = BOUND_MB_PER_HOUR) -> Jud
     return Judgement(len(kept), growth, bound, files, threads, tuple(faults))
 
 
-class Stopping:
-    """Batches after some of which the process asks itself to stop, as Ctrl-C would."""
-
-    def __init__(self, batches: Batches, after: int) -> None:
-        self.batches, self.left, self.batch_size = batches, after, batches.batch_size
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order, as `Batches` do."""
-        self.batches.set_epoch(epoch)
-
-    def iterate(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches from the `start`-th on."""
-        for batch in self.batches.iterate(start):
-            self.left -= 1
-            if self.left == 0:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield batch
-
-
 class Soak:
     """The rounds; what they have done so far is in `done`."""
 
@@ -164,7 +144,8 @@ class Soak:
             return ftwt.convert(self.dense, self.example[:2], r=0.9)
 
         try:
-            ftwt.train(network(), Stopping(self.train, after), self.held, config, **options)
+            stopping = Watched(after, lambda: os.kill(os.getpid(), signal.SIGINT), self.train)
+            ftwt.train(network(), stopping, self.held, config, **options)
         except Interrupted:
             self.done["resumes"] += 1
         model = network()

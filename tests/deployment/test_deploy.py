@@ -20,7 +20,7 @@ from ftwt import data, runtime
 from ftwt.contest import turns
 from ftwt.data import Batches
 from ftwt.deployment.classify import classify
-from ftwt.deployment.deploy import Economies, deploy, first
+from ftwt.deployment.deploy import Economies, deploy
 from ftwt.files.json import read_json
 from ftwt.networks.inputs import known
 from ftwt.networks.pretrained import save_pretrained
@@ -100,13 +100,6 @@ def test_the_name_of_what_is_found(saved: str, dynamic: library.DynamicModel) ->
     save_pretrained(dynamic, "own")
     with pytest.raises(ValueError, match="own was saved without the name of its architecture"):
         resolve("own")
-
-
-def test_first_images_are_cut_to_size() -> None:
-    batches = Batches(data.embedded(train=False), batch_size=30)
-    assert [len(x) for x, y in first(batches, 70)] == [30, 30, 10]
-    assert [len(x) for x, y in first(batches, 60)] == [30, 30]
-    assert sum(len(x) for x, y in first(batches, 10**6)) == 1000
 
 
 # --- Compile ------------------------------------------------------------------------------------

@@ -106,10 +106,10 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 class Watched:
-    """Batches that do something before the n-th step of a run."""
+    """Batches, the toys' if not given, that do something before the n-th step of a run."""
 
-    def __init__(self, step: int, action: Any) -> None:
-        self.batches, self.left, self.action = batches(train=True), step, action
+    def __init__(self, step: int, action: Any, given: Batches | None = None) -> None:
+        self.batches, self.left, self.action = given or batches(train=True), step, action
         self.batch_size = self.batches.batch_size
 
     def __len__(self) -> int:

@@ -336,6 +336,7 @@ def test_one_process_has_the_whole_of_the_first_images() -> None:
     found = list(first(batches, 40))
     assert [(place, len(part)) for place, part in found] == [(0, 32), (32, 8)]
     assert [place for place, _ in first(batches, 10**6)] == [0, 32]
+    assert [place for place, _ in first(batches, 32)] == [0]
     assert not list(first([], 10))
     assert torch.equal(gathered(found[0][1]), found[0][1])
 

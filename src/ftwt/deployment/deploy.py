@@ -20,7 +20,7 @@ from ..lowering.compile import Precision, compile
 from ..lowering.quantize import CALIBRATE, QuantizedLayers
 from ..networks.sources import PLAIN, Source
 from ..networks.splits import load_splits
-from ..pruning.dynamic import Batches
+from ..processes import first
 from ..runtime.engine import Kind
 from ..runtime.program import PREPROCESSING
 
@@ -51,23 +51,14 @@ class Economies:
         if self.images < 1:
             raise ValueError(f"images={self.images}: judge by one image or more; 2048 is usual")
         batches = load_splits(data, source=source).plain
-        return dict.fromkeys(chosen, list(first(batches, self.images)))
+        return dict.fromkeys(chosen, [part for _, part in first(batches, self.images)])
 
 
 def calibration(data: DataConfig, *, source: Source, images: int = CALIBRATE) -> list[torch.Tensor]:
     """Some training images of a dataset, for `ftwt.compile` to take ranges from."""
     if images < 1:
         raise ValueError(f"calibrate={images}: take ranges from one image or more; 256 is usual")
-    return [batch for batch, _ in first(load_splits(data, source=source).plain, images)]
-
-
-def first(batches: Batches, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches until there were `count` images; the last is cut short."""
-    for images, labels in batches:
-        yield images[:count], labels[:count]
-        count -= len(images)
-        if count <= 0:
-            return
+    return [part for _, part in first(load_splits(data, source=source).plain, images)]
 
 
 @contextmanager

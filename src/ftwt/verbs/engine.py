@@ -10,12 +10,13 @@ import tyro
 
 from ..config import DataConfig
 from ..contest.bench import BATCHES, LOOKED_AT, RIVALS, SINGLES, bench
-from ..deployment.deploy import Economies, calibration, deploy, first
+from ..deployment.deploy import Economies, calibration, deploy
 from ..lowering.compile import Precision
 from ..lowering.quantize import CALIBRATE
 from ..models.init import measure_norms
 from ..networks.sources import resolve
 from ..networks.splits import load_splits
+from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
 from ..runtime.engine import Kind
@@ -111,7 +112,7 @@ class BenchCommand:
             looks = isinstance(network, SecondLook)
             wanted = max(self.singles, (LOOKED_AT if looks else BATCHES) * self.batch)
             test = load_splits(self.data, source=source).test
-            images = torch.cat([x for x, _ in first(test, wanted)]).cpu()
+            images = torch.cat([part for _, part in first(test, wanted)]).cpu()
         options = self.economies.options(self.data, source=source)
         if self.precision == "int8" and self.keep is None:
             options["calibrate"] = calibration(self.data, source=source)

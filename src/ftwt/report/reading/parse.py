@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from ...records.benchmark import Benchmark
 from ...records.contest import Contest
@@ -11,6 +12,8 @@ from ...records.corruptions import NetworkRobustness
 from ...records.curve import Curve, read_curve
 from ...records.fields import Fields
 from .records import Filed, Measured, Pruned, Run
+
+Named = TypeVar("Named", Benchmark, Contest, NetworkRobustness)
 
 
 def measured(values: Fields, of: str | None = None) -> Measured:
@@ -157,26 +160,20 @@ def evaluated(values: Fields, name: str) -> Filed[Measured]:
     return Filed(str(network or name), values.path, measured(values, dataset(config)))
 
 
-def benchmark(values: Fields, name: str) -> Filed[Benchmark]:
-    """Check and return a benchmark.
+def _named(values: Fields, name: str, *, kind: type[Named]) -> Filed[Named]:
+    """Check and return a result that names its network.
 
     Raises:
         ValueError: A field is missing or not what it must be.
     """
     provenance(values)
-    found = values.read(Benchmark)
+    found = values.read(kind)
     return Filed(found.network, values.path, found)
 
 
-def contest(values: Fields, name: str) -> Filed[Contest]:
-    """Check and return all ways of running one network.
-
-    Raises:
-        ValueError: A field is missing or not what it must be.
-    """
-    provenance(values)
-    found = values.read(Contest)
-    return Filed(found.network, values.path, found)
+benchmark = partial(_named, kind=Benchmark)
+contest = partial(_named, kind=Contest)
+corruptions = partial(_named, kind=NetworkRobustness)
 
 
 def curve(values: Fields, name: str) -> Filed[Curve]:
@@ -190,17 +187,6 @@ def curve(values: Fields, name: str) -> Filed[Curve]:
     if named and "--weights" in words[:-1]:
         named = words[words.index("--weights") + 1]
     return Filed(named, values.path, read_curve(values))
-
-
-def corruptions(values: Fields, name: str) -> Filed[NetworkRobustness]:
-    """Check and return a network's results on corrupted images.
-
-    Raises:
-        ValueError: A field is missing or not what it must be.
-    """
-    provenance(values)
-    found = values.read(NetworkRobustness)
-    return Filed(found.network, values.path, found)
 
 
 def provenance(values: Fields) -> dict[str, Any]:
