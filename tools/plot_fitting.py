@@ -35,7 +35,7 @@ def main() -> None:
     looks = dict(grouped("results/second-look"))
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     dense: dict[str, float] = {}
-    for name, top1, asked, cells in cells_by_cut(by_network("results/repair"), "top1"):
+    for name, top1, asked, cells in cells_by_cut(by_network("results/repair")):
         dense[name] = 100 * top1
         for (kind, step), seeds in cells.items():
             if step == REPAIRED and kind in LINES:

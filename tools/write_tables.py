@@ -19,7 +19,7 @@ from tables.contest import contest
 from tables.coverage import coverage, coverage_reasons, coverage_timm, coverage_torchvision
 from tables.exports import exports
 from tables.files import ROOT
-from tables.fitting import agreement, pruned, repair, repair_cost, rules, second_look
+from tables.fitting import pruned, repair, repair_cost, rules, second_look
 from tables.fuzz import fuzz
 from tables.imagenet import recipes
 from tables.int8 import (
@@ -89,7 +89,6 @@ TABLES: dict[str, Callable[[], str]] = {
         corruption_kinds,
         repair,
         pruned,
-        agreement,
         second_look,
         repair_cost,
         rules,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from .files import grouped
@@ -32,7 +32,7 @@ def pruned() -> str:
     """What each way keeps at one cut: a row for each network."""
     groups, looks = by_network("results/repair"), dict(grouped("results/second-look"))
     rows = []
-    for name, dense, asked, cells in cells_by_cut(groups, "top1"):
+    for name, dense, asked, cells in cells_by_cut(groups):
         if asked != GLANCE or ("greedy", STEPS[2]) not in cells:
             continue
         told = [over(cells[k, STEPS[2]]) if (k, STEPS[2]) in cells else "" for k in GLANCES]
@@ -46,14 +46,22 @@ def pruned() -> str:
 
 def repair() -> str:
     """The same as they are, with batch norm re-estimated, and repaired."""
+    groups = by_network("results/repair")
+    if not groups:
+        return MISSING.format("repair")
+    rows = []
+    for name, dense, asked, cells in cells_by_cut(groups):
+        there = {kind for kind, step in cells if step == STEPS[2]}
+        told = [_steps(cells, kind) if kind in there else "" for kind in KINDS]
+        if any(told):
+            rows.append((f"{name} ({percent(dense, 2)})", percent(asked, 0), *told))
+    return table(("network (dense)", "fewer MACs", *KINDS.values()), rows) + _made(groups, "repair")
 
-    def steps(cells: Cells, kind: str) -> str:
-        return " / ".join(
-            over(cells[kind, step]).replace("%", "") if (kind, step) in cells else "-"
-            for step in STEPS
-        )
 
-    return _repairs(steps)
+def _steps(cells: Cells, kind: str) -> str:
+    return " / ".join(
+        over(cells[kind, step]).replace("%", "") if (kind, step) in cells else "-" for step in STEPS
+    )
 
 
 RULES = {
@@ -66,7 +74,7 @@ RULES = {
 def rules() -> str:
     """By which rule filters go: fixed masks and gates, repaired, where all rules were run."""
     groups, rows = by_network("results/repair"), []
-    for name, dense, asked, cells in cells_by_cut(groups, "top1"):
+    for name, dense, asked, cells in cells_by_cut(groups):
         if ("first-order", STEPS[2]) not in cells:
             continue
         for rule, kinds in RULES.items():
@@ -74,11 +82,6 @@ def rules() -> str:
             rows.append((f"{name} ({percent(dense, 2)})", percent(asked, 0), rule, *told))
     head = ("network (dense)", "fewer MACs", "filters by", "fixed mask", "gates")
     return table(head, rows) if rows else MISSING.format("repair")
-
-
-def agreement() -> str:
-    """Share of the test images whose first guess stays the dense network's, all repaired."""
-    return _repairs(lambda cells, kind: over(cells[kind, STEPS[2]]), figure="agreement")
 
 
 def by_network(folder: str) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -89,29 +92,16 @@ def by_network(folder: str) -> list[tuple[str, list[dict[str, Any]]]]:
     return list(found.items())
 
 
-def _repairs(cell: Callable[[Cells, str], str], *, figure: str = "top1") -> str:
-    groups = by_network("results/repair")
-    if not groups:
-        return MISSING.format("repair")
-    rows = []
-    for name, dense, asked, cells in cells_by_cut(groups, figure):
-        there = {kind for kind, step in cells if step == STEPS[2]}
-        told = [cell(cells, kind) if kind in there else "" for kind in KINDS]
-        if any(told):
-            rows.append((f"{name} ({percent(dense, 2)})", percent(asked, 0), *told))
-    return table(("network (dense)", "fewer MACs", *KINDS.values()), rows) + _made(groups, "repair")
-
-
 def cells_by_cut(
-    groups: list[tuple[str, list[dict[str, Any]]]], figure: str
+    groups: list[tuple[str, list[dict[str, Any]]]],
 ) -> Iterator[tuple[str, float, float, Cells]]:
-    """Yield network, its accuracy, cut, and candidate and step -> a figure of each seed."""
+    """Yield network, its accuracy, cut, and candidate and step -> the accuracy of each seed."""
     for name, results in groups:
         seeds: dict[tuple[float, str, str], dict[int, float]] = {}
         for result in sorted(results, key=lambda result: result["provenance"]["date"]):
-            for row in (row for row in result["rows"] if figure in row):
+            for row in result["rows"]:
                 cell_of = seeds.setdefault((row["asked"], row["kind"], row["weights"]), {})
-                cell_of[result["provenance"]["seed"]] = row[figure]  # the latest of each seed
+                cell_of[result["provenance"]["seed"]] = row["top1"]  # the latest of each seed
         found: dict[float, Cells] = {}
         for (asked, kind, step), values in seeds.items():
             found.setdefault(asked, {})[kind, step] = list(values.values())
