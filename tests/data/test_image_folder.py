@@ -23,8 +23,11 @@ from make_image_folder import class_names, make_image_folder  # noqa: E402
 
 sys.path.remove(str(ROOT / "tools"))
 
-# What newer Pythons say of every process that is forked from one with threads, as torch does.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+pytestmark = [
+    # What newer Pythons say of every process that is forked from one with threads, as torch does.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker"),  # where one core is
+]
 HOW = Preprocessing(resize=40, crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CLASSES = ("blue-checks", "green-rings", "red-stripes")
 
