@@ -1,5 +1,6 @@
 """Results: where they come from is recorded, and files are whole or as they were."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -129,6 +130,22 @@ def test_what_killed_processes_left_is_swept_and_what_is_being_written_is_not(
         write_json(other, {})
         temporary.write_text("{}")
     assert sorted(os.listdir(tmp_path)) == ["a.json", "b.json"]
+
+
+def test_a_file_that_is_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*given: int) -> None:
+        monkeypatch.undo()
+        sweep(tmp_path)
+        fcntl.flock(*given)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with replacing(tmp_path / "a.json") as temporary:
+        sweep(tmp_path)
+        temporary.write_text("{}", encoding="utf-8")
+        sweep(tmp_path)
+    assert read_json(tmp_path / "a.json") == {}
 
 
 def test_notebooks_show_a_result_as_html_tables() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +13,8 @@ try:
     import fcntl
 except ImportError:  # Windows: what a killed process leaves there stays
     fcntl = None  # type: ignore[assignment]
+
+_NUMBERS = itertools.count()  # of the temporary files of this process: no two have one name
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: The folder cannot be written or the disk is full; `path` is as it was before.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_NUMBERS)}.tmp")
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, path.name)
@@ -59,10 +61,14 @@ def _claimed(temporary: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(temporary, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
+    while True:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_RDWR, 0o666)
         with suppress(OSError):  # a file system without locks: nobody can claim it, or sweep there
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if temporary.exists():
+            break
+        os.close(descriptor)  # it was swept before it was locked
+    try:
         yield
     finally:
         os.close(descriptor)
