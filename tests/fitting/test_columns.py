@@ -51,8 +51,8 @@ def rows(y: Tensor) -> Tensor:
 
 
 def test_losses_are_what_least_squares_leaves_and_each_step_is_the_least():
-    dynamic, images = mixed(), torch.randn(60, 3, 6, 6)
-    ranking = rank_filters(dynamic, images.split(20), images=60)
+    dynamic, images = mixed(), torch.randn(200, 3, 6, 6)
+    ranking = rank_filters(dynamic, images.split(50), images=200)
     network = dynamic.restore()
     maps: dict[str, Tensor] = {}
     for name in "cdef":
@@ -87,6 +87,30 @@ def test_losses_are_what_least_squares_leaves_and_each_step_is_the_least():
             assert float(lost[count]) == pytest.approx(error(order[:count]) - whole, rel=1e-3)
             others = [error([*order[: count - 1], other]) for other in order[count - 1 :]]
             assert error(order[:count]) == pytest.approx(min(others), rel=1e-4)
+
+
+def test_few_samples_do_not_make_filters_look_superfluous(monkeypatch):
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 8)
+    )
+    dynamic = convert(network, torch.randn(2, 3, 6, 6), min_gain=-1.0).eval()
+    many, unit = torch.randn(4000, 3, 6, 6), next(iter(dynamic.gates))
+    with torch.no_grad():
+        features = network[:4](many)
+        outputs = network[4](features)
+    spread = float(outputs.double().var(0, unbiased=False).sum())
+
+    def left(ranking, gone=32):
+        """Error promised, and what least squares really leaves."""
+        kept = torch.ones(64, dtype=torch.bool)
+        kept[ranking.order[unit][:gone]] = False
+        return float(ranking.lost[unit][gone]), left_over(features, outputs, kept) / spread
+
+    shrunk = left(rank_filters(dynamic, [many[:24]]))
+    monkeypatch.setattr("ftwt.fitting.columns.FEW", 0)
+    plain = left(rank_filters(dynamic, [many[:24]]))
+    assert plain[0] < 0.05 * plain[1]  # next to nothing, it says
+    assert shrunk[0] > 0.3 * shrunk[1]
 
 
 def test_a_unit_without_a_reader_that_can_be_fitted_is_ranked_by_energy():

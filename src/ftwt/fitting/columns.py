@@ -7,6 +7,12 @@ of the inputs' covariance is brought up to date after each.
 
 Source: Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain
 Surgeon": the increase of a quadratic error when weights are set to zero and the others follow.
+
+Among few samples almost any input is a sum of others, by chance, and any filter looks superfluous. So
+covariances are then shrunk towards independent inputs of equal variance.
+
+Source: Chen, Wiesel, Eldar and Hero 2010, "Shrinkage algorithms for MMSE covariance estimation":
+the oracle approximating shrinkage.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites
 
 RIDGE = 1e-3  # of the mean variance of an input
+FEW = 4  # samples for each input; with fewer, covariances are shrunk
 
 
 @torch.no_grad()
@@ -149,6 +156,19 @@ def _sum(
     return moments, float(goal.variance().sum() / goal.weight[0]), free
 
 
+def ridge_for(covariance: Tensor, samples: float) -> float:
+    """Share of the mean variance to add to the diagonal of (groups, inputs, inputs) covariances."""
+    inputs = covariance.shape[1]
+    if samples >= FEW * inputs:
+        return RIDGE
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+    squares = covariance.square().sum((1, 2))
+    above = (1 - 2 / inputs) * squares + trace**2
+    below = (samples + 1 - 2 / inputs) * (squares - trace**2 / inputs)
+    shrinkage = float((above / below.clamp(min=1e-30)).max())
+    return max(RIDGE, shrinkage / max(1 - shrinkage, 1e-3))
+
+
 class _Reader:
     """A layer fitted anew to what it gives, while filters that it reads go one by one.
 
@@ -164,7 +184,8 @@ class _Reader:
         self, moments: Moments, spread: float, free: bool, group: Tensor, columns: Tensor
     ) -> None:
         covariance, cross = covariances(moments, free)
-        self.inverse = torch.linalg.inv(damped(covariance, RIDGE))
+        ridge = ridge_for(covariance, float(moments.weight.max()))
+        self.inverse = torch.linalg.inv(damped(covariance, ridge))
         self.weights = self.inverse @ cross
         self.scale = 1 / max(spread, 1e-30)
         self.group, self.columns = group.to(cross.device), columns.to(cross.device)
