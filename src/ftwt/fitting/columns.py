@@ -8,8 +8,8 @@ of the inputs' covariance is brought up to date after each.
 Source: Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain
 Surgeon": the increase of a quadratic error when weights are set to zero and the others follow.
 
-Among few samples almost any input is a sum of others, by chance, and any filter looks superfluous. So
-covariances are then shrunk towards independent inputs of equal variance.
+Among few samples almost any input is a sum of others, by chance, and any filter looks superfluous.
+So covariances are then shrunk towards independent inputs of equal variance.
 
 Source: Chen, Wiesel, Eldar and Hero 2010, "Shrinkage algorithms for MMSE covariance estimation":
 the oracle approximating shrinkage.
