@@ -4,9 +4,15 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -20,10 +26,14 @@ namespace {
 // a strip of nobody's memory behind it, and those that are not alive may not be touched.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr int64_t kFence = 64;
+constexpr size_t kLarge = SIZE_MAX, kMostRoom = 0;  // and weights lie apart
 #else
 constexpr int64_t kFence = 0;
+constexpr size_t kLarge = size_t{1} << 17;       // bytes that are worth large pages
+constexpr size_t kMostRoom = size_t{1} << 23;    // floats
 #endif
 
+constexpr size_t kLargePage = size_t{2} << 20;      // bytes
 constexpr int64_t kSlack = 16;                      // a load may reach past the last map's end
 constexpr int64_t kPartBytes = int64_t{64} << 20;   // of maps that are worked on at a time
 constexpr int64_t kMostBytes = int64_t{1} << 30;    // of maps of samples that threads share
@@ -35,17 +45,23 @@ int64_t floats_of(const Shape& map, Type type) { return round_up(map.size() * si
 
 }  // namespace
 
-Buffer::~Buffer() { std::free(data_); }
+Buffer::~Buffer() { std::free(memory_); }
 
 float* Buffer::need(size_t size) {
   if (size <= size_) return data_;
-  std::free(data_);
-  size_ = 0;
-  const size_t bytes = (size * sizeof(float) + 63) / 64 * 64;
-  data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
-  if (!data_) throw std::bad_alloc();
-  std::memset(data_, 0, bytes);
-  size_ = size;
+  std::free(memory_);
+  memory_ = nullptr, data_ = nullptr, size_ = 0;
+  const size_t page = size * sizeof(float) < kLarge ? 64 : kLargePage;
+  const size_t bytes = (size * sizeof(float) + page - 1) / page * page;
+  memory_ = std::calloc(bytes + page, 1);  // what nobody touches takes no memory
+  if (!memory_) throw std::bad_alloc();
+  void* at = memory_;
+  size_t left = bytes + page;
+  data_ = static_cast<float*>(std::align(page, bytes, at, left));
+#if defined(__linux__)
+  if (page == kLargePage) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+  size_ = bytes / sizeof(float);
   return data_;
 }
 
@@ -60,6 +76,15 @@ Network::Network(std::vector<Shape> maps_, std::vector<int> gates_, int output_,
   size_t first = 0;
   for (const int gate : gates) first_filter_.push_back(first), first += gate;
   for (const Shape& shape : maps) channels_ += shape.channels;
+}
+
+float* Network::room(size_t size) {
+  size = static_cast<size_t>(round_up(static_cast<int64_t>(size), 16));
+  if (rooms_.empty() || taken_ + size > rooms_.back().size()) {
+    const size_t next = rooms_.empty() ? 0 : std::min(2 * rooms_.back().size(), kMostRoom);
+    rooms_.emplace_back().need(std::max(size, next)), taken_ = 0;
+  }
+  return rooms_.back().data() + std::exchange(taken_, taken_ + size);
 }
 
 void Network::add(std::unique_ptr<Step> step) {

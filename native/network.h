@@ -19,13 +19,16 @@
 
 namespace ftwt {
 
-// Floats that start at a cache line, and grow.
+// Floats that start at a cache line, and grow; many lie in large pages, of which a processor finds more at once.
 class Buffer {
  public:
   Buffer() = default;
   ~Buffer();
-  Buffer(Buffer&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr, other.size_ = 0; }
-  Buffer& operator=(Buffer&& other) noexcept { std::swap(data_, other.data_), std::swap(size_, other.size_); return *this; }
+  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(memory_, other.memory_), std::swap(data_, other.data_), std::swap(size_, other.size_);
+    return *this;
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
@@ -36,6 +39,7 @@ class Buffer {
   size_t size() const { return size_; }
 
  private:
+  void* memory_ = nullptr;
   float* data_ = nullptr;
   size_t size_ = 0;
 };
@@ -105,8 +109,8 @@ struct Network {
   template <typename Fill>
   const float* keep(const std::string& key, size_t size, const Fill& fill) {
     const auto [found, fresh] = kept_.try_emplace(key.empty() ? " " + std::to_string(kept_.size()) : key);
-    if (fresh) fill(found->second.need(size));
-    return found->second.data();
+    if (fresh) fill(found->second = room(size));
+    return found->second;
   }
 
   // x (batch, map 0), out (batch, output map), masks (batch, filters of all gates), macs (batch,
@@ -166,6 +170,7 @@ struct Network {
  private:
   struct Life { int map, born, dies; };  // first and last step, of the memory of a map and its aliases
 
+  float* room(size_t size);  // for weights, zero: side by side in few buffers
   void run_part(const float* x, int batch, float* out);
   void listen();
   void fence(int step, int batch);
@@ -177,7 +182,9 @@ struct Network {
   std::vector<uint8_t> positive_;      // maps without a value below zero
   bool finished_ = false;
   std::unique_ptr<std::timed_mutex> mutex_ = std::make_unique<std::timed_mutex>();
-  std::map<std::string, Buffer> kept_;
+  std::map<std::string, float*> kept_;
+  std::vector<Buffer> rooms_;
+  size_t taken_ = 0;                   // of the last of them
   std::function<bool()> stop_;
   std::atomic<bool> stopped_{false};
   int64_t unheard_ = 0;                // work since the clock was looked at
