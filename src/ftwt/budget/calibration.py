@@ -94,7 +94,7 @@ def calibrate(
         for gate, threshold in zip(gates, base, strict=True):
             gate.threshold.copy_(threshold + offset)
 
-    seen: dict[float, float] = {}
+    saved: dict[float, float] = {}
 
     def gap(offset: float) -> float:
         """Measure how much more is saved at an offset than asked."""
@@ -104,11 +104,11 @@ def calibrate(
             decided = dynamic(batch, return_gates="masks")[1]
             masks = {unit: gate.mask for unit, gate in decided.items()}
             executed += float(dynamic.macs(masks).executed.expand(len(batch)).sum())
-        seen[offset] = 1 - total(executed)[0] / (count * dense)
-        return seen[offset] - reduction
+        saved[offset] = 1 - total(executed)[0] / (count * dense)
+        return saved[offset] - reduction
 
     def nearest() -> float:
-        return min(seen, key=lambda offset: abs(seen[offset] - reduction))
+        return min(saved, key=lambda offset: abs(saved[offset] - reduction))
 
     with evaluating(dynamic), torch.no_grad(), _restoring(lambda: shift(0.0)):
         low = high = 0.0  # offsets that save too little and too much, once found
@@ -123,9 +123,9 @@ def calibrate(
             gap(-FAR if high == FAR else FAR)
             raise ValueError(
                 f"reduction={reduction} is out of reach of these gates; their thresholds give "
-                f"{min(seen.values()):.3f} to {max(seen.values()):.3f}: train with another r"
+                f"{min(saved.values()):.3f} to {max(saved.values()):.3f}: train with another r"
             )
-        while abs(seen[nearest()] - reduction) > tolerance and high - low > 1e-4:
+        while abs(saved[nearest()] - reduction) > tolerance and high - low > 1e-4:
             share = min(0.9, max(0.1, less / (less - more)))
             middle = low + share * (high - low)
             if (found := gap(middle)) < 0:
@@ -134,7 +134,7 @@ def calibrate(
                 high, more = middle, found
         best = nearest()
         shift(best)
-    return Calibration(reduction, seen[best], seen[0.0], best, round(count), len(seen))
+    return Calibration(reduction, saved[best], saved[0.0], best, round(count), len(saved))
 
 
 @contextmanager

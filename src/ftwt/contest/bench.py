@@ -109,9 +109,9 @@ def bench(
     batches = pool[: count * batch].reshape(count, batch, *pool.shape[1:])
     runs: dict[str, Any] = {"engine": engine, "threads": threads}
     built = dict(runs)
-    held = [torch.from_numpy(pool)] if calibrate is None else list(calibrate)
+    calibration = [torch.from_numpy(pool)] if calibrate is None else list(calibrate)
     if precision == "int8":
-        built |= {"precision": precision, "calibrate": held}
+        built |= {"precision": precision, "calibrate": calibration}
     pruned = isinstance(model, DynamicModel | SecondLook)
     last = model.last if isinstance(model, SecondLook) else model
     network = last.restore() if isinstance(last, DynamicModel) else last
@@ -120,13 +120,13 @@ def bench(
     work: dict[str, float] = {}  # executed MACs of those that prune
 
     with _threads(threads), evaluating(network), turns.realtime(realtime):
-        one = torch.from_numpy(pool[:1])
+        image = torch.from_numpy(pool[:1])
         answers = _answers(network, batches)
-        dense = Steered(compile(network, one, **built).program, **runs)
+        dense = Steered(compile(network, image, **built).program, **runs)
         ours = {DENSE: contestant(dense, batches, [DECIDE] * count)}
         gated: Engine | None = None
         if keep is not None or (pruned and last.gates):
-            compiled = compile(model, one, keep=keep, seed=seed, **built, **options)
+            compiled = compile(model, image, keep=keep, seed=seed, **built, **options)
             gated = steered(compiled, **runs)
             masks = [_masks(gated, keep, batch, random) for _ in batches]
             stats = took(gated, batches, masks)
@@ -141,7 +141,7 @@ def bench(
             _check(GATED, gated, batches, answers, tolerance)
             work[GATED] = _work(stats)
         others, left_out = invite(
-            rivals, network, batches, answers, threads=threads, calibrate=_as_one(held)
+            rivals, network, batches, answers, threads=threads, calibrate=_as_one(calibration)
         )
         with disturbance() as disturbed:
             seconds = time_in_turns(others | ours, count, rounds=rounds)

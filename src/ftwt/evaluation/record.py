@@ -136,43 +136,43 @@ class _Pass:
     ) -> None:
         dynamic = model if isinstance(model, DynamicModel) else None
         device = device_of(model)
-        kept: defaultdict[str, _Column] = defaultdict(_Column)
+        columns: defaultdict[str, _Column] = defaultdict(_Column)
         masks: defaultdict[str, _Column] = defaultdict(_Column)
         self.dense = self.width = self.dim = 0
         for batch, wanted in batches:
-            kept["sums"].add(_sums(batch))
+            columns["sums"].add(_sums(batch))
             self.dim = batch.dim()
             batch = batch.to(device)
             if isinstance(model, SecondLook):
                 looked = model.look(batch)
                 outputs, self.dense = looked.outputs, model.dense_macs
-                kept["executed"].add(looked.executed.numpy().astype(np.float32))
+                columns["executed"].add(looked.executed.numpy().astype(np.float32))
             elif dynamic is None:
                 refuse_spoilt(batch)
                 outputs = outputs_of(model, batch)
                 if not self.dense:
                     self.dense = plain_macs(model, batch)
-                kept["executed"].add(np.full(len(batch), self.dense, np.float32))
+                columns["executed"].add(np.full(len(batch), self.dense, np.float32))
             else:
                 dynamic.check_input(batch)
                 outputs, decided = dynamic(batch, gates=gates, return_gates="masks")
                 count = dynamic.macs({name: gate.mask for name, gate in decided.items()})
                 self.dense = count.dense
                 work = count.executed.expand(len(batch)).numpy()
-                kept["executed"].add(work.astype(np.float32))
+                columns["executed"].add(work.astype(np.float32))
                 for name, gate in decided.items():
                     masks[name].add(np.packbits(gate.mask.cpu().numpy(), axis=1))
             self.width = classes_of(outputs)
             check_labels(wanted, classes=self.width)
             chance, guess = outputs.float().softmax(1).max(1)
-            kept["labels"].add(wanted.cpu().numpy().astype(np.int16))
-            kept["predictions"].add(guess.cpu().numpy().astype(np.int16))
-            kept["confidence"].add(chance.cpu().numpy().astype(np.float16))
-        if not kept:
+            columns["labels"].add(wanted.cpu().numpy().astype(np.int16))
+            columns["predictions"].add(guess.cpu().numpy().astype(np.int16))
+            columns["confidence"].add(chance.cpu().numpy().astype(np.float16))
+        if not columns:
             raise ValueError("no batches to record; give (images, labels) batches")
-        self.sums, self.executed = kept["sums"].array(), kept["executed"].array()
-        self.labels, self.predictions = kept["labels"].array(), kept["predictions"].array()
-        self.confidence = kept["confidence"].array()
+        self.sums, self.executed = columns["sums"].array(), columns["executed"].array()
+        self.labels, self.predictions = columns["labels"].array(), columns["predictions"].array()
+        self.confidence = columns["confidence"].array()
         self.masks = {name: column.array() for name, column in masks.items()}
 
 
@@ -274,12 +274,12 @@ def _heatmaps(
     if dynamic is None or not units:
         return {}
     device = next(dynamic.parameters()).device
-    found: dict[str, list[np.ndarray]] = {name: [] for name in units}
+    heatmaps: dict[str, list[np.ndarray]] = {name: [] for name in units}
 
     def keep(name: str) -> Any:
         def hook(gate: nn.Module, given: Any, returned: tuple[Tensor, Any]) -> None:
             strength = returned[0].abs().float().mean(1).clamp(max=MOST)
-            found[name].append(strength.cpu().numpy().astype(np.float16))
+            heatmaps[name].append(strength.cpu().numpy().astype(np.float16))
 
         return hook
 
@@ -291,7 +291,7 @@ def _heatmaps(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: np.concatenate(parts) for name, parts in found.items() if parts}
+    return {name: np.concatenate(parts) for name, parts in heatmaps.items() if parts}
 
 
 def _pixels(

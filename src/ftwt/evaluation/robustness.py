@@ -154,30 +154,30 @@ def evaluate_corrupted(
     if device is None:
         device = device_of(next(iter(networks.values())))
 
-    def figures(shown: Images) -> dict[str, Figures]:
-        batches = Batches(shown, batch_size=BATCH, device=device) if len(shown) else ()
+    def figures(pictures: Images) -> dict[str, Figures]:
+        batches = Batches(pictures, batch_size=BATCH, device=device) if len(pictures) else ()
         return {
             name: _figures(evaluate(network, batches, targets=False, accelerator=accelerator))
             for name, network in networks.items()
         }
 
     clean = figures(chosen)
-    found: dict[str, list[Corrupted]] = {name: [] for name in networks}
-    for kind, level in _announced(kinds, levels, found, progress=progress):
+    results: dict[str, list[Corrupted]] = {name: [] for name in networks}
+    for kind, level in _announced(kinds, levels, results, progress=progress):
         if files is None:
-            shown = corrupt(chosen, kind, severity=level, seed=seed)
+            altered = corrupt(chosen, kind, severity=level, seed=seed)
         else:
             pixels = files.read(kind, severity=level, places=places.numpy())
-            shown = replace(chosen, images=torch.from_numpy(pixels).to(chosen.images.device))
-        for name, values in figures(shown).items():
-            found[name].append(Corrupted(**vars(values), corruption=kind, severity=level))
+            altered = replace(chosen, images=torch.from_numpy(pixels).to(chosen.images.device))
+        for name, values in figures(altered).items():
+            results[name].append(Corrupted(**vars(values), corruption=kind, severity=level))
     return Robustness(
         {
             name: NetworkRobustness(
                 network=name,
                 images=count,
                 clean=clean[name],
-                corrupted=tuple(found[name]),
+                corrupted=tuple(results[name]),
                 source=MADE if files is None else READ,
                 provenance=provenance or {},
             )

@@ -84,16 +84,16 @@ def compare(
     sizes, deviations = [], []
     decisions = otherwise = 0
     for inputs in batches:
-        found = run(inputs)
+        answers = run(inputs)
         output, gates = _decide(model, inputs, tolerance)
         sizes.append(len(inputs[0]))
         apart = torch.zeros(sizes[-1], dtype=torch.bool)  # images decided otherwise
         unsure = apart.clone()  # images that may have been: the file gives no masks
         for unit, (mask, near) in gates.items():
-            if f"{MASK}.{unit}" not in found:
+            if f"{MASK}.{unit}" not in answers:
                 unsure |= near.any(1)
                 continue
-            differs = _answer(found, f"{MASK}.{unit}", mask, runtime) != mask
+            differs = _answer(answers, f"{MASK}.{unit}", mask, runtime) != mask
             if ((differs & ~near).any(1) & ~apart).any():
                 raise ValueError(
                     f"{runtime} gives unit {unit!r} another mask than PyTorch, where no logit is "
@@ -104,7 +104,7 @@ def compare(
             otherwise += int(differs.sum())
         error = torch.zeros(sizes[-1])
         for name, wanted in named(output, OUTPUT):
-            answer = _answer(found, name, wanted, runtime)
+            answer = _answer(answers, name, wanted, runtime)
             largest = wanted.abs().amax().float().clamp(min=torch.finfo(torch.float32).tiny)
             off = (answer.float() - wanted.float()).abs().flatten(1).amax(1) / largest
             error = error.maximum(off.nan_to_num(nan=torch.inf))

@@ -44,7 +44,7 @@ def first_order(
     Raises:
         ValueError: There are no images, or the outputs are no class scores.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in dynamic.gates}
+    saliencies: dict[str, list[Tensor]] = {name: [] for name in dynamic.gates}
     open_now: dict[str, Tensor] = {}
 
     def hold(name: str, result: tuple[Tensor, GateOutput]) -> tuple[Tensor, GateOutput]:
@@ -69,13 +69,13 @@ def first_order(
                 slopes = torch.autograd.grad(guess, list(open_now.values()))
                 for (name, features), slope in zip(open_now.items(), slopes, strict=True):
                     change = (features.detach() * slope).abs()
-                    found[name].append(change.reshape(*change.shape[:2], -1).sum(2))
+                    saliencies[name].append(change.reshape(*change.shape[:2], -1).sum(2))
     finally:
         for handle in handles:
             handle.remove()
-    if not all(found.values()):
+    if not all(saliencies.values()):
         raise ValueError("no images to rank filters on; give batches of images")
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(parts) for name, parts in saliencies.items()}
 
 
 def across_units(

@@ -74,12 +74,12 @@ def refuse_large_maps(built: nn.Module, shape: tuple[int, ...], *, source: str) 
     Raises:
         ValueError: It would; or, where the outline cannot run, the images themselves are large.
     """
-    made = 0
+    numbers = 0
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal made
+        nonlocal numbers
         if isinstance(output, Tensor):
-            made += output.numel()
+            numbers += output.numel()
 
     hooks = [
         module.register_forward_hook(look) for module in built.modules() if not [*module.children()]
@@ -88,12 +88,12 @@ def refuse_large_maps(built: nn.Module, shape: tuple[int, ...], *, source: str) 
         with evaluating(built):
             built(torch.zeros(1, *shape, device="meta"))
     except Exception:  # its forward computes with values, of which an outline has none
-        made = max(made, LIKE_MAPS * math.prod(shape))
+        numbers = max(numbers, LIKE_MAPS * math.prod(shape))
     finally:
         for hook in hooks:
             hook.remove()
-    if made > MAX_MAPS:
+    if numbers > MAX_MAPS:
         raise ValueError(
-            f"{source}: input_shape is {list(shape)}, of which its layers make {made:,} numbers; "
-            f"at most {MAX_MAPS:,} are allowed"
+            f"{source}: input_shape is {list(shape)}, of which its layers make {numbers:,} "
+            f"numbers; at most {MAX_MAPS:,} are allowed"
         )

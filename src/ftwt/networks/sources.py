@@ -107,22 +107,22 @@ class Source:
         sized: dict[str, Any] = {} if classes is None else {"num_classes": classes}
         random = self.random
         network = models.create(self.model, **sized) if random else self.load()
-        if classes is not None and (found := count_outputs(network, self.shape(data))) != classes:
+        if classes is not None and (outputs := count_outputs(network, self.shape(data))) != classes:
             if isinstance(network, DynamicModel):
                 raise ValueError(
-                    f"{self.given} holds a pruned network of {found} classes, the images are of "
+                    f"{self.given} holds a pruned network of {outputs} classes, the images are of "
                     f"{classes}; train a dense network on them first"
                 )
             fresh = network if random else models.create(self.model, **{**self.arguments, **sized})
-            if (made := count_outputs(fresh, self.shape(data))) != classes:
+            if (rebuilt := count_outputs(fresh, self.shape(data))) != classes:
                 raise ValueError(
-                    f"{self.model} builds networks of {made} classes alone, the images are of "
+                    f"{self.model} builds networks of {rebuilt} classes alone, the images are of "
                     f"{classes}; let it take num_classes"
                 )
             if not new_head:
                 weights = self.given if self.folder else self.weights
                 raise ValueError(
-                    f"the weights {weights!r} of {self.model} are of {found} classes, the images "
+                    f"the weights {weights!r} of {self.model} are of {outputs} classes, the images "
                     f"of {classes}; give weights of these classes, or begin with a new classifier "
                     "(--new-head, new_head=True)"
                 )

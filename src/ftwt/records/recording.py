@@ -310,21 +310,21 @@ class _Reader:
         )
 
     def tensor(self, name: str, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-        found = self.tensors.get(name)
-        if found is None:
+        array = self.tensors.get(name)
+        if array is None:
             raise self.fault(name, f"is missing; {MADE_BY}")
-        fits = len(found.shape) == len(shape) and all(
-            wanted in (None, got) for wanted, got in zip(shape, found.shape, strict=True)
+        fits = len(array.shape) == len(shape) and all(
+            wanted in (None, got) for wanted, got in zip(shape, array.shape, strict=True)
         )
-        if found.dtype != dtype or not fits:
+        if array.dtype != dtype or not fits:
             sizes = ", ".join("any" if size is None else str(size) for size in shape)
             raise self.fault(
                 name,
-                f"is {found.dtype} of shape {found.shape}; expected {np.dtype(dtype)} of ({sizes})",
+                f"is {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)} of ({sizes})",
             )
-        if not np.isfinite(found).all():
+        if not np.isfinite(array).all():
             raise self.fault(name, "holds a NaN or an infinity; expected numbers")
-        return found
+        return array
 
 
 _KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object of JSON"}

@@ -243,7 +243,7 @@ def looking(
     """
     if not judge.scores:
         raise ValueError("its outputs are no class scores, between whose two best is a margin")
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     refused: list[ValueError] = []
     second = opened(dynamic).eval()
     again = see(second, judge.judges, len(judge.judges))
@@ -255,16 +255,16 @@ def looking(
             refused.append(error)
             continue
         first = dynamic.fix(masks)
-        told = repair(first, fitted, dense=dense, images=len(fitted))
+        repaired = repair(first, fitted, dense=dense, images=len(fitted))
         if teach is not None:
             teach(first)
         network = SecondLook([first.eval(), second], [0.0])
         seen = Seen([see(first, judge.judges, len(judge.judges)), again], network.dense_macs)
         fit = fitted_to(seen, network, reduction=asked)
-        found.append(judge.judge_look(fit, seen, asked, told))
-    if not found:
+        candidates.append(judge.judge_look(fit, seen, asked, repaired))
+    if not candidates:
         raise ValueError(f"no first pass saves enough: {refused[0]}")
-    return min(found, key=lambda one: one.rank)
+    return min(candidates, key=lambda one: one.rank)
 
 
 @dataclass

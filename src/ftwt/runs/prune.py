@@ -151,13 +151,13 @@ def prune(
     fitted, judges = _divide(batches, images, held_out)
     dynamic = prunable(model, next(iter(fitted)))
     ranking = rank_filters(dynamic, fitted)
-    shown = next(iter(judges))[:TIMED].float().cpu().contiguous().numpy()
+    timed_images = next(iter(judges))[:TIMED].float().cpu().contiguous().numpy()
     clock = None
     if latency_ms is not None:
-        clock = Clock.of(dynamic, ranking, shown)
+        clock = Clock.of(dynamic, ranking, timed_images)
         reduction = clock.reduction_for(latency_ms)
     assert reduction is not None
-    budget = Budget(reduction, latency_ms, clock, shown)
+    budget = Budget(reduction, latency_ms, clock, timed_images)
     workshop = Workshop(dynamic, ranking, fitted, model, Judge(model, judges), budget, teach)
     candidates, left_out = [], {}
     for kind in KINDS if gates == "auto" else (gates,):
@@ -169,7 +169,7 @@ def prune(
             left_out[kind] = str(error)
             continue
         candidates.append(made)
-    candidates, dense_ms = timed(candidates, dynamic, shown)
+    candidates, dense_ms = timed(candidates, dynamic, timed_images)
     best, why = choose(candidates, dense_ms)
     return Pruned(
         network=best.network,

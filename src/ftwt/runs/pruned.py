@@ -171,11 +171,11 @@ def prune_named(
             raise ValueError(f"{model} is pruned already; name a dense network")
         splits = load_splits(data, source=source)
         check_classes(network, splits)
-        config_of = TrainConfig(epochs=max(1, epochs), lr=LR, distillation=1.0)
+        training = TrainConfig(epochs=max(1, epochs), lr=LR, distillation=1.0)
 
         def teach(made: DynamicModel) -> None:
             """Train a candidate, its weights and its gates; the budget is settled afterwards."""
-            train(made, splits.train, splits.validation, config_of, teacher=network)
+            train(made, splits.train, splits.validation, training, teacher=network)
 
         pruned = prune(
             network,
@@ -187,12 +187,12 @@ def prune_named(
             held_out=splits.validation if len(splits.validation.images) >= FEWEST else None,
             teach=teach if epochs else None,
         )
-        given: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if precision == "int8":
             seen = [part for _, part in first(splits.plain, CALIBRATE)]
-            given = {"precision": precision, "calibrate": seen}
-        file = compile(pruned.network, engine=engine, **given)
-        made = provenance(config=config) | {"duration_s": pruned.provenance["duration_s"]}
+            options = {"precision": precision, "calibrate": seen}
+        file = compile(pruned.network, engine=engine, **options)
+        origin = provenance(config=config) | {"duration_s": pruned.provenance["duration_s"]}
         others = {one.kind: one.network for one in pruned.candidates if one.kind != pruned.kind}
         result = PrunedRun(
             model=model,
@@ -210,17 +210,17 @@ def prune_named(
                 engine=engine,
                 beside=others,
                 name=name,
-                **given,
+                **options,
             ),
             precision=precision,
             engine_top1=_accuracy(file, splits.test),
-            provenance=made,
+            provenance=origin,
         )
-        told = described(source, pruned.network, splits)
-        save_pretrained(pruned.network, folder / MODEL, **told)
-        notes = {"network": name, PREPROCESSING: told["preprocessing"].to_json()}
-        file.save(folder / ENGINE, classes=told["classes"] or (), notes=notes)
-        kept = record(pruned.network, splits.test, network=name, provenance=made)
+        description = described(source, pruned.network, splits)
+        save_pretrained(pruned.network, folder / MODEL, **description)
+        notes = {"network": name, PREPROCESSING: description["preprocessing"].to_json()}
+        file.save(folder / ENGINE, classes=description["classes"] or (), notes=notes)
+        kept = record(pruned.network, splits.test, network=name, provenance=origin)
         kept.save(folder / RECORDING)
         write_json(folder / PRUNED, result.to_json())
         write_report([folder], folder / PAGE)

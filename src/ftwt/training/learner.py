@@ -302,26 +302,26 @@ class Learner:
         if not gates:
             return
         assert self.dynamic is not None
-        targets = torch.stack([loss for _, loss in parts]).sum()
+        loss = torch.stack([each for _, each in parts]).sum()
         share = 1 / self.accelerator.num_processes  # so that a step counts once, however many go on
-        asked = {unit: gate.target for unit, gate in gates.items() if gate.target is not None}
+        targets = {unit: gate.target for unit, gate in gates.items() if gate.target is not None}
         masks = {unit: gate.mask for unit, gate in gates.items()}
         if self.warms_up(step):  # the gates stand open: judge what the predictors would do
             modules = self.dynamic.gates
             for unit, gate in gates.items():
                 if gate.logits is not None and isinstance(module := modules[unit], Gate):
                     masks[unit] = hard_mask(gate.logits, module.threshold)
-        if asked:
-            right = [(masks[unit] == target).float().mean() for unit, target in asked.items()]
+        if targets:
+            right = [(masks[unit] == target).float().mean() for unit, target in targets.items()]
             accuracy = torch.stack(right).mean()
-            self.totals[4:7] += torch.stack([targets, accuracy, torch.ones_like(accuracy)]) * share
+            self.totals[4:7] += torch.stack([loss, accuracy, torch.ones_like(accuracy)]) * share
         executed = self.dynamic.macs(masks).reduction.mean()
         self.totals[7:] += (
             torch.stack([executed, torch.ones_like(executed)]).to(self.totals) * share
         )
         start, end = self.schedule.steering_start, self.schedule.cooldown_start
         if self.controller.target is not None and start <= step < end:
-            both = torch.stack([executed, self.dynamic.macs(asked).reduction.mean()])
+            both = torch.stack([executed, self.dynamic.macs(targets).reduction.mean()])
             both = self.accelerator.reduce(both.to(self.device), "mean")
             self.controller.observe(*both.tolist(), steps=self.measure_every)
 

@@ -61,7 +61,7 @@ class RobustnessCommand:
             test = data.load(own.dataset, own.data_root, train=False, download=True)
         if own.mean is not None and own.std is not None:
             test = replace(test, mean=own.mean, std=own.std)
-        found = evaluate_corrupted(
+        robustness = evaluate_corrupted(
             {name: source.load(passes=True) for name, source in sources.items()},
             test.to(state.device),
             corruptions=self.corruptions,
@@ -84,7 +84,7 @@ class RobustnessCommand:
         origin = provenance(config=config, seed=self.seed, since=began)
         result = Robustness(
             {
-                name: replace(found.networks[name], **_origin(source), provenance=origin)
+                name: replace(robustness.networks[name], **_origin(source), provenance=origin)
                 for name, source in sources.items()
             }
         )

@@ -76,8 +76,7 @@ def accuracy(found: Found, network: str | None = None) -> Figure:
         )  # fmt: skip
         name = ", ".join(word for word in (row["method"], row["setting"]) if word)
         tell(mark, f"{name}: {y:.2f}% at {x:.1f}% fewer MACs")
-        told = row["setting"] if not own or few else ""
-        labelled.append((x, y, told))
+        labelled.append((x, y, row["setting"] if not own or few else ""))
     axes.margins(x=0.12, y=0.12)
     axes.set_xlim(left=min(-2.0, axes.get_xlim()[0]))
     label_points(axes, labelled, lines=[y for (_, y, _), row in zip(labelled, rows, strict=True)
@@ -88,9 +87,9 @@ def accuracy(found: Found, network: str | None = None) -> Figure:
     percent(axes.yaxis)
     axes.set_title(network)
     _legend_once(axes, loc="lower left")
-    told = "filled: executed MACs, predictors included; bars: standard deviation over seeds"
+    caption = "filled: executed MACs, predictors included; bars: standard deviation over seeds"
     published = any(row["counted"] != EXECUTED for row in rows)
-    note(sheet, f"{told}\n{FLATTERED}" if published else told)
+    note(sheet, f"{caption}\n{FLATTERED}" if published else caption)
     return sheet
 
 

@@ -75,7 +75,7 @@ def sheets(found: Found) -> list[Sheet]:
 def sheets_of_runs(found: Found) -> Iterator[Sheet]:
     """Figures in which all runs of a network stand together."""
     for network in found.networks:
-        made = _commands(one for one in (*found.runs, *found.pruned) if one.network == network)
+        commands = _commands(one for one in (*found.runs, *found.pruned) if one.network == network)
         rows = accuracy_rows(found, network)
         caption = ["Each point is a setting, the mean of its runs; bars: one standard deviation."]
         if any(row["method"] == "dense" for row in rows):
@@ -88,7 +88,7 @@ def sheets_of_runs(found: Found) -> Iterator[Sheet]:
             f"{network}: accuracy against reduction",
             partial(accuracy_rows, found, network),
             partial(accuracy, found, network),
-            made,
+            commands,
             " ".join(caption),
         )
         if curve_rows(found, network):
@@ -97,7 +97,7 @@ def sheets_of_runs(found: Found) -> Iterator[Sheet]:
                 f"{network}: reduction against r, predicted and achieved",
                 partial(curve_rows, found, network),
                 partial(curve, found, network),
-                _commands(found.curves) + made,
+                _commands(found.curves) + commands,
                 "Lines: the estimate, from one pass before any training. Hollow: what it predicted "
                 "for a setting. Full: what the trained network achieved on test images.",
             )
@@ -163,11 +163,11 @@ def _timed(found: Found, network: str, threads: int) -> list[Row]:
 def sheets_of(subject: Subject) -> Iterator[Sheet]:
     """Figures and tables about one run, pruned network or recording."""
     name = subject.name
-    made = _commands([subject])
+    commands = _commands([subject])
     recorded = getattr(subject, "recording_path", name) is not None
     if recorded:
         recording = recording_of(subject)
-        made += tuple(filter(None, [recording.provenance.get("command")]))
+        commands += tuple(filter(None, [recording.provenance.get("command")]))
         gated = bool(recording.units)
     else:
         gated = bool(unit_rows(subject))
@@ -178,7 +178,7 @@ def sheets_of(subject: Subject) -> Iterator[Sheet]:
             f"{name}: filters computed in each layer",
             partial(unit_rows, subject),
             partial(keep_ratios, subject),
-            made,
+            commands,
             "Share of a layer's filters that are computed: mean over images, bars one standard "
             f"deviation. Without a bar, every image takes as many.{below}",
         )
@@ -187,12 +187,12 @@ def sheets_of(subject: Subject) -> Iterator[Sheet]:
             f"{name}: filters that fire always, sometimes, never",
             partial(unit_rows, subject),
             partial(core_filters, subject),
-            made,
+            commands,
             "Filters that fire for every image (core), for some, and for none. Where all fire "
             "always or never, the mask does not depend on the image.",
         )
     if isinstance(subject, Run) and subject.history:
-        yield _training(subject, made)
+        yield _training(subject, commands)
     if not recorded:
         return
     # What is held is the subject, not its recording, of which there may be many.
@@ -202,14 +202,14 @@ def sheets_of(subject: Subject) -> Iterator[Sheet]:
             f"{name}: heatmaps, dense and dynamic",
             lambda: heatmap_rows(recording_of(subject)),
             partial(heatmaps, subject),
-            made,
+            commands,
         )
     yield Sheet(
         f"work-{name}",
         f"{name}: the work for each image",
         lambda: work_rows(recording_of(subject)),
         partial(work, subject),
-        made,
+        commands,
         f"How the {len(recording):,} recorded images spread over executed MACs; the dense network "
         f"takes {recording.dense_macs / 1e6:.2f} M for each.",
     )
@@ -218,7 +218,7 @@ def sheets_of(subject: Subject) -> Iterator[Sheet]:
         f"{name}: the work for each class",
         lambda: class_rows(recording_of(subject)),
         partial(classes, subject),
-        made,
+        commands,
         "Dot: the median over the class's images. Thick line: the middle half of them. Thin line: "
         "the middle nine tenths. The cheapest class is at the bottom.",
     )
@@ -226,7 +226,7 @@ def sheets_of(subject: Subject) -> Iterator[Sheet]:
         f"images-{name}",
         f"{name}: each image",
         lambda: image_rows(recording_of(subject)),
-        made_by=made,
+        made_by=commands,
     )
     if gated and len(recording.shown) > 1:
         yield Sheet(
@@ -234,7 +234,7 @@ def sheets_of(subject: Subject) -> Iterator[Sheet]:
             f"{name}: the cheapest and the dearest images",
             lambda: extreme_rows(recording_of(subject)),
             partial(extremes, subject),
-            made,
+            commands,
         )
 
 
