@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.metadata
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ except ModuleNotFoundError as error:
 Match = Literal["macs", "latency"]
 
 PRUNING = "pruning.json"  # of a pruned network's folder
-GRADIENT_BATCHES = 2  # of 500 images, which Taylor's importance sees
+GRADIENT_IMAGES = 1000  # that Taylor's importance sees, in whole batches
 ROUNDS = 25  # of timing both networks, at the end
 
 
@@ -159,7 +160,8 @@ def compare(
     )
     dense = resolve(config.model, config.weights).load_dense().eval()
     images, _ = next(iter(splits.validation))
-    gradients = list(islice(splits.plain, GRADIENT_BATCHES)) if importance == "taylor" else []
+    seen = math.ceil(GRADIENT_IMAGES / splits.plain.batch_size) if importance == "taylor" else 0
+    gradients = list(islice(splits.plain, seen))
     task = Task(dense, images[:1].contiguous(), importance, gradients)
     race = Race(resolve(str(dynamic.folder)).load(), images, engine) if match == "latency" else None
     asked = dynamic.result["validation"]["reduction"]

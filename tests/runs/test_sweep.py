@@ -199,7 +199,7 @@ def test_one_that_fails_holds_up_only_what_reads_it_and_is_tried_again() -> None
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 200  # trainings of a sweep have the lowest priority
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -23,9 +23,9 @@ def megabytes(key):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith(key))
 
-started = time.process_time()  # other processes may keep the machine busy
+started = time.perf_counter()
 engine = ftwt.runtime.load(sys.argv[1])
-load_s = time.process_time() - started
+load_s = time.perf_counter() - started
 x = np.random.default_rng(0).standard_normal((1, *engine.program.maps[0]), dtype=np.float32)
 resident = []
 for runs in map(int, sys.argv[2:]):
@@ -52,10 +52,10 @@ def test_a_process_holds_little_more_than_the_weights(tmp_path, gated):
     example = torch.randn(2, 3, 32, 32)
     made = ftwt.convert(network, example, r=0.9) if gated else network
     ftwt.compile(made, example).save(tmp_path / "net.ftwt")
-    found = fresh_process(tmp_path / "net.ftwt", 1)
-    assert not found["torch"]
-    assert found["peak"] <= 1.3 * weights + 60
-    assert found["load_s"] < 1  # mostly large pages, which a virtual machine has to find
+    found = [fresh_process(tmp_path / "net.ftwt", 1) for _ in range(3)]
+    assert not found[0]["torch"]
+    assert found[0]["peak"] <= 1.3 * weights + 60
+    assert min(each["load_s"] for each in found) < 0.3  # of three: the machine may be busy
 
 
 def test_ten_thousand_runs_leave_nothing_behind(tmp_path):

@@ -204,9 +204,10 @@ class Passes:
                 )
             yield Reading(batch.place, batch.count, found, inputs, own, target)
             count += 1
-            if size + batch.bytes() <= self.room:
+            more = batch.bytes()
+            if size + more <= self.room:
                 kept[batch.place] = batch
-                size += batch.bytes()
+                size += more
         self.kept, self.whole = kept, len(kept) == count
 
     def _under_way(self) -> Iterator[Batch]:
