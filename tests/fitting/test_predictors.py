@@ -108,3 +108,18 @@ def test_with_a_ranking_targets_are_what_readers_cannot_make_good_for():
         fit_predictors(dynamic, [images], ranking=ranking, reduction=0.99)
     with pytest.raises(ValueError, match="reduction=0.3 and no ranking: give both, or neither"):
         fit_predictors(dynamic, [images], reduction=0.3)
+
+
+def test_few_images_of_many_features_are_not_learnt_by_heart():
+    """What no feature tells cannot be guessed: then a predictor says what is usual."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 256, 3), torch.nn.ReLU(), torch.nn.Conv2d(256, 32, 3), torch.nn.ReLU(),
+        torch.nn.Conv2d(32, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+    )  # fmt: skip
+    dynamic = convert(
+        model.eval(), torch.zeros(2, 3, 8, 8), r=0.7, min_gain=-1.0, pool="both", skip=["0", "4"]
+    )
+    by_chance = {"2": torch.rand(100, 32) < 0.7}
+    told = fit_predictors(dynamic, [toys.pixels(100)], images=100, targets=by_chance)
+    assert told.accuracy["2"] > told.constant["2"] - 0.05

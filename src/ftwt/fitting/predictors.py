@@ -22,7 +22,8 @@ from .masks import Ranking
 from .worth import worthwhile
 
 HELD_OUT = 5  # every fifth image is held out
-DECAYS = (1e-2, 1e-3, 1e-4)  # of the squared weights
+DECAYS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # of the squared weights, the strongest first
+RISEN = 1.01  # times the least error on held-out images: weaker decays are worse still
 ITERATIONS = 60  # of L-BFGS, for each decay
 
 
@@ -193,7 +194,11 @@ def _logits(predictor: MaskPredictor, x: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def _fit(predictor: MaskPredictor, x: Tensor, y: Tensor, held: Tensor) -> None:
-    """Fit one predictor with the decay that is best on held-out samples."""
+    """Fit one predictor with the decay that is best on held-out samples.
+
+    Decays grow weaker until the error there rises: from few samples of many features, weak ones
+    only learn these samples by heart.
+    """
     training = predictor.training
     predictor.eval()
     if predictor.standardize is not None:
@@ -202,8 +207,10 @@ def _fit(predictor: MaskPredictor, x: Tensor, y: Tensor, held: Tensor) -> None:
             predictor.standardize.running_var.copy_(x.var(0, unbiased=False))
     learns = [p for p in predictor.parameters() if p.requires_grad]
     goal = y.float()
-    best, state = float("inf"), None
+    start = {name: value.clone() for name, value in predictor.state_dict().items()}
+    best, state = float("inf"), start
     for decay in DECAYS:
+        predictor.load_state_dict(start)
         optimizer = torch.optim.LBFGS(
             learns, max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
         )
@@ -222,8 +229,9 @@ def _fit(predictor: MaskPredictor, x: Tensor, y: Tensor, held: Tensor) -> None:
         if error < best:
             best = error
             state = {name: value.clone() for name, value in predictor.state_dict().items()}
-    if state is not None:
-        predictor.load_state_dict(state)
+        elif error > RISEN * best:
+            break
+    predictor.load_state_dict(state)
     for parameter in learns:
         parameter.grad = None
     predictor.train(training)
