@@ -282,7 +282,7 @@ class FixedConfig(_Config):
     is, or the open pass of the same weights, trained with it."""
     average_reduction: float | None = None
     """Share of the dense MACs to save on average, both looks counted; validation images set the
-    margin. Needs a second look."""
+    threshold. Needs a second look."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -193,7 +193,7 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
     assert one.agreement is None
     auto = prune(dense, [IMAGES], reduction=0.2)
     assert "no second-look one: its outputs are no class scores" in auto.why
-    with pytest.raises(ValueError, match="no class scores, between whose two best is a margin"):
+    with pytest.raises(ValueError, match="a second look needs class scores"):
         prune(dense, [IMAGES], reduction=0.2, gates="second-look")
     assert one.error == pytest.approx(float((wanted - found).square().sum() / spread), rel=1e-3)
 

@@ -158,6 +158,17 @@ def test_what_cannot_be_asked_is_refused(arguments: list[str], message: str, cap
     assert re.search(message, told.err), told.err
 
 
+def test_settings_of_a_fixed_mask_can_be_varied(capsys: Any) -> None:
+    """They are flags of `ftwt train`, though no other configuration has them."""
+    text = "train cifar10-resnet20-fixed-40 --output runs/a"
+    arguments = ["--set", "mask-reduction=0.3,0.4", "--status", "--json"]
+    assert cli.main(["sweep", str(written(text)), *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [line["output"] for line in told["lines"]] == [
+        "runs/a-reduction0.3", "runs/a-reduction0.4"
+    ]  # fmt: skip
+
+
 def test_each_is_trained_once_after_what_it_reads(capfd: Any) -> None:
     made = sweep(
         """

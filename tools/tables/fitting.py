@@ -163,7 +163,7 @@ def second_look() -> str:
             )
     head = (
         "network (dense)", "fewer MACs on average", "fixed mask alone", "second look", "achieved",
-        "cut of its first pass", "looked at again", "as many by lot", "first pass alone",
+        "cut of its first pass", "looked at again", "as many at random", "first pass alone",
     )  # fmt: skip
     return table(head, rows) + _made(groups, "second-look")
 

@@ -147,12 +147,24 @@ def eight_bits_operations() -> str:
     if not paths:
         return "No results yet: `python benchmarks/operations.py torchvision:resnet18`.\n"
     results = [(name, read(name)) for name in (str(path.relative_to(ROOT)) for path in paths)]
-    rows = [row for _, result in results for row in _shares(result)]
+    machines = [path.stem.removeprefix("int8-operations").strip("-") for path in paths]
+    named = [
+        f"{_processor(result)} {machine}".strip()
+        for (_, result), machine in zip(results, machines, strict=True)
+    ]
+    rows = [
+        (processor, *row)
+        for (_, result), processor in zip(results, named, strict=True)
+        for row in _shares(result)
+    ]
     head = (
         "processor", "network", "gates", "operations", "how many", "an image", "share",
         "useful GMAC/s",
     )  # fmt: skip
-    most = ", ".join(f"{_processor(result)} {result['gmacs']:.0f} GMAC/s" for _, result in results)
+    most = ", ".join(
+        f"{processor} {result['gmacs']:.0f} GMAC/s"
+        for (_, result), processor in zip(results, named, strict=True)
+    )
     told = f"One 1x1 layer, 512 by 512 on 28x28, without gates: {most}."
     return table(head, rows) + f"\n{told}\n" + "".join(origin(*result) for result in results)
 
@@ -170,7 +182,6 @@ def _shares(result: dict[str, Any]) -> list[tuple[str, ...]]:
             continue
         rows.append(
             (
-                _processor(result),
                 row["network"],
                 "none" if row["keep"] is None else f"keep {row['keep']:g}",
                 row["kind"],

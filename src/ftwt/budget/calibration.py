@@ -62,6 +62,9 @@ def calibrate(
         accelerator: An `accelerate.Accelerator` or `PartialState`, if each process holds its own
             part of the images: then all settle on the same thresholds, those of one process alone.
 
+    Returns:
+        The offset, and the reduction before and after.
+
     Raises:
         ValueError: No threshold gives that reduction (the message names the reachable range), or
             there are no images, or no gates with thresholds.

@@ -41,7 +41,7 @@ class Estimate(Curve, Shown):
 
     The masks are the target masks of the network as it is, gates open: what perfect predictors
     would choose. Training moves the network, so what it saves in the end differs; hold it to a
-    budget with `TrainConfig(target_reduction=...)` and `DynamicModel.calibrate`.
+    budget with `TrainConfig(target_reduction=...)` and `ftwt.calibrate`.
 
     Args: as of `Curve`; `evidence` is the pass itself, which files do not hold.
     """

@@ -97,7 +97,7 @@ def across_units(
         Unit -> (N, C) bool targets, for `fit_predictors`.
 
     Raises:
-        ValueError: The reduction is out of reach, so much do the predictors cost.
+        ValueError: The predictors cost so much that the reduction is out of reach.
     """
     before = entry(torch.cat([*saliency.values()], 1)).cpu()
     widths = [each.shape[1] for each in saliency.values()]

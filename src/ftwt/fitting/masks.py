@@ -128,9 +128,9 @@ def fixed_masks(
 ) -> dict[str, Tensor]:
     """Keep the filters of each unit that matter most, at a budget.
 
-    By a ranking, the loss over all units is small for what it saves (a Lagrange relaxation, and
-    then single filters are taken back). By saliencies, every unit keeps the fewest filters that
-    hold one share of its saliency.
+    By a ranking, the sum of all units' losses is as small as a Lagrange relaxation finds it at the
+    budget; then single filters are taken back. By saliencies, every unit keeps the fewest filters
+    that hold one share of its saliency.
 
     Args:
         dynamic: The network.
@@ -138,7 +138,7 @@ def fixed_masks(
         reduction: Share of the dense MACs to save, by `executed` counting without predictors.
 
     Returns:
-        Unit -> (C,) bool masks, which save at least the asked reduction by as little as possible.
+        Unit -> (C,) bool masks, which save the asked reduction, and as little more as possible.
 
     Raises:
         ValueError: The reduction is out of reach; the message names the range.

@@ -94,8 +94,9 @@ def repair(
     """Refit, in place, every layer that reads masked channels to what the dense network gave.
 
     Layer by layer, in the order of the graph, by ridge regression: convolutions (grouped and
-    depthwise too) and linear layers, with the batch norm that follows. Labels are not used. Memory
-    does not grow with the number of batches; they are gone through once for each layer.
+    depthwise too) and linear layers, with the batch norm that follows. Labels are not used. Between
+    two layers the feature maps of as many batches are kept as fit into a quarter of the free memory
+    (1 GiB at least); the other batches run from the start for each layer.
 
     Args:
         dynamic: A network with gates, or its static twin. Its masks decide as they are set.

@@ -83,9 +83,9 @@ def second_look(
         images: How many images to look at, at most.
 
     Returns:
-        The network with its thresholds, and its figures on these images. Of three passes' many ways
-        to meet a budget, it is the one of best agreement; and of those that promise an agreement,
-        the cheapest.
+        The network with its thresholds, and its figures on these images. With three passes, many
+        pairs of thresholds meet a budget: it is the pair of best agreement. Of those that promise
+        an agreement, it is the cheapest.
 
     Raises:
         ValueError: Neither or both are given, or what is asked is out of reach (the message names

@@ -41,7 +41,7 @@ def worthwhile(
         unit, the filter that would go last is always one.
 
     Raises:
-        ValueError: The reduction is out of reach, so much do the predictors cost.
+        ValueError: The predictors cost so much that the reduction is out of reach.
     """
     dear = {name: _worth(dynamic, ranking, name, values) for name, values in saliency.items()}
 

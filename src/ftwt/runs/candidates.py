@@ -242,7 +242,7 @@ def looking(
         ValueError: Outputs are no class scores, or no first pass saves enough.
     """
     if not judge.scores:
-        raise ValueError("its outputs are no class scores, between whose two best is a margin")
+        raise ValueError("a second look needs class scores (B, classes); these outputs are none")
     candidates: list[Candidate] = []
     refused: list[ValueError] = []
     second = opened(dynamic).eval()

@@ -83,7 +83,7 @@ def choose(candidates: Sequence[Candidate], dense_ms: float | None) -> tuple[Can
 
 
 def _saved(one: Candidate, dense_ms: float | None) -> float:
-    """Share of the dense network's time that a candidate saves; of its MACs, not measured."""
+    """Share of the dense network's time that a candidate saves; 1 where no time was measured."""
     if dense_ms is None or one.latency_ms is None:
         return 1.0
     return max(0.0, 1 - one.latency_ms / dense_ms)

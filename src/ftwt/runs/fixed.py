@@ -75,7 +75,7 @@ def looking(
 
 
 def told(fit: SecondLookFit, test: Batches) -> dict[str, Any]:
-    """The figures of a second look: where its margin was set, and each pass alone."""
+    """The figures of a second look: where its threshold was set, and each pass alone."""
     values = {name: value for name, value in vars(fit).items() if name != "network"}
     passes = {"first": fit.network.first, "second": fit.network.last}
     alone = {

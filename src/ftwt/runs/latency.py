@@ -112,7 +112,8 @@ class Clock:
         first = float(np.interp(cut, self.reductions, self.times))
         if first > latency_ms:
             raise ValueError(
-                f"its first pass, {cut:.0%} fewer MACs, takes {first:.2f} ms of {latency_ms:.2f}"
+                f"its first pass ({cut:.0%} fewer MACs) takes {first:.2f} ms by itself; the budget "
+                f"is {latency_ms:.2f} ms"
             )
         return cut - (latency_ms - first) / self.times[0]
 
@@ -162,4 +163,6 @@ class Budget:
             if asked >= 1:
                 break
             calibrate(network, fitted, reduction=asked, images=FEW)
-        raise ValueError(f"its gates take {taken:.2f} ms, {self.latency_ms:.2f} ms are asked")
+        raise ValueError(
+            f"with gates an image takes {taken:.2f} ms; {self.latency_ms:.2f} ms were asked for"
+        )

@@ -100,15 +100,16 @@ def prune(
     """Prune a trained network to a budget: no labels, no training.
 
     Units whose filters only layers read are pruned; residual streams stay whole. The same filters
-    go for every image, those that their readers can best make good for (`static`), or predictors
-    are fitted that choose filters for each image (`dynamic`), or each unit gets a gate or a fixed
-    mask, whatever leaves the layers behind it less of an error (`mixed`). Then these are repaired.
+    go for every image, those that the layers behind them can best compensate for (`static`), or
+    predictors are fitted that choose filters for each image (`dynamic`), or each unit gets a gate
+    where that leaves clearly less of an error than a fixed mask (`mixed`). Then the layers behind
+    masks are repaired.
     Or a fixed mask that saves more than asked looks first, and images that it is unsure of go
     through the whole network, too (`second-look`).
 
     Of several candidates the one is taken that agrees with the dense network on most of the images
     that none was fitted to; but not one that saves less than half of the time that the fastest one
-    saves, for MACs that nobody feels are no gain. A second look is judged by thresholds from the
+    saves. A second look is judged by thresholds from the
     other half of these images. A budget in milliseconds is met by each kind for itself.
 
     Args:

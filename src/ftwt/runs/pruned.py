@@ -142,7 +142,7 @@ def prune_named(
             `index.html`.
         reduction: Share of the dense MACs to save; see `ftwt.prune`.
         latency_ms: Instead: time of one image on this machine.
-        gates: `static`, `dynamic`, `second-look` or `auto`.
+        gates: `static`, `dynamic`, `mixed`, `second-look` or `auto`.
         images: How many to fit to, at most.
         epochs: Then train each candidate so long, with labels and the dense network as teacher.
         precision: Of our engines that are timed, and of the file; `int8` takes ranges of maps from

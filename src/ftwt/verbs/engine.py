@@ -91,7 +91,7 @@ class BenchCommand:
     precision: Precision = "f32"
     """Of our engines: int8 for eight-bit maps and weights."""
     realtime: bool = False
-    """Before all other processes while it times (Linux, as root); these stand still meanwhile."""
+    """Time at real-time priority: other processes wait meanwhile (Linux; root may)."""
     seed: int = 0
     """Of random weights, images and masks."""
     output: str | None = None

@@ -31,9 +31,9 @@ class PruneCommand:
     latency_ms: float | None = None
     """Instead: milliseconds that one image may take on this machine, on one thread."""
     gates: Gates = "auto"
-    """static: the same filters for every image; dynamic: chosen for each; mixed: each unit as it is
-    better; second-look: few filters first, all of them for images that these are unsure of; auto:
-    the best one."""
+    """static: the same filters for every image; dynamic: chosen for each; mixed: a gate or a
+    fixed mask for each unit; second-look: few filters first, all of them for images that these
+    are unsure of; auto: the best one."""
     images: int = 2048
     """Training images to fit to; their labels are not read."""
     epochs: int = 0
@@ -43,7 +43,7 @@ class PruneCommand:
     engine: Kind = "native"
     """Which of our engines to time and write a file for; reference is slow."""
     realtime: bool = False
-    """Put what is timed before all other processes meanwhile (Linux, with the right to)."""
+    """Time at real-time priority: other processes wait meanwhile (Linux; root may)."""
     output: str = "runs/pruned"
     """Folder for the files."""
     as_json: Json = False
@@ -85,7 +85,7 @@ class DemoCommand:
     engine: Kind = "native"
     """Which of our engines to time and write a file for; reference is slow."""
     realtime: bool = False
-    """Put what is timed before all other processes meanwhile (Linux, with the right to)."""
+    """Time at real-time priority: other processes wait meanwhile (Linux; root may)."""
     as_json: Json = False
 
     def __call__(self) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ..config import DataConfig, PruneConfig, RunConfig, TrainConfig
+from ..config import DataConfig, FixedConfig, PruneConfig, RunConfig, TrainConfig
 from ..runs.sweep import Sweep, sweep_folder
 from ..runs.sweep_file import check_varied, read_sweep, read_vary, with_seeds
 from .options import Json
@@ -41,7 +41,7 @@ class SweepCommand:
         if self.status + self.pause + self.go_on > 1:
             raise ValueError("--status, --pause, --go-on: give one of them")
         vary = with_seeds(read_vary(self.vary), self.seeds)
-        configs = (RunConfig, DataConfig, PruneConfig, TrainConfig)
+        configs = (RunConfig, DataConfig, PruneConfig, FixedConfig, TrainConfig)
         check_varied(vary, [f.name.replace("_", "-") for one in configs for f in fields(one)])
         folder = sweep_folder(self.file)
         sweep = Sweep(read_sweep(self.file, vary), folder, self.at_once, self.threads)

@@ -1,4 +1,4 @@
-"""The verbs that prune, train and evaluate, and those that list."""
+"""The verbs that estimate, train and evaluate, and those that list."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import palette
 
-Figure = Any  # matplotlib.figure.Figure, which needs the extra `report`
+Figure = Any  # matplotlib.figure.Figure: matplotlib is imported when something is drawn
 Axes = Any  # matplotlib.axes.Axes
 
 WIDTH = 5.6  # inches of a figure: a page's text, or two thirds of a slide
