@@ -76,6 +76,26 @@ class Kinds(nn.Module):
         return self.last(torch.cat([y, x], 1)).mean((2, 3))
 
 
+class Awkward(nn.Module):
+    """An optional argument; a shortcut that runs first; a ReLU in place; a sum with a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv(3, 12), nn.ReLU())
+        self.shortcut = nn.Conv2d(12, 8, 1)
+        self.inner = nn.Sequential(*conv(12, 12), nn.ReLU(inplace=True))
+        self.outer, self.last = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(12, 8, 1)
+        self.wide = nn.Sequential(*conv(8, 12), nn.ReLU())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = self.stem(x)
+        shortcut = self.shortcut(x)
+        x = self.outer(self.inner(x)) + shortcut
+        x = torch.add(x, self.last(self.wide(x)), alpha=0.1)
+        return self.head(x.mean((2, 3))) * scale
+
+
 def freeze(dynamic: DynamicModel, share: float = 0.6) -> DynamicModel:
     """Give each gate a fixed mask of its first filters."""
     for name, gate in dynamic.gates.items():
@@ -104,7 +124,9 @@ def distance(a: nn.Module, b: nn.Module, images: Tensor) -> float:
         return float((a(images) - b(images)).square().mean())
 
 
-MADE: dict[str, Callable[[], nn.Module]] = {"chain": chain, "residual": Residual, "kinds": Kinds}
+MADE: dict[str, Callable[[], nn.Module]] = {
+    "chain": chain, "residual": Residual, "kinds": Kinds, "awkward": Awkward,
+}  # fmt: skip
 made = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 masked = pytest.mark.parametrize("masked", [freeze, open_by_image])
 
@@ -113,7 +135,7 @@ def pruned(
     make: Callable[[], nn.Module], masked: Callable = freeze
 ) -> tuple[nn.Module, DynamicModel]:
     dense = settle(make())
-    skip = ["stem", "outer"] if make is Residual else []
+    skip = {Residual: ["stem", "outer"], Awkward: ["shortcut", "outer", "last"]}.get(make, [])
     return dense, masked(convert(dense, pictures(2), skip=skip, min_gain=-1.0))
 
 
@@ -315,6 +337,21 @@ def test_fewer_samples_than_unknowns_are_warned_of():
         UserWarning, match="unknowns for each output and .* samples: the ridge holds"
     ):
         repair(dynamic, [pictures(5)], dense=dense)
+
+
+def test_what_works_in_place_and_sums_with_a_factor_leave_the_targets_as_they_are():
+    found = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        dense = settle(Awkward())
+        dense.inner[2].inplace = in_place
+        skip = ["shortcut", "outer", "last"]
+        dynamic = freeze(convert(dense, pictures(2), skip=skip, min_gain=-1.0))
+        found.append(repair(dynamic, [pictures(400)], dense=dense).layers)
+    assert [each.name for each in found[0]] == ["shortcut", "inner.0", "outer", "last"]
+    assert all(each.after < 0.5 for each in found[0]), found[0]  # others' targets leave more
+    for a, b in zip(*found, strict=True):
+        assert (a.before, a.after) == pytest.approx((b.before, b.after), rel=1e-4), (a, b)
 
 
 def test_sites_of_a_residual_network_are_fitted_to_its_sums():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import psutil
 from torch import Tensor, fx
 
 from ..processes import first
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import ARGUMENTS, DynamicModel
 from .sites import Site
 
 LEAST = 2**30  # bytes of feature maps that may be kept on any machine
@@ -47,29 +47,43 @@ class Run(fx.Interpreter):
 
     def __init__(self, network: fx.GraphModule, images: Tensor, apply: str) -> None:
         super().__init__(network)
-        self.args_iter = iter((images, apply, False))
         self.nodes = list(network.graph.nodes)
+        image = next(node for node in self.nodes if node.op == "placeholder")
+        self.given = {image.target: images, ARGUMENTS[0]: apply, ARGUMENTS[1]: False}
         self.at = 0  # the place in the graph of the first node that has not run
+        self.copies: dict[str, Any] = {}  # node -> its value as it was when it was made
 
-    def advance(self, end: int, keep: Callable[[fx.Node], bool]) -> None:
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the network is called with; an optional argument has its default."""
+        if target in self.given:
+            return self.given[target]
+        if args:
+            return args[0]
+        raise ValueError(f"the network needs a second input, {target}; only one can be given here")
+
+    def advance(self, end: int, keep: Container[str] = (), copy: Container[str] = ()) -> None:
         """Run all nodes before a place in the graph, and forget values that nobody needs any more.
 
         Args:
             end: The place of the first node that is not run.
-            keep: Whether a value is wanted later, though no node that is left reads it.
+            keep: Nodes whose values are wanted later, though no node that is left reads them.
+            copy: Nodes of which `copies` is to hold the values as they were made: what follows may
+                change them in place, as a ReLU does after an addition.
         """
         while self.at < end:
             node = self.nodes[self.at]
-            value = self.run_node(node)
-            # What follows may work in place, as a ReLU does after an addition.
-            self.env[node] = value.clone() if isinstance(value, Tensor) and keep(node) else value
+            value = self.env[node] = self.run_node(node)
+            if node.name in copy:
+                self.copies[node.name] = value.clone() if isinstance(value, Tensor) else value
             for done in (node, *self.user_to_last_uses.get(node, ())):
-                if not keep(done) and (done is not node or not node.users):
+                if done.name not in keep and (done is not node or not node.users):
                     self.env.pop(done, None)
             self.at += 1
         read = {used for node in self.nodes[self.at :] for used in node.all_input_nodes}
-        for node in [n for n in self.env if n not in read and not keep(n)]:
+        for node in [n for n in self.env if n not in read and n.name not in keep]:
             del self.env[node]
+        for name in [name for name in self.copies if name not in copy]:
+            del self.copies[name]
 
     def fork(self) -> Run:
         """A copy that can run on while this one stays where it is."""
@@ -83,7 +97,8 @@ class Run(fx.Interpreter):
 
     def bytes(self) -> int:
         """Size of the values that are kept."""
-        tensors = [value for value in self.env.values() if isinstance(value, Tensor)]
+        values = (*self.env.values(), *self.copies.values())
+        tensors = [value for value in values if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -164,7 +179,8 @@ class Passes:
         sites: Iterable[Site],
     ) -> None:
         self.network, self.teacher, self.batches = network, teacher, batches
-        self.wanted = [{*site.needs, site.goal} for site in sites]
+        sites = list(sites)
+        self.needs, self.goals = [set(site.needs) for site in sites], [site.goal for site in sites]
         self.room, self.done = room(), 0
         self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
         self.kept: dict[int, Batch] = {}
@@ -176,25 +192,21 @@ class Passes:
         Raises:
             ValueError: That is not finite.
         """
-        later = set().union(*self.wanted[self.done :])
+        needs, goals = set().union(*self.needs[self.done :]), set(self.goals[self.done :])
         self.done += 1
-
-        def keep(node: fx.Node) -> bool:
-            return node.name in later
-
         kept: dict[int, Batch] = {}
         size, count = 0, 0
         for batch in self._under_way():
             run, taught = batch.run, batch.taught
-            run.advance(self.places[site.layer.name], keep)
+            run.advance(self.places[site.layer.name], needs)
             further = max(self.places[name] for name in site.needs) + 1
             ahead = run if further <= run.at else run.fork()
-            ahead.advance(further, keep)
+            ahead.advance(further, needs)
             found = {
                 node.name: value for node, value in ahead.env.items() if node.name in site.needs
             }
-            taught.advance(self.places[site.goal] + 1, keep)
-            target = next(value for node, value in taught.env.items() if node.name == site.goal)
+            taught.advance(self.places[site.goal] + 1, copy=goals)
+            target = taught.copies[site.goal]
             inputs = found[site.needs[0]]
             own = target if site.other is None else target - found[site.other.name]
             if not (inputs.isfinite().all() and own.isfinite().all()):

@@ -138,7 +138,12 @@ def _site(node: fx.Node, modules: Mapping[str, nn.Module], calls: Counter[str]) 
         else:
             break
     add = other = None
-    if follower is not None and is_add(follower) and len(follower.all_input_nodes) == 2:
+    if (
+        follower is not None
+        and is_add(follower)
+        and len(follower.all_input_nodes) == 2
+        and follower.kwargs.get("alpha", 1) == 1  # the other term is not scaled
+    ):
         found = next(term for term in follower.all_input_nodes if term is not value)
         if not _depends(found, node):
             add, other = follower, found
