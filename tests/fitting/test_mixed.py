@@ -1,5 +1,7 @@
 """Gates where they win: errors by hand, budgets, files and the engine."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,8 +34,8 @@ def images(count: int = 200) -> Tensor:
     return found
 
 
-def gated(dense: nn.Module) -> DynamicModel:
-    options = {"saliency": "energy", "pool": "both", "min_gain": -1.0}
+def gated(dense: nn.Module, skip: Callable[[str], bool] = lambda name: False) -> DynamicModel:
+    options = {"saliency": "energy", "pool": "both", "min_gain": -1.0, "skip": skip}
     dynamic = convert(dense, torch.zeros(2, 2, 8, 8), r=0.999, **options)
     fit_predictors(dynamic.eval(), images().split(64))
     return dynamic
@@ -54,6 +56,34 @@ def test_a_gate_goes_where_images_need_other_filters():
     )
     assert float((halves[0] - halves[1]).abs().mean()) > 0.5
     assert made.config["static"] == ["2"] and set(made.predictors) == {"0"}
+
+
+class Tokens(nn.Module):
+    """The same with the second layer a linear one, over channels that lie last."""
+
+    def __init__(self, convolutions: nn.Module) -> None:
+        super().__init__()
+        self.first, self.rest = convolutions[:2], convolutions[3:]
+        self.linear = nn.Linear(16, 8)
+        with torch.no_grad():
+            self.linear.weight.copy_(convolutions[2].weight[:, :, 0, 0])
+            self.linear.bias.copy_(convolutions[2].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(self.first(x).permute(0, 2, 3, 1))
+        return self.rest(x.permute(0, 3, 1, 2))
+
+
+def test_a_linear_layer_over_channels_that_lie_last_is_compared_as_a_convolution_is():
+    dense = network()
+    dense[2] = nn.Conv2d(16, 8, 1)
+    batches = images().split(64)
+    told = []
+    for one in (dense, Tokens(dense).eval()):
+        dynamic = gated(one, skip=lambda name: name not in ("0", "first.0"))
+        ranking = rank_filters(dynamic, batches)
+        told.append(mix(dynamic, ranking, batches, reduction=0.3)[1])
+    assert told[0].errors["0"] == pytest.approx(told[1].errors["first.0"], rel=0.05)
 
 
 def test_it_is_saved_loaded_and_compiled(tmp_path):

@@ -331,6 +331,22 @@ def test_what_cannot_be_repaired_with_is_refused():
         repair(dynamic, [torch.zeros(8, 3, 5, 5)], dense=dense)
 
 
+def test_a_head_that_only_training_uses_is_not_missed():
+    class Aided(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aid = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            return (out, self.aid(x.mean((2, 3)).repeat(1, 3)[:, :8])) if self.training else out
+
+    dense = settle(Aided())
+    with pytest.warns(UserWarning, match="something else in training"):
+        dynamic = freeze(convert(dense, pictures(2), skip=["stem", "outer"], min_gain=-1.0))
+    assert len(repair(dynamic, [pictures(40)], dense=dense).layers) == 2
+
+
 def test_fewer_samples_than_unknowns_are_warned_of():
     dense, dynamic = pruned(chain)
     with pytest.warns(

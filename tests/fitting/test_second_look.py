@@ -103,6 +103,17 @@ def test_an_agreement_is_promised_with_the_fewest_second_looks():
     assert 1 - largest_rate(missed, 120) < 0.9
 
 
+def test_a_promise_holds_where_margins_are_equal():
+    """Those of sure networks all round to 1: then all such images look again."""
+    right = torch.arange(1000) % 10
+    first = torch.full((1000, 10), -200.0).scatter_(1, right[:, None], 200.0)
+    first[::5] = first[::5].roll(1, 1)  # as sure, and wrong
+    last = torch.zeros(1000, 10).scatter_(1, right[:, None], 1.0)
+    costs = torch.ones(1000, dtype=torch.float64)
+    plan = Seen([(first, costs), (last, 2 * costs)], 2).best(agreement=0.9)
+    assert plan.missed == 0 and plan.shares == (1.0,)
+
+
 def test_the_largest_rate_is_that_of_the_binomial_distribution():
     assert largest_rate(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
     for misses, count in ((3, 50), (10, 1000)):

@@ -47,7 +47,7 @@ def rank_filters(
     """Rank each unit's filters by what least squares cannot make good for.
 
     Labels are not used. A unit none of whose readers can be fitted, or whose filters reach them
-    mixed up, is ranked by energy: the share of it that is gone counts as the error.
+    mixed up, is ranked by its gate's saliency: the share of it that is gone counts as the error.
 
     Args:
         dynamic: A network with gates, and the weights of the dense one.
@@ -81,9 +81,9 @@ def rank_filters(
                 if len(waiting[name]) == len(readers[name]):
                     ranked[name] = eliminate(waiting.pop(name))
     if waiting:
-        energy = mean_saliency(dynamic, batches, images=images, accelerator=accelerator)
+        saliency = mean_saliency(dynamic, batches, images=images, accelerator=accelerator)
         for name in waiting:
-            rising = energy[name].cpu().sort(stable=True)
+            rising = saliency[name].cpu().sort(stable=True)
             gone = rising.values.cumsum(0) - rising.values
             ranked[name] = rising.indices, gone / rising.values.sum().clamp(min=1e-30)
     return Ranking(

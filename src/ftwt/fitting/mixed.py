@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files.tables import Shown
 from ..graph.trace import evaluating
@@ -166,8 +166,9 @@ def _errors(
         places = torch.arange(read.place, read.place + read.count)
         last = places % HELD_OUT == HELD_OUT - 1
         for key, off in silent.items():
-            gone = off[places].to(device)
-            x = read.inputs.masked_fill(gone.view(*gone.shape, *[1] * (read.inputs.dim() - 2)), 0)
+            gone, between = off[places].to(device), [1] * (read.inputs.dim() - 2)
+            ahead, behind = (between, []) if isinstance(module, nn.Linear) else ([], between)
+            x = read.inputs.masked_fill(gone.view(len(gone), *ahead, gone.shape[1], *behind), 0)
             for moments, index in zip(sums[key], (~last, last), strict=True):
                 add_samples(moments, module, x, read.own, None, index.nonzero()[:, 0].to(device))
     left = {key: solve(whole.network, site, *both).after for key, both in sums.items()}

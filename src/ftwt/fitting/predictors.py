@@ -108,7 +108,8 @@ def fit_predictors(
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
     accuracy, constant = {}, {}
     for name, predictor in dynamic.predictors.items():
-        x, y = features[name], targets[name]
+        x = features[name]
+        y = targets[name].to(x.device)
         _fit(predictor, x, y, held)
         with torch.no_grad():
             guess = _logits(predictor, x[held]) > 0

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ..files.tables import Shown
 from ..graph.operations import BatchNorm
 from ..graph.trace import evaluating
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import GATES, DynamicModel
 from .passes import Passes, shown
 from .regression import Fit, Moments, fit
 from .samples import add_samples, add_up, shape_of
@@ -142,13 +142,13 @@ def _teacher(dynamic: DynamicModel, dense: nn.Module) -> DynamicModel:
     teacher = copy.deepcopy(dynamic)
     own, given = teacher.network.state_dict(), dense.state_dict()
     fits = {name: value for name, value in given.items() if name in own}
-    missing = [n for n, _ in dense.named_parameters() if n not in own] or [
+    needed = (n for n, _ in teacher.network.named_parameters() if not n.startswith(f"{GATES}."))
+    missing = [name for name in needed if name not in given] or [
         name for name, value in fits.items() if value.shape != own[name].shape
     ]
-    if missing or not fits:
-        name = missing[0] if missing else "its weights"
+    if missing:
         raise ValueError(
-            f"dense={type(dense).__name__} is another network: {name} does not fit; give the "
+            f"dense={type(dense).__name__} is another network: {missing[0]} does not fit; give the "
             "network that was converted, with the weights it had then"
         )
     teacher.network.load_state_dict(own | fits)

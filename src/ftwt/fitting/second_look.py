@@ -18,6 +18,7 @@ from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import Looked, SecondLook, check_scores, margin, run_counted
 
 CONFIDENCE = 0.95  # with which the promised agreement holds
+ABOVE = 2.0  # every margin
 STEPS = 40  # of the share of images that a second of three passes looks at
 
 
@@ -260,6 +261,9 @@ class Seen:
             assert agreement is not None
             looks = _looks_for(agreement, wrong.tolist(), self.count)
         threshold = _between(sure, looks)
+        if agreement is not None and 0 < looks < len(sure) and sure[looks - 1] == sure[looks]:
+            surer = sure[sure > sure[looks]]  # all that are as unsure look again: the more agree
+            threshold = float(surer[0]) if len(surer) else ABOVE
         looks = int((sure.float() < torch.tensor(threshold).float()).sum())
         share = looks / self.count
         return Plan(
@@ -300,7 +304,7 @@ def _between(margins: Tensor, looks: int) -> float:
     if looks == 0:
         return 0.0
     if looks == len(margins):
-        return 2.0  # above every margin
+        return ABOVE
     return float((margins[looks - 1] + margins[looks]) / 2)
 
 
