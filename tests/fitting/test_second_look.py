@@ -103,6 +103,15 @@ def test_an_agreement_is_promised_with_the_fewest_second_looks():
     assert 1 - largest_rate(missed, 120) < 0.9
 
 
+def test_batches_may_come_from_a_generator():
+    first, second, _ = both()
+    listed, generated = (
+        second_look([first, second], batches, reduction=0.2)
+        for batches in (IMAGES.split(50), (part for part in IMAGES.split(50)))
+    )
+    assert listed.thresholds == generated.thresholds and generated.images == len(IMAGES)
+
+
 def test_a_promise_holds_where_margins_are_equal():
     """Those of sure networks all round to 1: then all such images look again."""
     right = torch.arange(1000) % 10

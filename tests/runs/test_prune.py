@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import tiny
 import toys
@@ -192,7 +193,7 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
     spread = (wanted - wanted.mean(0)).square().sum()
     assert one.agreement is None
     auto = prune(dense, [IMAGES], reduction=0.2)
-    assert "no second-look one: its outputs are no class scores" in auto.why
+    assert "no second-look one: a second look needs class scores" in auto.why
     with pytest.raises(ValueError, match="a second look needs class scores"):
         prune(dense, [IMAGES], reduction=0.2, gates="second-look")
     assert one.error == pytest.approx(float((wanted - found).square().sum() / spread), rel=1e-3)
@@ -215,7 +216,30 @@ def test_what_cannot_be_asked_is_refused(options, message):
         prune(network(), [IMAGES], **options)
 
 
+def test_images_that_change_from_pass_to_pass_are_refused():
+    shuffled = DataLoader(TensorDataset(IMAGES, torch.zeros(len(IMAGES))), 64, shuffle=True)
+    with pytest.raises(ValueError, match=r"other images each time .* \(shuffle=False\)"):
+        prune(network(), shuffled, reduction=0.3)
+    with pytest.raises(ValueError, match="other images each time"):
+        prune(network(), [IMAGES], reduction=0.3, held_out=shuffled)
+
+
+def test_times_are_those_of_more_images_than_a_batch_leaves(monkeypatch):
+    """Batches of 81 leave the judges 2 images of one batch, and then 38 of the next."""
+    seen = []
+
+    def timed(made, whole, images):
+        seen.append(images)
+        return made, None
+
+    monkeypatch.setattr("ftwt.runs.prune.timed", timed)
+    prune(network(), IMAGES.split(81), reduction=0.3, gates="static")
+    assert len(seen[0]) == 32
+
+
 def test_too_few_images_and_no_unit_are_refused():
+    with pytest.raises(ValueError, match="held_out has 1 images; give 4 or more, or none"):
+        prune(network(), [IMAGES], reduction=0.3, held_out=[IMAGES[:1]])
     with pytest.raises(ValueError, match="10 images to prune with; give 20 or more"):
         prune(network(), [IMAGES[:10]], reduction=0.3)
     with (

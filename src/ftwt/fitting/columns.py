@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.trace import evaluating
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, repeatable
 from ..pruning.second_look import opened
 from .masks import Ranking, mean_saliency
 from .passes import Passes, shown
@@ -61,7 +61,7 @@ def rank_filters(
     Raises:
         ValueError: There are no images, or an activation is not finite.
     """
-    whole = opened(dynamic).eval()
+    whole, batches = opened(dynamic).eval(), repeatable(batches)
     sites = [site for site in find_sites(whole.network)[0] if site.gate is None]
     readers = {name: readers_of(dynamic, name, sites) for name in dynamic.gates}
 

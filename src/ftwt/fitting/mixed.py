@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..files.tables import Shown
 from ..graph.trace import evaluating
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, repeatable
 from ..pruning.method import Gate
 from ..pruning.second_look import opened
 from .columns import readers_of
@@ -82,6 +82,7 @@ def mix(
     Raises:
         ValueError: No gate wins, or the reduction is out of reach.
     """
+    batches = repeatable(batches)
     masks = fixed_masks(dynamic, ranking, reduction=reduction)
     logits = _logits(dynamic, batches, images)
     errors = _compare(dynamic, masks, logits, batches, images)

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from ..files.tables import Shown
 from ..graph.operations import BatchNorm
 from ..graph.trace import evaluating
-from ..pruning.dynamic import GATES, DynamicModel
+from ..pruning.dynamic import GATES, DynamicModel, repeatable
 from .passes import Passes, shown
 from .regression import Fit, Moments, fit
 from .samples import add_samples, add_up, shape_of
@@ -117,7 +117,7 @@ def repair(
     Warns:
         UserWarning: A layer has more unknowns than there are samples to fit to.
     """
-    teacher = _teacher(dynamic, dense)
+    teacher, batches = _teacher(dynamic, dense), repeatable(batches)
     sites, left = find_sites(dynamic.network)
     passes = Passes(
         dynamic.network,

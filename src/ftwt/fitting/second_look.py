@@ -14,7 +14,7 @@ from torch import Tensor
 from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..processes import first as first_images
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, check_steady, repeatable
 from ..pruning.second_look import Looked, SecondLook, check_scores, margin, run_counted
 
 CONFIDENCE = 0.95  # with which the promised agreement holds
@@ -90,10 +90,12 @@ def second_look(
 
     Raises:
         ValueError: Neither or both are given, or what is asked is out of reach (the message names
-            the range); there are no images; or outputs are no class scores.
+            the range); there are no images, or others at each pass; or outputs are no class scores.
     """
     if (reduction is None) == (agreement is None):
         raise ValueError(f"reduction={reduction}, agreement={agreement}: give one of them")
+    batches = repeatable(batches)
+    check_steady(batches)
     network = SecondLook(passes, [0.0] * (len(passes) - 1))
     seen = Seen([see(one, batches, images) for one in network.networks], network.dense_macs)
     return fitted_to(seen, network, reduction=reduction, agreement=agreement)

@@ -83,10 +83,13 @@ class Part:
         batches: Images, with or without labels.
         start: The first image.
         count: How many.
+        device: Where they are wanted.
     """
 
-    def __init__(self, batches: Iterable[Any], start: int, count: int) -> None:
-        self.batches, self.start, self.count = batches, start, count
+    def __init__(
+        self, batches: Iterable[Any], start: int, count: int, device: torch.device
+    ) -> None:
+        self.batches, self.start, self.count, self.device = batches, start, count, device
 
     def __len__(self) -> int:
         return self.count
@@ -98,7 +101,7 @@ class Part:
             part = images[max(0, self.start - begin) : max(0, end - begin)]
             begin += len(images)
             if len(part):
-                yield part
+                yield part.to(self.device)
             if begin >= end:
                 return
 

@@ -48,9 +48,13 @@ def _average(one: Candidate, ms: np.ndarray, dense_ms: float, images: np.ndarray
     """Milliseconds of an image; of second looks, with their share among all images that judge."""
     if not isinstance(one.network, SecondLook):
         return float(np.median(ms))
-    again = (one.network.look(torch.from_numpy(images)).passes > 1).numpy()
-    once = float(np.median(ms if again.all() else ms[~again]))
-    twice = float(np.median(ms[again])) if again.any() else once + dense_ms
+    device = next(one.network.parameters()).device
+    again = (one.network.look(torch.from_numpy(images).to(device)).passes > 1).cpu().numpy()
+    twice = float(np.median(ms[again])) if again.any() else None
+    once = (
+        max(0.0, float(np.median(ms)) - dense_ms) if again.all() else float(np.median(ms[~again]))
+    )
+    twice = once + dense_ms if twice is None else twice
     return (1 - one.again) * once + one.again * twice
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..files.provenance import Start, provenance
 from ..files.tables import Shown
 from ..fitting.columns import rank_filters
 from ..processes import first
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, check_steady, repeatable
 from ..pruning.second_look import SecondLook
 from .candidates import DYNAMIC, LOOK, MIXED, STATIC, Candidate, Judge, Part, Workshop, prunable
 from .choice import choose, timed
@@ -24,6 +25,7 @@ Gates = Literal["auto", "static", "dynamic", "mixed", "second-look"]
 KINDS = (STATIC, DYNAMIC, MIXED, LOOK)
 JUDGED = 4  # a fourth as many images as are fitted to judge, where none are held out
 FEWEST = 20  # images: to fit to and to judge by
+FEWEST_JUDGES = 4  # of these: a second look is judged by halves
 TIMED = 32  # images that the candidates' times are measured with
 
 
@@ -115,7 +117,7 @@ def prune(
     Args:
         model: The trained network. It is not changed.
         batches: Images (B, C, *spatial) as the network takes them, with or without labels, which
-            are not read. Gone through several times.
+            are not read. Gone through several times: the same ones in the same order.
         reduction: Share of the dense MACs to save, by `executed` counting.
         latency_ms: Instead: average time of one image on the native engine with one thread, on this
             machine. Each candidate gets the reduction at which it takes as long.
@@ -135,8 +137,9 @@ def prune(
 
     Raises:
         ValueError: Neither or both budgets are given, one is out of reach (the message names the
-            range), there are fewer than 20 images, the network has no unit to prune, or a second
-            look is asked of a network whose outputs are no class scores.
+            range), there are fewer than 20 images, or other ones at each pass (shuffled,
+            augmented), the network has no unit to prune, or a second look is asked of a network
+            whose outputs are no class scores.
     """
     began = Start()
     if (reduction is None) == (latency_ms is None):
@@ -147,12 +150,11 @@ def prune(
         raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Gates))}")
     if reduction is not None and not 0 < reduction < 1:
         raise ValueError(f"reduction={reduction} is outside (0, 1); 0.3 saves 30% of the MACs")
-    if iter(batches) is batches:
-        batches = list(batches)
-    fitted, judges = _divide(batches, images, held_out)
+    fitted, judges = _divide(batches, images, held_out, device=_device(model))
     dynamic = prunable(model, next(iter(fitted)))
     ranking = rank_filters(dynamic, fitted)
-    timed_images = next(iter(judges))[:TIMED].float().cpu().contiguous().numpy()
+    some = torch.cat([part for _, part in first(judges, TIMED)])
+    timed_images = some.float().cpu().contiguous().numpy()
     clock = None
     if latency_ms is not None:
         clock = Clock.of(dynamic, ranking, timed_images)
@@ -187,19 +189,27 @@ def prune(
 
 
 def _divide(
-    batches: Iterable[Any], images: int, held_out: Iterable[Any] | None
+    batches: Iterable[Any], images: int, held_out: Iterable[Any] | None, *, device: torch.device
 ) -> tuple[Part, Part]:
     """Images to fit to, and others to judge by."""
-    judged = 0
+    batches, judged = repeatable(batches), 0
+    check_steady(batches)
     if held_out is not None:
-        if iter(held_out) is held_out:
-            held_out = list(held_out)
+        held_out = repeatable(held_out)
+        check_steady(held_out)
         judged = sum(len(part) for _, part in first(held_out, images))
+        if 0 < judged < FEWEST_JUDGES:
+            raise ValueError(f"held_out has {judged} images; give {FEWEST_JUDGES} or more, or none")
     wanted = images if judged else images + images // JUDGED
     there = sum(len(part) for _, part in first(batches, wanted))
     if there + judged < FEWEST:
         raise ValueError(f"{there + judged} images to prune with; give {FEWEST} or more")
     if held_out is not None and judged:
-        return Part(batches, 0, there), Part(held_out, 0, judged)
+        return Part(batches, 0, there, device), Part(held_out, 0, judged, device)
     fit = min(images, there * JUDGED // (JUDGED + 1))
-    return Part(batches, 0, fit), Part(batches, fit, there - fit)
+    return Part(batches, 0, fit, device), Part(batches, fit, there - fit, device)
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where a network lies."""
+    return next((value.device for value in model.parameters()), torch.device("cpu"))
