@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from ..graph.operations import BatchNorm
+from ..graph.operations import BatchNorm, ancestors
 
 ADDS = (operator.add, operator.iadd, torch.add)
 ADD_METHODS = ("add", "add_")
@@ -145,7 +145,7 @@ def _site(node: fx.Node, modules: Mapping[str, nn.Module], calls: Counter[str]) 
         and follower.kwargs.get("alpha", 1) == 1  # the other term is not scaled
     ):
         found = next(term for term in follower.all_input_nodes if term is not value)
-        if not _depends(found, node):
+        if found is not node and node not in ancestors(found):
             add, other = follower, found
     layer = modules[str(node.target)]
     depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels > 1
@@ -170,15 +170,3 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     """The one node that uses a value, but for gates that read it to report on it."""
     users = [user for user in node.users if "info" not in user.meta]
     return users[0] if len(users) == 1 else None
-
-
-def _depends(node: fx.Node, on: fx.Node) -> bool:
-    seen, todo = set(), [node]
-    while todo:
-        current = todo.pop()
-        if current is on:
-            return True
-        new = [n for n in current.all_input_nodes if n not in seen]
-        seen.update(new)
-        todo += new
-    return False

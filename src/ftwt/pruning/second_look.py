@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -167,7 +166,7 @@ def opened(dynamic: DynamicModel) -> DynamicModel:
     """A copy without gates in effect: the network as it was, with every filter computed."""
     widths = {unit.name: unit.out_channels for unit in dynamic.units}
     masks = {name: torch.ones(widths[name], dtype=torch.bool) for name in dynamic.gates}
-    return copy.deepcopy(dynamic).fix(masks)
+    return dynamic.fix(masks)
 
 
 def share_weights(network: SecondLook) -> None:
