@@ -105,6 +105,11 @@ def thirty() -> str:
     return of_runs(grouped("results/resnet20-40"), of="results/resnet20-40")
 
 
+def five() -> str:
+    """The same budget in 5 epochs."""
+    return of_runs(grouped("results/resnet20-40-five"), of="results/resnet20-40-five")
+
+
 def short() -> str:
     """VGG16-BN and MobileNetV1 at schedules far shorter than any that was published."""
     return of_runs(grouped("results/short"), of="results/short")
