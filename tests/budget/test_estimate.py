@@ -10,12 +10,14 @@ from torch import Tensor, nn
 import ftwt
 import toys
 from ftwt import Estimate, models
+from ftwt.budget.controller import BudgetController
 from ftwt.data import Batches
 from ftwt.models.resnet import resnet
 from ftwt.pruning.method import mass, target_mask
-from toys import Toy, batches, images
+from toys import CONFIG, Toy, batches, images
 
 DATA = batches(train=False)  # 64 images
+FIXED = ("features.3", "features.6")
 MODELS = {
     "toy": Toy,
     "residual": lambda: resnet(8, num_classes=4),
@@ -231,6 +233,25 @@ def test_the_reduction_at_an_r_for_each_unit_is_counted() -> None:
     for wrong in ({"features.2": 0.5}, {"features.3": 0.0}):
         with pytest.raises(ValueError, match=r"features.2|in \(0, 1\]"):
             estimate.reduction_at(wrong)
+
+
+def test_masks_that_are_fixed_already_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = torch.arange(8) < 2
+    mixed = toys.dynamic(min_gain=-1.0, r=1.0).fix(dict.fromkeys(FIXED, few), partly=True)
+    found, estimate = ftwt.evaluate(mixed, DATA, gates="target"), ftwt.estimate(mixed, DATA)
+    assert found.reduction > 0.5
+    # Gates that come after a fixed mask have other targets than behind an open one.
+    assert estimate.reduction_at(1.0) == pytest.approx(found.reduction, abs=0.05)
+    assert estimate.reduction_at({"features.0": 1.0}) == pytest.approx(estimate.reduction[-1])
+
+    seen: list[tuple[float, float]] = []
+    monkeypatch.setattr(
+        BudgetController, "observe", lambda _, *both, steps: seen.append((both[0], both[1]))
+    )
+    steered = {"target_reduction": 0.75, "predictor_warmup_steps": 4, "cooldown": 1.0}
+    settings = replace(CONFIG, epochs=1, **steered)
+    assert toys.fit(mixed, settings).history[0].reduction > 0.5  # the warm-up's steps with the rest
+    assert seen and all(min(both) > 0.5 for both in seen)
 
 
 def test_nothing_to_estimate_from_is_an_error() -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..pruning.dynamic import DynamicModel
+from ..pruning.macs import MaskedMacs
 from ..pruning.method import entry, mass
 
 SLOPE_IMAGES = 256  # enough for the slopes that steer an allocation; its result is counted in full
@@ -67,7 +68,11 @@ class Evidence:
 
     def reduction(self, r: Mapping[str, float], images: int | None = None) -> float:
         """Mean executed reduction of these masks."""
-        return float(self.dynamic.macs(self.masks(r, images)).reduction.mean())
+        return float(self.work(self.masks(r, images)).reduction.mean())
+
+    def work(self, masks: Mapping[str, Tensor]) -> MaskedMacs:
+        """Count what masks of the gates leave, those of fixed units with them."""
+        return self.dynamic.macs(self.dynamic.with_fixed(masks))
 
     def filters(self, name: str, r: Mapping[str, float], images: int | None = None) -> float:
         """Mean number of filters that a unit keeps."""

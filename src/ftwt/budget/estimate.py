@@ -220,7 +220,7 @@ def _curve(evidence: Evidence, images: int) -> Estimate:
     grid = torch.tensor(GRID)
     for rs in grid.split(step):
         masks = {name: (evidence.entry[name] < rs[:, None, None]).flatten(0, 1) for name in names}
-        work = evidence.dynamic.macs(masks)
+        work = evidence.work(masks)
 
         def means(values: Tensor, count: int = len(rs)) -> list[float]:
             return values.reshape(count, -1).mean(1).tolist()

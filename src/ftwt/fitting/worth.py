@@ -50,7 +50,7 @@ def worthwhile(
 
     def saved(price: float) -> float:
         """Share of all MACs that targets save at a price of one."""
-        return float(dynamic.macs(masks(price, COUNTED)).reduction.mean())
+        return float(dynamic.macs(dynamic.with_fixed(masks(price, COUNTED))).reduction.mean())
 
     all_of_them = torch.cat([each.flatten() for each in dear.values()])
     some = all_of_them[(all_of_them > 0) & all_of_them.isfinite()]

@@ -203,6 +203,22 @@ class DynamicModel(nn.Module):
         """
         return masked_macs(self.channels, self.units, self.predictors, masks)
 
+    def with_fixed(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Add the masks that are the same for every input, for `macs`.
+
+        They hold whatever the gates decide: a fixed unit has no targets, and while all gates stand
+        open its mask is not what it will compute.
+
+        Args:
+            masks: Unit -> (N, C) bool.
+
+        Returns:
+            These, and those of the fixed units in place of what is given for them.
+        """
+        samples = len(next(iter(masks.values()))) if masks else 1
+        fixed = {name: g.mask for name, g in self.gates.items() if isinstance(g, FrozenGate)}
+        return {**masks, **{name: mask.expand(samples, -1) for name, mask in fixed.items()}}
+
     def freeze(self, batches: Batches, *, accelerator: Any = None) -> DynamicModel:
         """Return the static twin: each unit computes its most frequent filters, for every input.
 

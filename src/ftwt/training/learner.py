@@ -311,6 +311,7 @@ class Learner:
             for unit, gate in gates.items():
                 if gate.logits is not None and isinstance(module := modules[unit], Gate):
                     masks[unit] = hard_mask(gate.logits, module.threshold)
+            masks = self.dynamic.with_fixed(masks)
         if targets:
             right = [(masks[unit] == target).float().mean() for unit, target in targets.items()]
             accuracy = torch.stack(right).mean()
@@ -321,7 +322,8 @@ class Learner:
         )
         start, end = self.schedule.steering_start, self.schedule.cooldown_start
         if self.controller.target is not None and start <= step < end:
-            both = torch.stack([executed, self.dynamic.macs(targets).reduction.mean()])
+            asked = self.dynamic.macs(self.dynamic.with_fixed(targets)).reduction.mean()
+            both = torch.stack([executed, asked])
             both = self.accelerator.reduce(both.to(self.device), "mean")
             self.controller.observe(*both.tolist(), steps=self.measure_every)
 
