@@ -19,6 +19,7 @@ from torch import Tensor
 from .config import TrainConfig
 from .pruning.dynamic import images_of
 
+END = object()  # what comes after the last batch
 TIMEOUT_S = 600.0  # one process waits so long for the others; $FTWT_TIMEOUT_S overrides it
 
 
@@ -109,7 +110,8 @@ def first(
 
     The batches of all processes are taken to be consecutive parts of common ones, as those of
     `Batches` and of DataLoaders that Accelerate prepared. Then the images of all processes together
-    are those that a single one would look at. All processes yield equally often.
+    are those that a single one would look at. All processes yield equally often. Batches that are
+    empty for all of them are passed over.
 
     Args:
         batches: (images, labels) of this process, or images alone.
@@ -124,13 +126,16 @@ def first(
     rank = 0 if alone(accelerator) else accelerator.process_index
     parts, begin = iter(batches), 0
     while begin < images:
-        batch = next(parts, torch.empty(0))
-        mine = images_of(batch)
-        sizes = [len(mine)]
+        batch = next(parts, END)
+        mine = torch.empty(0) if batch is END else images_of(batch)
+        told = [[len(mine), int(batch is not END)]]
         if not alone(accelerator):
-            sizes = gather(torch.tensor(sizes, device=accelerator.device)).tolist()
-        if not any(sizes):
+            told = gather(torch.tensor(told, device=accelerator.device)).tolist()
+        sizes, goes_on = zip(*told, strict=True)
+        if not any(goes_on):
             return
+        if not any(sizes):
+            continue
         place = begin + sum(sizes[:rank])
         yield place, mine[: max(0, images - place)]
         begin += sum(sizes)

@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -339,6 +340,20 @@ def test_one_process_has_the_whole_of_the_first_images() -> None:
     assert [place for place, _ in first(batches, 32)] == [0]
     assert not list(first([], 10))
     assert torch.equal(gathered(found[0][1]), found[0][1])
+
+
+def test_an_empty_batch_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = [torch.zeros(count, 3) for count in (5, 0, 4)]
+    assert [(place, len(part)) for place, part in first(mine, 8)] == [(0, 5), (5, 3)]
+    assert not list(first([torch.zeros(0, 3)] * 3, 8))
+
+    others = iter([(2, 1), (0, 1), (0, 0), (0, 0)])  # of a process that has fewer batches
+    monkeypatch.setattr(
+        "ftwt.processes.gather", lambda own: torch.cat([own, torch.tensor([next(others)])])
+    )
+    two = SimpleNamespace(num_processes=2, process_index=0, device="cpu")
+    found = [(place, len(part)) for place, part in first(mine, 100, accelerator=two)]
+    assert found == [(0, 5), (7, 4)] and not list(others)
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 5, 5)])
