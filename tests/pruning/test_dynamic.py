@@ -1,6 +1,7 @@
 import copy
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,6 +274,19 @@ def test_the_static_twin_computes_the_most_frequent_filters_for_every_image() ->
         assert mask.all() or rate[mask].min() >= rate[~mask].max()
         assert (static[name].mask == mask).all() and static[name].logits is None
     assert 0 < sum(rate.mean() for rate in rates.values()) < 3
+
+
+def test_a_network_that_is_fixed_in_steps_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = opinionated(min_gain=-1.0)
+    few = torch.arange(8) < 3
+    steps = [model.fix({"features.3": few}, partly=True)]
+    steps.append(steps[0].fix({"features.0": few}, partly=True))
+    assert steps[0].config["static"] == ["features.3"]
+    assert steps[1].config["static"] == ["features.0", "features.3"]
+    ftwt.save_pretrained(steps[1], tmp_path)
+    loaded = ftwt.from_pretrained(tmp_path, model=Toy())
+    assert torch.equal(loaded(IMAGES), steps[1](IMAGES))
+    assert steps[1].fix({"features.6": few}, partly=True).config["static"] is True
 
 
 def test_the_static_twin_has_no_predictors_and_trains_like_any_other() -> None:

@@ -263,7 +263,8 @@ class DynamicModel(nn.Module):
         twin = copy.deepcopy(self)
         for name, mask in masks.items():
             twin._set_gate(name, FrozenGate(mask))
-        twin.config["static"] = sorted(masks) if twin.predictors else True
+        fixed = [name for name, g in twin.gates.items() if isinstance(g, FrozenGate)]
+        twin.config["static"] = sorted(fixed) if twin.predictors else True
         return twin.to(next(self.parameters()).device)
 
     @torch.no_grad()
