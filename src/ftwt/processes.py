@@ -126,7 +126,7 @@ def first(
     rank = 0 if alone(accelerator) else accelerator.process_index
     parts, begin = iter(batches), 0
     while begin < images:
-        batch = next(parts, END)
+        batch: Any = next(parts, END)
         mine = torch.empty(0) if batch is END else images_of(batch)
         told = [[len(mine), int(batch is not END)]]
         if not alone(accelerator):

@@ -18,10 +18,12 @@ import toys
 from ftwt import estimate, evaluate
 from ftwt.budget.calibration import calibrate
 from ftwt.cli import main
-from ftwt.config import TrainConfig
+from ftwt.config import FixedConfig, TrainConfig
 from ftwt.data import Batches
 from ftwt.networks.pretrained import load_tensors
 from ftwt.processes import explained, first, gathered, processes, shard
+from ftwt.pruning.second_look import SecondLook, opened
+from ftwt.runs.fixed import looking
 from ftwt.training.batchnorm import synchronized_batch_norm
 from ftwt.training.interrupts import requests
 from ftwt.training.loop import train
@@ -70,6 +72,10 @@ def exact_figures() -> dict[str, Any]:
     curve = estimate(toys.Toy(), uneven, min_gain=-1.0, **options)
     rates = dynamic.firing_rates(uneven, accelerator=state)
     twin = dynamic.freeze(uneven, accelerator=state)
+    both = SecondLook([twin, opened(dynamic)], [0.0])
+    least = float(twin.macs(twin.with_fixed({})).reduction) / 2
+    asked = FixedConfig(0.9, "shared", least)
+    look = looking(asked, both, toys.Toy(), uneven)
     return json.loads(
         json.dumps(
             {
@@ -78,6 +84,7 @@ def exact_figures() -> dict[str, Any]:
                 "estimate": {k: v for k, v in curve.to_json().items() if k != "provenance"},
                 "allocation": curve.allocate(reduction=0.2).r,
                 "rates": {name: rate.tolist() for name, rate in rates.items()},
+                "look": [look.images, look.shares, round(look.thresholds[0], 5)],
                 "twin": {name: gate.mask.tolist() for name, gate in twin.gates.items()},
                 "calibration": asdict(calibrate(dynamic, uneven, reduction=0.3, **options)),
             }

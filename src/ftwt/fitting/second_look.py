@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import Tensor
 
 from ..files.tables import Shown
 from ..graph.trace import evaluating
-from ..processes import first as first_images
+from ..processes import alone
 from ..pruning.dynamic import DynamicModel, check_steady, repeatable
 from ..pruning.second_look import Looked, SecondLook, check_scores, margin, run_counted
+from .passes import shown
 
 CONFIDENCE = 0.95  # with which the promised agreement holds
 ABOVE = 2.0  # every margin
@@ -68,6 +70,7 @@ def second_look(
     reduction: float | None = None,
     agreement: float | None = None,
     images: int = 2048,
+    accelerator: Any = None,
 ) -> SecondLookFit:
     """Let dearer networks look again at the images that a cheap one is unsure of.
 
@@ -81,7 +84,8 @@ def second_look(
         reduction: Average share of the last network's dense MACs to save, all passes counted.
         agreement: Instead: share of the images whose guess must be the last network's. It holds
             for other such images with 95% confidence, so that fewer images promise less.
-        images: How many images to look at, at most.
+        images: How many images to look at, at most, over all processes together.
+        accelerator: As for `repair`: then all get the thresholds of one process.
 
     Returns:
         The network with its thresholds, and its figures on these images. With three passes, many
@@ -97,7 +101,8 @@ def second_look(
     batches = repeatable(batches)
     check_steady(batches)
     network = SecondLook(passes, [0.0] * (len(passes) - 1))
-    seen = Seen([see(one, batches, images) for one in network.networks], network.dense_macs)
+    passes_seen = [see(one, batches, images, accelerator=accelerator) for one in network.networks]
+    seen = Seen(passes_seen, network.dense_macs)
     return fitted_to(seen, network, reduction=reduction, agreement=agreement)
 
 
@@ -123,19 +128,24 @@ def fitted_to(
 
 
 @torch.no_grad()
-def see(network: DynamicModel, batches: Iterable[Any], images: int) -> tuple[Tensor, Tensor]:
-    """Return a pass's outputs (N, classes) for images, and (N,) float64 executed MACs."""
+def see(
+    network: DynamicModel, batches: Iterable[Any], images: int, *, accelerator: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Return a pass's outputs (N, classes) for images, and (N,) float64 executed MACs.
+
+    With an `accelerator`, those of all processes together, in the order of one process's images.
+    """
     found = []
-    device = next(network.parameters()).device
     with evaluating(network):
-        for _, part in first_images(batches, images):
-            network.check_input(part)
-            outputs, cost = run_counted(network, part.to(device))
+        for place, part in shown(network, batches, images, accelerator=accelerator):
+            outputs, cost = run_counted(network, part)
             check_scores(outputs)
-            found.append((outputs.cpu(), cost.cpu()))
+            found.append((place, outputs.cpu(), cost.cpu()))
+    if not alone(accelerator):
+        found = gather_object(found)
     if not found:
         raise ValueError("no images to set the threshold on; give batches of images")
-    outputs, costs = zip(*found, strict=True)
+    _, outputs, costs = zip(*sorted(found, key=lambda part: part[0]), strict=True)
     return torch.cat(outputs), torch.cat(costs)
 
 

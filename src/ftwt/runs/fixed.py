@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from ..pruning.second_look import SecondLook, opened, share_weights
 from .prune import prunable
 
 Batches = Iterable[tuple[Tensor, Any]]
+
+ALL = sys.maxsize  # images, however many there are
 
 
 def masked(config: FixedConfig, dense: nn.Module, batches: Batches) -> DynamicModel | SecondLook:
@@ -56,21 +59,26 @@ def looking(
         config: Who looks again, and the average.
         trained: What `masked` built.
         dense: The network that it was built from.
-        batches: Images that it was not trained on; their labels are not used.
+        batches: This process's images that it was not trained on; their labels are not used.
 
     Returns:
-        None without a second look.
+        The same on all processes; None without a second look.
     """
     if config.average_reduction is None:
         return None
+    state = processes()
     if isinstance(trained, SecondLook):
         first, second = trained.first, trained.last
     else:
         assert isinstance(trained, DynamicModel)
-        example = gathered(next(iter(batches))[0], accelerator=processes())
-        first, second = trained, opened(prunable(dense, example)).to(processes().device)
+        example = gathered(next(iter(batches))[0], accelerator=state)
+        first, second = trained, opened(prunable(dense, example)).to(state.device)
     return second_look(
-        [first, second], batches, reduction=config.average_reduction, images=_count(batches)
+        [first, second],
+        batches,
+        reduction=config.average_reduction,
+        images=ALL,
+        accelerator=state,
     )
 
 
@@ -86,7 +94,3 @@ def told(fit: SecondLookFit, test: Batches) -> dict[str, Any]:
         for name, found in alone.items()
         for figure in ("top1", "reduction")
     }
-
-
-def _count(batches: Batches) -> int:
-    return sum(len(images) for images, _ in batches)
