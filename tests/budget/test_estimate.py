@@ -136,6 +136,12 @@ def test_the_pass_ends_with_the_images_that_were_asked_for() -> None:
     assert ftwt.estimate(model, endless(), images=100).images == 100
 
 
+@pytest.mark.parametrize("r", [0.02, 7.0, float("nan")])
+def test_an_r_that_is_not_on_the_curve_is_refused(case: Any, r: float) -> None:
+    with pytest.raises(ValueError, match=r"is not on the curve, which goes from 0\.\d+ to 1"):
+        case[1].reduction_at(r)
+
+
 def test_r_for_and_reduction_at_are_each_others_inverse(case: Any) -> None:
     _, estimate = case
     low, high = min(estimate.reduction), max(estimate.reduction)
@@ -145,7 +151,7 @@ def test_r_for_and_reduction_at_are_each_others_inverse(case: Any) -> None:
         assert estimate.r[0] <= r <= 1
         assert estimate.reduction_at(r) == pytest.approx(reduction, abs=1e-9)
         if r < 1:
-            assert estimate.reduction_at(r + 1e-3) < reduction + 1e-9
+            assert estimate.reduction_at(min(r + 1e-3, 1.0)) < reduction + 1e-9
     assert estimate.r_for(reduction=low) == 1
 
 

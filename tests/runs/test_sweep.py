@@ -140,9 +140,17 @@ def test_what_is_no_sweep_is_told_by_its_line(text: str, message: str) -> None:
         read_sweep(written(text))
 
 
+def test_a_folder_with_a_slash_is_the_same_folder() -> None:
+    text = "train base --output runs/a/\ntrain b --weights runs/a/ --output=runs/b/"
+    first, second = read_sweep(written(text), {"seed": ["0"]})
+    assert (first.output, second.output) == ("runs/a-seed0", "runs/b-seed0")
+    assert second.after == ("runs/a-seed0",)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--set", "seed=0,0"], "gives two trainings one folder"),
         (["--set", "r"], "--set r: give a flag and its values, such as r=0.8,0.9"),
         (["--set", "r=1", "r=2"], "--set r=2: r comes twice"),
         (["--set", "rank=4", "--seeds", "0"], "--seeds 0: give 1 or more"),

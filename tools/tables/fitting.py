@@ -81,7 +81,8 @@ def rules() -> str:
             told = [over(cells[k, STEPS[2]]) if (k, STEPS[2]) in cells else "" for k in kinds]
             rows.append((f"{name} ({percent(dense, 2)})", percent(asked, 0), rule, *told))
     head = ("network (dense)", "fewer MACs", "filters by", "fixed mask", "gates")
-    return table(head, rows) if rows else MISSING.format("repair")
+    kinds = 'repair.py cifar10-resnet20 --kinds greedy static first-order "first-order gates"'
+    return table(head, rows) if rows else f"No results yet: `python benchmarks/{kinds}`.\n"
 
 
 def by_network(folder: str) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -100,6 +101,8 @@ def cells_by_cut(
         seeds: dict[tuple[float, str, str], dict[int, float]] = {}
         for result in sorted(results, key=lambda result: result["provenance"]["date"]):
             for row in result["rows"]:
+                if "refused" in row:
+                    continue
                 cell_of = seeds.setdefault((row["asked"], row["kind"], row["weights"]), {})
                 cell_of[result["provenance"]["seed"]] = row["top1"]  # the latest of each seed
         found: dict[float, Cells] = {}
@@ -113,7 +116,7 @@ def repair_cost() -> str:
     """Time and memory of choosing a fixed mask and repairing it."""
     found = [seeds[0] for _, seeds in grouped("results/repair-cost")]
     if not found:
-        return MISSING.format("repair")
+        return MISSING.format("repair_cost")
     rows = [
         (
             one["network"],

@@ -57,10 +57,14 @@ class Estimate(Curve, Shown):
                 estimate needs the pass itself.
 
         Raises:
-            ValueError: If a unit's r is out of range, there is no such unit, or the estimate was
-                loaded from a file and has no pass.
+            ValueError: If r is not on the curve, a unit's r is out of range, there is no such unit,
+                or the estimate was loaded from a file and has no pass.
         """
         if not isinstance(r, Mapping):
+            if not self.r[0] <= r <= self.r[-1]:
+                raise ValueError(
+                    f"r={r!r} is not on the curve, which goes from {self.r[0]:g} to {self.r[-1]:g}"
+                )
             return float(np.interp(r, self.r, self.reduction))
         if self.evidence is None:
             raise ValueError("r by unit needs the pass over images; make the estimate again")

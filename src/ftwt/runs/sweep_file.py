@@ -84,6 +84,8 @@ def read_sweep(
     for values in itertools.product(*(vary or {}).values()):
         chosen = dict(zip(vary or {}, values, strict=True))
         found += _varied(named, chosen)
+    if len({line.output for line in found}) < len(found):
+        raise ValueError(f"{path} gives two trainings one folder; vary each flag by other values")
     return _ordered(found, path)
 
 
@@ -98,7 +100,7 @@ def _line(words: list[str], where: str, vary: Mapping[str, Sequence[str]]) -> Li
     for word in rest:
         name, equals, value = word.partition("=")
         if name == "--output":
-            output = value if equals else next(rest, "")
+            output = (value if equals else next(rest, "")).rstrip("/")
             if not output:
                 raise ValueError(f"{where}: --output needs a folder")
         elif name == "--resume":
