@@ -45,6 +45,28 @@ def test_first_order_is_activation_times_the_slope_of_the_guess():
     assert all(parameter.grad is None for parameter in dynamic.parameters())
 
 
+def test_whole_numbers_and_weights_that_stand_still_are_no_hindrance():
+    class Whole(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float() / 255)
+
+    torch.manual_seed(0)
+    images = torch.randint(0, 255, (5, 3, 6, 6), dtype=torch.uint8)
+    dynamic = convert(Whole(), images[:2], min_gain=-1.0).eval()
+    found = first_order(dynamic, [images])
+    again = first_order(dynamic.requires_grad_(False), [images])
+    assert all(torch.equal(found[name], again[name]) and found[name].any() for name in found)
+
+
+def test_filters_that_hardly_matter_stay_where_the_budget_allows():
+    dynamic = chain()
+    saliency = {"a": torch.rand(20, 6) + 0.5, "b": torch.rand(20, 8) + 0.5}
+    for each in saliency.values():
+        each[:, ::2] *= 1e-6
+    masks = across_units(dynamic, saliency, reduction=0.1)
+    assert 0.1 <= float(dynamic.macs(masks).reduction.mean()) < 0.2
+
+
 def test_what_has_no_guess_is_refused():
     with pytest.raises(ValueError, match="no images"):
         first_order(chain(), [])

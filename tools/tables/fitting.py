@@ -158,10 +158,15 @@ def second_look() -> str:
                     percent(alone[average], 2) if average in alone else "",
                     percent(mean_of(chosen, "top1"), 2),
                     percent(mean_of(chosen, "reduction"), 2),
-                    f"{percent(chosen[0]['first_cut'], 0)} {chosen[0].get('first', '')}".strip(),
+                    " or ".join(
+                        dict.fromkeys(
+                            f"{percent(row['first_cut'], 0)} {row.get('first', '')}".strip()
+                            for row in chosen
+                        )
+                    ),
                     percent(mean_of(chosen, "again")),
                     percent(mean_of(chosen, "by_lot_top1"), 2),
-                    percent(alone[_first(chosen[0])], 2),
+                    percent(sum(alone[_first(row)] for row in chosen) / len(chosen), 2),
                 )
             )
     head = (
@@ -172,14 +177,14 @@ def second_look() -> str:
 
 
 def best(result: dict[str, Any], average: float) -> list[dict[str, Any]]:
-    """At an average cut: both halves of the first pass that agrees most with the dense network.
+    """At an average cut, of each half: the first pass that agrees most with the dense network.
 
-    On the images that set the threshold.
+    On the half that sets the threshold; the other one is scored.
     """
-    cuts: dict[str | float, list[dict[str, Any]]] = {}
+    halves: dict[int, list[dict[str, Any]]] = {}
     for row in (row for row in result["rows"] if row["average_cut"] == average):
-        cuts.setdefault(_first(row), []).append(row)
-    return max(cuts.values(), key=lambda both: mean_of(both, "agreement"))
+        halves.setdefault(row["threshold_from_half"], []).append(row)
+    return [max(rows, key=lambda row: row["agreement"]) for rows in halves.values()]
 
 
 def _first(row: dict[str, Any]) -> str | float:

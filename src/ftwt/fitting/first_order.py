@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..graph.trace import evaluating
 from ..pruning.dynamic import DynamicModel
-from ..pruning.method import GateOutput, entry
+from ..pruning.method import GateOutput
 from ..pruning.second_look import are_scores
 from .masks import settle_gates
 from .passes import shown
@@ -49,6 +49,8 @@ def first_order(
 
     def hold(name: str, result: tuple[Tensor, GateOutput]) -> tuple[Tensor, GateOutput]:
         features, told = result
+        if not features.requires_grad:  # nothing before it can be differentiated
+            features = features.detach().requires_grad_()
         open_now[name] = features
         return features.clone(), told  # what follows may work in place
 
@@ -59,14 +61,16 @@ def first_order(
     try:
         with evaluating(dynamic), torch.enable_grad():
             for _, part in shown(dynamic, batches, images):
-                outputs = dynamic(part.clone().requires_grad_(), gates="open")
+                outputs = dynamic(part.clone(), gates="open")
                 if not are_scores(outputs):
                     raise ValueError(
                         "its outputs are no class scores, so there is no guess to differentiate; "
                         "fit predictors to a ranking instead (ftwt.rank_filters)"
                     )
                 guess = outputs.log_softmax(1).amax(1).sum()
-                slopes = torch.autograd.grad(guess, list(open_now.values()))
+                slopes = torch.autograd.grad(
+                    guess, list(open_now.values()), allow_unused=True, materialize_grads=True
+                )
                 for (name, features), slope in zip(open_now.items(), slopes, strict=True):
                     change = (features.detach() * slope).abs()
                     saliencies[name].append(change.reshape(*change.shape[:2], -1).sum(2))
@@ -99,7 +103,9 @@ def across_units(
     Raises:
         ValueError: The predictors cost so much that the reduction is out of reach.
     """
-    before = entry(torch.cat([*saliency.values()], 1)).cpu()
+    ranked, order = torch.cat([*saliency.values()], 1).cpu().double().sort(1, descending=True)
+    ahead = (ranked.cumsum(1) - ranked) / ranked.sum(1, keepdim=True).clamp(min=1e-30)
+    before = torch.empty_like(ahead).scatter(1, order, ahead.clamp(0, 1 - 1e-12))
     widths = [each.shape[1] for each in saliency.values()]
     strongest = {name: each.cpu().argmax(1, keepdim=True) for name, each in saliency.items()}
 
