@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.trace import evaluating
-from ..pruning.dynamic import DynamicModel, repeatable
+from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import opened
 from .masks import Ranking, mean_saliency
-from .passes import Passes, shown
+from .passes import Passes, repeatable, shown
 from .regression import Moments, covariances, damped
 from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from ..files.tables import Shown
 from ..graph.trace import evaluating
-from ..pruning.dynamic import DynamicModel, repeatable
+from ..pruning.dynamic import DynamicModel
 from ..pruning.method import Gate
 from ..pruning.second_look import opened
 from .columns import readers_of
 from .masks import Ranking, fixed_masks
-from .passes import Passes, shown
+from .passes import Passes, repeatable, shown
 from .regression import Moments
 from .repair import HELD_OUT, solve
 from .samples import add_samples, shape_of

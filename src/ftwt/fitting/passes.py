@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from torch import Tensor, fx
 
 from ..processes import first
-from ..pruning.dynamic import ARGUMENTS, DynamicModel
+from ..pruning.dynamic import ARGUMENTS, DynamicModel, images_of
 from .sites import Site
 
 LEAST = 2**30  # bytes of feature maps that may be kept on any machine
@@ -100,6 +101,28 @@ class Run(fx.Interpreter):
         values = (*self.env.values(), *self.copies.values())
         tensors = [value for value in values if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def repeatable(batches: Iterable[Any]) -> Iterable[Any]:
+    """Batches that can be gone through several times: a list of those that a generator yields."""
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def check_steady(batches: Iterable[Any]) -> None:
+    """Make sure that the same images come first whenever batches are gone through.
+
+    Raises:
+        ValueError: Others do: they are shuffled, or changed by chance.
+    """
+    before, after = (next((images_of(batch) for batch in batches), None) for _ in range(2))
+    if before is None or after is None:
+        return
+    same = before.shape == after.shape and torch.equal(before.nan_to_num(), after.nan_to_num())
+    if not same:
+        raise ValueError(
+            "the batches hold other images each time they are gone through, so they are shuffled, "
+            "or augmented by chance; give the same ones in the same order (shuffle=False)"
+        )
 
 
 def shown(

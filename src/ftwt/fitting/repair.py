@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from ..files.tables import Shown
 from ..graph.operations import BatchNorm
 from ..graph.trace import evaluating
-from ..pruning.dynamic import GATES, DynamicModel, repeatable
-from .passes import Passes, shown
+from ..pruning.dynamic import GATES, DynamicModel
+from .passes import Passes, repeatable, shown
 from .regression import Fit, Moments, fit
 from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites

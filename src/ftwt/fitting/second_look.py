@@ -15,9 +15,9 @@ from torch import Tensor
 from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..processes import alone
-from ..pruning.dynamic import DynamicModel, check_steady, repeatable
+from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import Looked, SecondLook, check_scores, margin, run_counted
-from .passes import shown
+from .passes import check_steady, repeatable, shown
 
 CONFIDENCE = 0.95  # with which the promised agreement holds
 ABOVE = 2.0  # every margin

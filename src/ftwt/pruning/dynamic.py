@@ -359,28 +359,6 @@ def check_unit(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"no unit {name!r}; {nearest(name, names)}")
 
 
-def repeatable(batches: Iterable[Any]) -> Iterable[Any]:
-    """Batches that can be gone through several times: a list of those that a generator yields."""
-    return list(batches) if isinstance(batches, Iterator) else batches
-
-
-def check_steady(batches: Iterable[Any]) -> None:
-    """Make sure that the same images come first whenever batches are gone through.
-
-    Raises:
-        ValueError: Others do: they are shuffled, or changed by chance.
-    """
-    before, after = (next((images_of(batch) for batch in batches), None) for _ in range(2))
-    if before is None or after is None:
-        return
-    same = before.shape == after.shape and torch.equal(before.nan_to_num(), after.nan_to_num())
-    if not same:
-        raise ValueError(
-            "the batches hold other images each time they are gone through, so they are shuffled, "
-            "or augmented by chance; give the same ones in the same order (shuffle=False)"
-        )
-
-
 def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:
     """Return the images of a batch, which has labels beside them or is nothing else.
 

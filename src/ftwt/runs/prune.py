@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..files.provenance import Start, provenance
 from ..files.tables import Shown
 from ..fitting.columns import rank_filters
+from ..fitting.passes import check_steady, repeatable
 from ..processes import first
-from ..pruning.dynamic import DynamicModel, check_steady, repeatable
+from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
 from .candidates import DYNAMIC, LOOK, MIXED, STATIC, Candidate, Judge, Part, Workshop, prunable
 from .choice import choose, timed
