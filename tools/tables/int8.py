@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .files import ROOT, read
@@ -147,26 +148,20 @@ def eight_bits_operations() -> str:
     if not paths:
         return "No results yet: `python benchmarks/operations.py torchvision:resnet18`.\n"
     results = [(name, read(name)) for name in (str(path.relative_to(ROOT)) for path in paths)]
-    machines = [path.stem.removeprefix("int8-operations").strip("-") for path in paths]
-    named = [
-        f"{_processor(result)} {machine}".strip()
-        for (_, result), machine in zip(results, machines, strict=True)
-    ]
-    rows = [
-        (processor, *row)
-        for (_, result), processor in zip(results, named, strict=True)
-        for row in _shares(result)
-    ]
+    rows = [(_machine(*one), *row) for one in results for row in _shares(one[1])]
     head = (
         "processor", "network", "gates", "operations", "how many", "an image", "share",
         "useful GMAC/s",
     )  # fmt: skip
-    most = ", ".join(
-        f"{processor} {result['gmacs']:.0f} GMAC/s"
-        for (_, result), processor in zip(results, named, strict=True)
-    )
+    most = ", ".join(f"{_machine(*one)} {one[1]['gmacs']:.0f} GMAC/s" for one in results)
     told = f"One 1x1 layer, 512 by 512 on 28x28, without gates: {most}."
     return table(head, rows) + f"\n{told}\n" + "".join(origin(*result) for result in results)
+
+
+def _machine(path: str, result: dict[str, Any]) -> str:
+    """The processor, and what the file's name adds: processors of one name differ."""
+    added = Path(path).stem.removeprefix("int8-operations").strip("-")
+    return f"{_processor(result)} {added}".strip()
 
 
 def _shares(result: dict[str, Any]) -> list[tuple[str, ...]]:

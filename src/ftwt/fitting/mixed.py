@@ -162,14 +162,16 @@ def _errors(
     """Fit one layer behind each unit's masks: unit, errors with its fixed mask and its gate."""
     module = whole.network.get_submodule(site.name)
     shape, device = shape_of(module), next(module.parameters()).device
+    axis = -1 if isinstance(module, nn.Linear) else 1  # of the channels that it reads
     sums = {key: (Moments(*shape, device), Moments(*shape, device)) for key in silent}
     for read in passes.values(site):
         places = torch.arange(read.place, read.place + read.count)
         last = places % HELD_OUT == HELD_OUT - 1
         for key, off in silent.items():
-            gone, between = off[places].to(device), [1] * (read.inputs.dim() - 2)
-            ahead, behind = (between, []) if isinstance(module, nn.Linear) else ([], between)
-            x = read.inputs.masked_fill(gone.view(len(gone), *ahead, gone.shape[1], *behind), 0)
+            gone = off[places].to(device)
+            shown_as = [1] * read.inputs.dim()
+            shown_as[0], shown_as[axis] = gone.shape
+            x = read.inputs.masked_fill(gone.view(shown_as), 0)
             for moments, index in zip(sums[key], (~last, last), strict=True):
                 add_samples(moments, module, x, read.own, None, index.nonzero()[:, 0].to(device))
     left = {key: solve(whole.network, site, *both).after for key, both in sums.items()}

@@ -102,7 +102,7 @@ def fit_predictors(
     if ranking is not None and reduction is not None:
         targets = worthwhile(dynamic, ranking, seen, reduction=reduction)
     elif targets is not None:
-        targets = _checked(targets, seen, accelerator)
+        _check(targets, seen, accelerator)
     else:
         targets = seen
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
@@ -119,10 +119,8 @@ def fit_predictors(
     return FittedPredictors(accuracy, constant, count)
 
 
-def _checked(
-    targets: Mapping[str, Tensor], seen: Mapping[str, Tensor], accelerator: Any
-) -> Mapping[str, Tensor]:
-    """The targets, if they are those of the units and images that were seen."""
+def _check(targets: Mapping[str, Tensor], seen: Mapping[str, Tensor], accelerator: Any) -> None:
+    """Refuse targets that are not those of the units and images that were seen."""
     if not alone(accelerator):
         raise ValueError("targets of your own are those of one process; leave accelerator out")
     if missing := seen.keys() - targets.keys():
@@ -134,7 +132,6 @@ def _checked(
                 f"targets of {name} are {given.dtype} of shape {tuple(given.shape)}; give bool of "
                 f"shape {tuple(each.shape)}: images looked at, filters"
             )
-    return {name: targets[name].to(each.device) for name, each in seen.items()}
 
 
 @torch.no_grad()

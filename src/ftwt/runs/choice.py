@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ..evaluation.evaluate import device_of
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook, opened
 from .candidates import Candidate
@@ -48,13 +49,14 @@ def _average(one: Candidate, ms: np.ndarray, dense_ms: float, images: np.ndarray
     """Milliseconds of an image; of second looks, with their share among all images that judge."""
     if not isinstance(one.network, SecondLook):
         return float(np.median(ms))
-    device = next(one.network.parameters()).device
-    again = (one.network.look(torch.from_numpy(images).to(device)).passes > 1).cpu().numpy()
-    twice = float(np.median(ms[again])) if again.any() else None
-    once = (
-        max(0.0, float(np.median(ms)) - dense_ms) if again.all() else float(np.median(ms[~again]))
-    )
-    twice = once + dense_ms if twice is None else twice
+    shown = torch.from_numpy(images).to(device_of(one.network))
+    again = (one.network.look(shown).passes > 1).cpu().numpy()
+    if again.all():
+        twice = float(np.median(ms))
+        once = max(0.0, twice - dense_ms)
+    else:
+        once = float(np.median(ms[~again]))
+        twice = float(np.median(ms[again])) if again.any() else once + dense_ms
     return (1 - one.again) * once + one.again * twice
 
 

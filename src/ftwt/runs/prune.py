@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..evaluation.evaluate import device_of
 from ..files.provenance import Start, provenance
 from ..files.tables import Shown
 from ..fitting.columns import rank_filters
@@ -106,14 +107,13 @@ def prune(
     go for every image, those that the layers behind them can best compensate for (`static`), or
     predictors are fitted that choose filters for each image (`dynamic`), or each unit gets a gate
     where that leaves clearly less of an error than a fixed mask (`mixed`). Then the layers behind
-    masks are repaired.
-    Or a fixed mask that saves more than asked looks first, and images that it is unsure of go
-    through the whole network, too (`second-look`).
+    masks are repaired. Or a fixed mask that saves more than asked looks first, and images that it
+    is unsure of go through the whole network, too (`second-look`).
 
     Of several candidates the one is taken that agrees with the dense network on most of the images
     that none was fitted to; but not one that saves less than half of the time that the fastest one
-    saves. A second look is judged by thresholds from the
-    other half of these images. A budget in milliseconds is met by each kind for itself.
+    saves. A second look is judged by thresholds from the other half of these images. A budget in
+    milliseconds is met by each kind for itself.
 
     Args:
         model: The trained network. It is not changed.
@@ -151,7 +151,7 @@ def prune(
         raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Gates))}")
     if reduction is not None and not 0 < reduction < 1:
         raise ValueError(f"reduction={reduction} is outside (0, 1); 0.3 saves 30% of the MACs")
-    fitted, judges = _divide(batches, images, held_out, device=_device(model))
+    fitted, judges = _divide(batches, images, held_out, device=device_of(model))
     dynamic = prunable(model, next(iter(fitted)))
     ranking = rank_filters(dynamic, fitted)
     some = torch.cat([part for _, part in first(judges, TIMED)])
@@ -209,8 +209,3 @@ def _divide(
         return Part(batches, 0, there, device), Part(held_out, 0, judged, device)
     fit = min(images, there * JUDGED // (JUDGED + 1))
     return Part(batches, 0, fit, device), Part(batches, fit, there - fit, device)
-
-
-def _device(model: nn.Module) -> torch.device:
-    """Where a network lies."""
-    return next((value.device for value in model.parameters()), torch.device("cpu"))

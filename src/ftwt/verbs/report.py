@@ -16,9 +16,8 @@ from .options import Json
 class ReportCommand:
     """Turn result files into a page to send to a colleague, and figures for papers.
 
-    Reads files alone: what `ftwt prune`, `demo`, `train`, `evaluate`,
-    `estimate`, `robustness` and `bench` wrote. Images,
-    their routes and heatmaps need a recording: `ftwt evaluate RUN --record`.
+    Reads files alone: what `ftwt prune`, `demo`, `train`, `evaluate`, `estimate`, `robustness` and
+    `bench` wrote. Images, their routes and heatmaps need a recording: `ftwt evaluate RUN --record`.
     """
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH ...")]
