@@ -43,6 +43,9 @@ def test_first_order_is_activation_times_the_slope_of_the_guess():
             torch.testing.assert_close(found[name][row].double(), wanted, rtol=1e-4, atol=1e-6)
     assert len(found["a"]) == 9
     assert all(parameter.grad is None for parameter in dynamic.parameters())
+    with torch.no_grad():
+        again = first_order(dynamic, images.split(4), images=9)
+    assert all(torch.equal(found[name], again[name]) for name in found)
 
 
 def test_whole_numbers_and_weights_that_stand_still_are_no_hindrance():
@@ -58,13 +61,34 @@ def test_whole_numbers_and_weights_that_stand_still_are_no_hindrance():
     assert all(torch.equal(found[name], again[name]) and found[name].any() for name in found)
 
 
-def test_filters_that_hardly_matter_stay_where_the_budget_allows():
+@pytest.mark.parametrize("faint", [1e-6, 1e-15, 1e-30])
+def test_filters_that_hardly_matter_stay_where_the_budget_allows(faint):
     dynamic = chain()
     saliency = {"a": torch.rand(20, 6) + 0.5, "b": torch.rand(20, 8) + 0.5}
     for each in saliency.values():
-        each[:, ::2] *= 1e-6
+        each[:, ::2] *= faint
     masks = across_units(dynamic, saliency, reduction=0.1)
     assert 0.1 <= float(dynamic.macs(masks).reduction.mean()) < 0.2
+
+
+def test_filters_without_saliency_never_stay_but_one_of_each_unit():
+    dynamic = chain()
+    saliency = {"a": torch.rand(20, 6) + 0.5, "b": torch.zeros(20, 8)}
+    saliency["a"][:, ::2] = 0
+    masks = across_units(dynamic, saliency, reduction=0.1)
+    assert torch.equal(masks["a"], saliency["a"] > 0) and (masks["b"].sum(1) == 1).all()
+
+
+def test_what_fixed_units_save_counts_towards_the_budget():
+    dynamic = chain()
+    partly = dynamic.fix({"a": torch.arange(6) < 4}, partly=True)
+    saliency = {"a": torch.rand(200, 6), "b": torch.rand(200, 8)}
+    masks = across_units(partly, saliency, reduction=0.4)
+    assert masks.keys() == {"b"}
+    found = partly.macs(partly.with_fixed(masks)).reduction.mean()
+    assert 0.4 <= float(found) < 0.42
+    with pytest.raises(ValueError, match="no saliency of b"):
+        across_units(partly, {"a": saliency["a"]}, reduction=0.4)
 
 
 def test_what_has_no_guess_is_refused():

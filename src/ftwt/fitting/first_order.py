@@ -23,6 +23,8 @@ from ..pruning.second_look import are_scores
 from .masks import settle_gates
 from .passes import shown
 
+BY_RANK = 1e-4  # part of a filter's place that its rank decides, not its mass
+
 
 def first_order(
     dynamic: DynamicModel, batches: Iterable[tuple[Tensor, Any] | Tensor], *, images: int = 2048
@@ -89,7 +91,8 @@ def across_units(
 
     The filters of an image are ranked as if all of its units were one, and those that hold a share
     of the mass are kept: one share for all images, at the budget. So an image may spend more on one
-    unit and less on another. The strongest filter of each unit always stays.
+    unit and less on another. The strongest filter of each unit always stays. Other filters whose
+    saliency is zero never do: where they are many, more is saved than asked.
 
     Args:
         dynamic: The network, with its predictors.
@@ -101,19 +104,34 @@ def across_units(
         Unit -> (N, C) bool targets, for `fit_predictors`.
 
     Raises:
-        ValueError: The predictors cost so much that the reduction is out of reach.
+        ValueError: A gate's saliency is missing, or predictors cost so much that the reduction is
+            out of reach.
     """
-    ranked, order = torch.cat([*saliency.values()], 1).cpu().double().sort(1, descending=True)
-    ahead = (ranked.cumsum(1) - ranked) / ranked.sum(1, keepdim=True).clamp(min=1e-30)
-    before = torch.empty_like(ahead).scatter(1, order, ahead.clamp(0, 1 - 1e-12))
+    if missing := dynamic.predictors.keys() - saliency.keys():
+        raise ValueError(f"no saliency of {', '.join(sorted(missing))}; give that of all gates")
+    saliency = {name: saliency[name].cpu() for name in dynamic.predictors}
+    before = _before(torch.cat([*saliency.values()], 1).double())
     widths = [each.shape[1] for each in saliency.values()]
-    strongest = {name: each.cpu().argmax(1, keepdim=True) for name, each in saliency.items()}
+    strongest = {name: each.argmax(1, keepdim=True) for name, each in saliency.items()}
 
     def masks(r: float) -> dict[str, Tensor]:
         kept = dict(zip(saliency, (before < r).split(widths, 1), strict=True))
         return {name: each.scatter(1, strongest[name], True) for name, each in kept.items()}
 
     def saved(r: float) -> float:
-        return float(dynamic.macs(masks(r)).reduction.mean())
+        return float(dynamic.macs(dynamic.with_fixed(masks(r))).reduction.mean())
 
     return masks(settle_gates(saved, reduction, enough=1e-6, little=1.0))
+
+
+def _before(saliency: Tensor) -> Tensor:
+    """(N, C) share of an image's mass that stronger filters hold, in [0, 1); inf where it is 0.
+
+    Shares of the faintest filters are too small to tell one from the next. So a small part of the
+    share is the filter's rank.
+    """
+    count = saliency.shape[1]
+    ranked, order = saliency.sort(dim=1, descending=True, stable=True)
+    ahead = (ranked.cumsum(1) - ranked) / ranked.sum(1, keepdim=True).clamp(min=1e-30)
+    ahead = (1 - BY_RANK) * ahead.clamp(0, 1) + BY_RANK * torch.arange(count) / count
+    return torch.empty_like(ahead).scatter(1, order, ahead.masked_fill(ranked <= 0, torch.inf))
