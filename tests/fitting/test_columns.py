@@ -139,6 +139,15 @@ def test_the_ranking_does_not_depend_on_the_batches():
         torch.testing.assert_close(one.lost[name], many.lost[name], rtol=1e-4, atol=1e-9)
 
 
+def test_batches_may_come_from_a_generator(monkeypatch):
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 0)  # all passes start anew
+    dynamic, images = mixed(), torch.randn(40, 3, 6, 6)
+    listed, generated = (
+        rank_filters(dynamic, batches) for batches in ([images], (part for part in [images]))
+    )
+    assert all(torch.equal(lost, generated.lost[name]) for name, lost in listed.lost.items())
+
+
 @pytest.mark.parametrize("reduction", [0.1, 0.35, 0.6])
 def test_masks_meet_the_budget_and_none_more_can_stay(reduction):
     dynamic = mixed()

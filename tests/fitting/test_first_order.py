@@ -61,6 +61,16 @@ def test_whole_numbers_and_weights_that_stand_still_are_no_hindrance():
     assert all(torch.equal(found[name], again[name]) and found[name].any() for name in found)
 
 
+def test_what_the_guess_does_not_depend_on_does_not_matter():
+    class Aside(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.b(torch.relu(self.a(x)).detach())).mean((2, 3)))
+
+    images = torch.randn(5, 3, 6, 6)
+    found = first_order(convert(Aside(), images[:2], min_gain=-1.0).eval(), [images])
+    assert found["b"].any() and not found["a"].any()
+
+
 @pytest.mark.parametrize("faint", [1e-6, 1e-15, 1e-30])
 def test_filters_that_hardly_matter_stay_where_the_budget_allows(faint):
     dynamic = chain()

@@ -58,6 +58,15 @@ def test_a_gate_goes_where_images_need_other_filters():
     assert made.config["static"] == ["2"] and set(made.predictors) == {"0"}
 
 
+def test_batches_may_come_from_a_generator():
+    dynamic, batches = gated(network()), images().split(64)
+    ranking = rank_filters(dynamic, batches)
+    listed, generated = (
+        mix(dynamic, ranking, given, reduction=0.5)[1] for given in (batches, iter(batches))
+    )
+    assert listed == generated
+
+
 class Tokens(nn.Module):
     """The same with the second layer a linear one, over channels that lie last."""
 

@@ -78,6 +78,17 @@ def test_what_cannot_be_fitted_is_refused():
         fit_predictors(dynamic.freeze(toys.batches(train=False)), toys.batches(train=False))
 
 
+def test_what_fixed_units_save_counts_towards_the_budget():
+    images = toys.pixels(100)
+    dynamic = toys.dynamic(min_gain=-1.0, saliency="energy").eval()
+    ranking = rank_filters(dynamic, [images])
+    partly = dynamic.fix({"features.0": torch.arange(8) < 4}, partly=True)
+    _, saliency = _look(partly, [images], 100, None)
+    targets = worthwhile(partly, ranking, saliency, reduction=0.6)
+    found = partly.macs(partly.with_fixed(targets)).reduction.mean()
+    assert float(found) == pytest.approx(0.6, abs=0.01)
+
+
 def test_with_a_ranking_targets_are_what_readers_cannot_make_good_for():
     dense = trained()
     dynamic = convert(dense, torch.zeros(2, 3, 8, 8), saliency="energy", min_gain=-1.0).eval()

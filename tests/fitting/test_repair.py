@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ftwt import convert, repair
 from ftwt.fitting.passes import Run, room
@@ -235,6 +235,35 @@ def test_maps_of_as_many_batches_are_kept_as_there_is_room_for(monkeypatch):
     for other in weights[1:]:
         for a, b in zip(weights[0], other, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_a_run_copies_what_is_asked_for_and_forgets_it():
+    network = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True)))
+    _, layer, relu, _ = network.graph.nodes
+    run = Run(network, pictures(2), "open")
+    with torch.no_grad():
+        run.advance(2, copy={layer.name})
+        before, size = run.copies[layer.name], run.bytes()
+        run.advance(3, keep={relu.name}, copy={layer.name})
+        assert before.min() < 0 <= run.env[relu].min() and run.bytes() == size
+        run.advance(4)
+    assert size == 2 * 2 * 4 * 81 * 4 and not run.copies
+
+
+def test_a_second_input_without_a_default_is_named():
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(ValueError, match="needs a second input, y; only one can be given"):
+        Run(fx.symbolic_trace(Two()), pictures(2), "open").advance(2)
+
+
+def test_batches_may_come_from_a_generator(monkeypatch):
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 0)  # all passes start anew
+    dense, dynamic = pruned(chain)
+    found = repair(dynamic, (part for part in pictures(40).split(10)), dense=dense)
+    assert found.images == 40 and len(found.layers) > 1
 
 
 def test_maps_are_kept_from_where_they_fit_into_memory(monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import toys
 from ftwt import (
@@ -121,6 +122,27 @@ def test_a_promise_holds_where_margins_are_equal():
     costs = torch.ones(1000, dtype=torch.float64)
     plan = Seen([(first, costs), (last, 2 * costs)], 2).best(agreement=0.9)
     assert plan.missed == 0 and plan.shares == (1.0,)
+
+
+def test_only_those_as_unsure_look_again_and_a_budget_is_kept():
+    right = torch.arange(1000) % 10
+    last = torch.zeros(1000, 10).scatter_(1, right[:, None], 1.0)
+    first = 9 * last
+    first[::2] = (2 * last[::2]).roll(1, 1)  # all as unsure, and wrong
+    costs = torch.ones(1000, dtype=torch.float64)
+    seen = Seen([(first, costs), (last, 2 * costs)], 4)
+    plan = seen.best(agreement=0.9)
+    assert plan.missed == 0 and plan.shares == (0.5,)
+    assert seen.best(reduction=0.6).reduction >= 0.6  # a fifth may look again
+
+
+def test_images_that_change_from_pass_to_pass_are_refused():
+    first, second, _ = both()
+    shuffled = DataLoader(TensorDataset(IMAGES, torch.zeros(len(IMAGES))), 32, shuffle=True)
+    with pytest.raises(ValueError, match="other images each time"):
+        second_look([first, second], shuffled, reduction=0.2)
+    with pytest.raises(ValueError, match="holds a value that is not finite"):
+        second_look([first, second], [torch.full_like(IMAGES, torch.nan)], reduction=0.2)
 
 
 def test_the_largest_rate_is_that_of_the_binomial_distribution():

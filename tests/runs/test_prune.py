@@ -31,7 +31,7 @@ from ftwt.fitting.repair import Repair
 from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import opened, run_counted
 from ftwt.runs import choice, latency
-from ftwt.runs.candidates import Candidate, prunable
+from ftwt.runs.candidates import Candidate, Part, prunable
 from ftwt.runs.choice import choose
 
 
@@ -182,6 +182,11 @@ def test_what_agrees_most_is_taken_of_what_saves_time(agreements, times, chosen,
     made = [candidate(*one) for one in zip(kinds, agreements, times, strict=True)]
     best, told = choose(made, None if times[0] is None else 1.0)
     assert best.kind == chosen and re.search(why, told)
+
+
+def test_images_go_where_the_network_is():
+    part = Part([IMAGES], 10, 5, torch.device("meta"))
+    assert [(len(images), images.device.type) for images in part] == [(5, "meta")]
 
 
 def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
