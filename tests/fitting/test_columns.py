@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from ftwt import convert
-from ftwt.fitting.columns import RIDGE, rank_filters
+from ftwt.fitting import columns as columns_module
+from ftwt.fitting.columns import RIDGE, _Reader, rank_filters
 from ftwt.fitting.masks import fixed_masks
+from ftwt.fitting.regression import Moments
 from ftwt.pruning.dynamic import DynamicModel
 
 
@@ -177,3 +179,21 @@ def test_no_images_and_spoilt_weights_are_refused():
     dynamic.network.c.weight.data[0] = torch.inf
     with pytest.raises(ValueError, match="values that are not finite"):
         rank_filters(dynamic, [torch.randn(8, 3, 6, 6)])
+
+
+def test_sums_shrink_as_filters_go_and_losses_stay(monkeypatch):
+    x, y = torch.randn(1, 300, 18), torch.randn(1, 300, 4)
+    moments = Moments(1, 18, 4, torch.device("cpu"))
+    moments.add(x, y)
+    columns = torch.arange(18).view(9, 2).flip(0)[:7]  # four columns are another unit's
+    found = []
+    for share in (0.8, 0.0):
+        monkeypatch.setattr(columns_module, "SHRUNK", share)
+        reader = _Reader(moments, 1.0, True, torch.zeros(7, dtype=torch.long), columns)
+        steps = []
+        for gone in (3, 0, 6, 1, 5):
+            reader.remove(gone)
+            steps.append(reader.losses())
+        found.append((torch.stack(steps), len(reader.inverse[0])))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1] == 10 and found[1][1] == 18

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ftwt import convert, repair
-from ftwt.fitting.passes import Run, room
-from ftwt.fitting.regression import Moments, fit, solve
+from ftwt.fitting import regression
+from ftwt.fitting.passes import Passes, Run, finite, room
+from ftwt.fitting.regression import Moments, Solver, fit, solved, squared
 from ftwt.fitting.samples import add_samples
 from ftwt.fitting.sites import find_sites
 from ftwt.pruning.dynamic import DynamicModel, FrozenGate
+from ftwt.pruning.second_look import opened
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -415,7 +417,7 @@ def test_the_regression_is_that_of_numpy(groups):
     moments = Moments(groups, 4, 2, torch.device("cpu"))
     for part in range(0, 50, 10):
         moments.add(x[:, part : part + 10], y[:, part : part + 10])
-    weights, shift = solve(moments, start, offset, 0.1, free_offset=True)
+    weights, shift = Solver(moments, start, offset, free_offset=True)(0.1)
     for group in range(groups):
         w, b = by_hand(
             x[group].double().numpy(), y[group].double().numpy(), start[group].numpy(),
@@ -425,6 +427,89 @@ def test_the_regression_is_that_of_numpy(groups):
         np.testing.assert_allclose(shift[group].numpy(), b, atol=1e-5)
     errors = (y.double() - x.double() @ weights - shift[:, None]).square().sum(1)
     torch.testing.assert_close(moments.error(weights, shift), errors, atol=1e-4, rtol=1e-4)
+
+
+def sums_of(x: Tensor, y: Tensor) -> Moments:
+    moments = Moments(len(x), x.shape[2], y.shape[2], torch.device("cpu"))
+    moments.add(x, y)
+    return moments
+
+
+@pytest.mark.parametrize("dead", [[1, 4], [0, 1, 2, 3, 4, 5]])
+def test_inputs_that_are_zero_keep_their_weights_and_change_nothing(dead):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 80, 6, generator=generator)
+    x[..., dead] = 0
+    y = x @ torch.randn(6, 2, generator=generator) + 3
+    y += 0.1 * torch.randn(1, 80, 2, generator=generator)
+    start, offset = torch.randn(1, 6, 2, generator=generator).double(), torch.zeros(1, 2).double()
+    found = fit(sums_of(x[:, :60], y[:, :60]), sums_of(x[:, 60:], y[:, 60:]), start, offset,
+                free_offset=True)  # fmt: skip
+    assert found.ridge is not None and found.after < found.before
+    assert torch.equal(found.weights[:, dead], start[:, dead])
+    w, b = by_hand(
+        x[0].double().numpy(), y[0].double().numpy(), start[0].numpy(), offset[0].numpy(),
+        found.ridge,
+    ) if len(dead) < 6 else (start[0].numpy(), y[0].double().mean(0).numpy())  # fmt: skip
+    np.testing.assert_allclose(found.weights[0].numpy(), w, atol=1e-6)
+    np.testing.assert_allclose(found.offset[0].numpy(), b, atol=1e-6)
+
+
+def test_a_matrix_that_rounding_left_indefinite_is_solved_nevertheless():
+    gram = torch.tensor([[[1.0, 1.0 + 1e-5], [1.0 + 1e-5, 1.0]]]).double()
+    right = torch.tensor([[[1.0], [2.0]]]).double()
+    assert torch.linalg.cholesky_ex(gram).info.item() != 0
+    found = solved(gram, torch.tensor([1e-6]).double(), right)
+    damped = gram + 1e-6 * torch.eye(2).double()
+    torch.testing.assert_close(damped @ found, right, atol=1e-9, rtol=1e-9)
+
+
+def test_half_of_a_sum_of_squares_is_computed_and_the_rest_is_its_mirror(monkeypatch):
+    monkeypatch.setattr(regression, "ROWS", 3)
+    x = torch.randn(2, 20, 8).double()
+    torch.testing.assert_close(squared(x), x.mT @ x, atol=1e-12, rtol=1e-12)
+
+
+def test_values_are_finite_where_their_sum_is_not():
+    assert finite(torch.full((4,), 3e38)) and finite(torch.zeros(0))
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        values = torch.ones(5)
+        values[2] = bad
+        assert not finite(values)
+    assert not finite(torch.tensor([float("inf"), float("-inf")]))
+
+
+class InPlace(nn.Module):
+    """Layers whose inputs and outputs later lines overwrite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.d, self.e = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.a(x))
+        out = self.b(F.relu_(self.e(x)))
+        out += self.d(x)
+        x = F.relu_(out)
+        x += self.c(x)
+        return x.relu_().mean((2, 3))
+
+
+def test_one_run_serves_as_network_and_teacher_where_nothing_is_repaired():
+    whole = opened(convert(InPlace(), pictures(2), min_gain=-1.0)).eval()
+    sites = find_sites(whole.network)[0]
+    assert [site.name for site in sites] == ["e", "b", "d"]
+    images, runs = pictures(12), []
+    whole.network.a.register_forward_hook(lambda *_: runs.append(None))
+    alone = Passes(whole.network, whole.network, lambda: [(0, images)], sites)
+    apart = Passes(whole.network, copy.deepcopy(whole.network), lambda: [(0, images)], sites)
+    with torch.no_grad():
+        for site in sites:
+            (one,), (two,) = list(alone.values(site)), list(apart.values(site))
+            for name in ("inputs", "own", "target"):
+                assert torch.equal(getattr(one, name), getattr(two, name)), (site.name, name)
+    assert len(runs) == 3  # one by itself, and two where network and copy share the hook
 
 
 def test_samples_that_a_mask_leaves_out_do_not_count():

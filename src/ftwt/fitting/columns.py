@@ -28,11 +28,12 @@ from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import opened
 from .masks import Ranking, mean_saliency
 from .passes import Passes, repeatable, shown
-from .regression import Moments, covariances, damped
+from .regression import Moments, covariances, mean_variance, solved
 from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites
 
 RIDGE = 1e-3  # of the mean variance of an input
+SHRUNK = 0.8  # of the columns of a matrix: once fewer are left, it is made smaller
 FEW = 4  # samples for each input; with fewer, covariances are shrunk
 
 
@@ -185,10 +186,14 @@ class _Reader:
     ) -> None:
         covariance, cross = covariances(moments, free)
         ridge = ridge_for(covariance, float(moments.weight.max()))
-        self.inverse = torch.linalg.inv(damped(covariance, ridge))
+        eye = torch.eye(covariance.shape[1], dtype=cross.dtype, device=cross.device)
+        self.inverse = solved(
+            covariance, ridge * mean_variance(covariance), eye.expand_as(covariance)
+        )
         self.weights = self.inverse @ cross
         self.scale = 1 / max(spread, 1e-30)
         self.group, self.columns = group.to(cross.device), columns.to(cross.device)
+        self.left = self.weights.new_ones(self.weights.shape[1], dtype=torch.bool)
         self.there = torch.ones(len(group), dtype=torch.bool, device=cross.device)
 
     def losses(self) -> Tensor:
@@ -210,6 +215,17 @@ class _Reader:
         weights.addmm_(touched, step[:, len(inverse) :], alpha=-1)
         inverse[columns] = inverse[:, columns] = weights[columns] = 0
         self.there[filter] = False
+        if len(self.inverse) == 1:
+            self.left[columns] = False
+            if self.left.sum() < SHRUNK * len(self.left):
+                self._shrink()
+
+    def _shrink(self) -> None:
+        """Take the columns that are gone out of the sums, which grow with their square."""
+        at = self.left.nonzero()[:, 0]
+        self.inverse, self.weights = self.inverse[:, at[:, None], at], self.weights[:, at]
+        self.columns = (self.left.cumsum(0) - 1)[self.columns]
+        self.left = self.left[at]
 
 
 def eliminate(readers: list[_Reader]) -> tuple[Tensor, Tensor]:

@@ -146,6 +146,11 @@ def shown(
             yield place, part.to(device)
 
 
+def finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite: a finite sum says so in one pass."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
 @dataclass(frozen=True)
 class Reading:
     """Of one batch, what a layer reads and should give.
@@ -178,7 +183,9 @@ class Batch:
 
     def bytes(self) -> int:
         """Size of the values that are kept."""
-        return self.run.bytes() + self.taught.bytes()
+        return sum(
+            run.bytes() for run in {id(run): run for run in (self.run, self.taught)}.values()
+        )
 
 
 class Passes:
@@ -189,7 +196,8 @@ class Passes:
 
     Args:
         network: The graph that is repaired.
-        teacher: The same graph with the dense network's weights.
+        teacher: The same graph with the dense network's weights; or `network` itself, if nothing is
+            repaired: then each batch runs once.
         batches: Called for each pass where some start anew: (place of the first image, images).
         sites: The layers of each call of `values`, in order.
     """
@@ -220,19 +228,10 @@ class Passes:
         kept: dict[int, Batch] = {}
         size, count = 0, 0
         for batch in self._under_way():
-            run, taught = batch.run, batch.taught
-            run.advance(self.places[site.layer.name], needs)
-            further = max(self.places[name] for name in site.needs) + 1
-            ahead = run if further <= run.at else run.fork()
-            ahead.advance(further, needs)
-            found = {
-                node.name: value for node, value in ahead.env.items() if node.name in site.needs
-            }
-            taught.advance(self.places[site.goal] + 1, copy=goals)
-            target = taught.copies[site.goal]
+            found, target = self._advance(batch, site, needs, goals)
             inputs = found[site.needs[0]]
             own = target if site.other is None else target - found[site.other.name]
-            if not (inputs.isfinite().all() and own.isfinite().all()):
+            if not (finite(inputs) and finite(own)):
                 raise ValueError(
                     f"{site.name} reads or should give values that are not finite; look for NaN or "
                     "infinity in the images and the weights"
@@ -245,6 +244,23 @@ class Passes:
                 size += more
         self.kept, self.whole = kept, len(kept) == count
 
+    def _advance(
+        self, batch: Batch, site: Site, needs: set[str], goals: set[str]
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Run a batch as far as a site: the values that it needs, and its goal."""
+        run, taught = batch.run, batch.taught
+        further = max(self.places[name] for name in site.needs) + 1
+        goal = self.places[site.goal] + 1
+        if run is taught:
+            run.advance(max(further, goal), copy=needs | goals)
+            return {name: run.copies[name] for name in site.needs}, run.copies[site.goal]
+        run.advance(self.places[site.layer.name], needs)
+        ahead = run if further <= run.at else run.fork()
+        ahead.advance(further, needs)
+        found = {node.name: value for node, value in ahead.env.items() if node.name in site.needs}
+        taught.advance(goal, copy=goals)
+        return found, taught.copies[site.goal]
+
     def _under_way(self) -> Iterator[Batch]:
         """Each batch as far as it has come, or from the start."""
         kept, self.kept = self.kept, {}
@@ -256,5 +272,7 @@ class Passes:
             if place in kept:
                 yield kept.pop(place)
                 continue
-            run = Run(self.network, images, "predicted")
-            yield Batch(place, len(images), run, Run(self.teacher, images, "open"))
+            taught = Run(self.teacher, images, "open")
+            same = self.network is self.teacher
+            run = taught if same else Run(self.network, images, "predicted")
+            yield Batch(place, len(images), run, taught)

@@ -10,6 +10,7 @@ from torch import Tensor
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # shares of the mean variance of an input
 GAIN = 1e-4  # by which an error must fall for a smaller ridge to be taken: less may be rounding
 SLIGHT = 1e-6  # of the variance: an error so small is none
+ROWS = 512  # of a sum of squares that are computed at once
 
 
 class Moments:
@@ -53,7 +54,7 @@ class Moments:
         if inputs is None:
             inputs = torch.arange(x.shape[2], device=x.device)
         self.x[:, inputs] += x.sum(1)
-        self.xx[:, inputs[:, None], inputs] += x.mT @ x
+        self.xx[:, inputs[:, None], inputs] += squared(x)
         self.xy[:, inputs] += x.mT @ y
 
     def tensors(self) -> list[Tensor]:
@@ -68,6 +69,13 @@ class Moments:
         both = object.__new__(Moments)
         both.replace([a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)])
         return both
+
+    def of(self, inputs: Tensor) -> Moments:
+        """The sums of some inputs alone."""
+        part = object.__new__(Moments)
+        xx = self.xx[:, inputs[:, None], inputs]
+        part.replace([self.weight, self.x[:, inputs], self.y, self.yy, xx, self.xy[:, inputs]])
+        return part
 
     def error(self, weights: Tensor, offset: Tensor) -> Tensor:
         """Sum of squared errors of y = weights' x + offset over all samples, (groups, outputs)."""
@@ -114,37 +122,36 @@ def covariances(moments: Moments, centred: bool) -> tuple[Tensor, Tensor]:
     return gram, cross
 
 
-def damped(gram: Tensor, ridge: float) -> Tensor:
-    """Add a share of the mean diagonal to a (groups, inputs, inputs) matrix's diagonal."""
-    scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
-    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    return gram + (ridge * scale)[:, None, None] * eye
+def squared(x: Tensor) -> Tensor:
+    """The product x' x of (groups, N, inputs) samples: half of it is computed, the rest copied."""
+    inputs = x.shape[2]
+    found = x.new_empty(len(x), inputs, inputs)
+    for start in range(0, inputs, ROWS):
+        end = start + ROWS
+        found[:, start:end, start:] = x[:, :, start:end].mT @ x[:, :, start:]
+        found[:, end:, start:end] = found[:, start:end, end:].mT
+    return found
 
 
-def solve(
-    moments: Moments, weights: Tensor, offset: Tensor, ridge: float, *, free_offset: bool
-) -> tuple[Tensor, Tensor]:
-    """Minimise the squared error plus a ridge on the distance from the weights at hand.
+def mean_variance(gram: Tensor) -> Tensor:
+    """The mean diagonal of (groups, inputs, inputs) covariances, (groups,)."""
+    return gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
 
-    Args:
-        moments: The samples.
-        weights: (groups, inputs, outputs) weights at hand.
-        offset: (groups, outputs) offset at hand.
-        ridge: Share of the mean variance of an input.
-        free_offset: Whether the offset may change; it has no ridge.
 
-    Returns:
-        Weights and offset.
-    """
-    n = moments.weight.clamp(min=1)[:, None, None]
-    mx, my = moments.x[:, :, None] / n, moments.y[:, None, :] / n
-    gram, cross = covariances(moments, free_offset)
-    if not free_offset:
-        cross = cross - mx @ offset[:, None, :]
-    moved = weights + torch.linalg.solve(damped(gram, ridge), cross - gram @ weights)
-    if free_offset:
-        offset = (my - mx.mT @ moved)[:, 0]
-    return moved, offset
+def damped(gram: Tensor, ridge: Tensor) -> Tensor:
+    """Add a (groups,) ridge to the diagonals of (groups, inputs, inputs) covariances."""
+    found = gram.clone()
+    found.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+    return found
+
+
+def solved(gram: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+    """Solve (gram + ridge) w = right: by Cholesky, unless rounding has left no positive matrix."""
+    left = damped(gram, ridge)
+    factor, failed = torch.linalg.cholesky_ex(left)
+    if failed.any():
+        return torch.linalg.solve(left, right)
+    return torch.cholesky_solve(right, factor)
 
 
 def fit(
@@ -160,17 +167,62 @@ def fit(
         free_offset: Whether the offset may change.
 
     Returns:
-        The fit. Once the ridge is chosen, the weights are fitted to all samples.
+        The fit. Once the ridge is chosen, the weights are fitted to all samples. Inputs that are 0
+        throughout keep their weights.
     """
-    spread = float(held.variance().sum())
-    before = float(held.error(weights, offset).sum())
+    lives = ((fitted.xx + held.xx).diagonal(dim1=1, dim2=2) > 0).any(0).nonzero()[:, 0]
+    share = len(lives) / weights.shape[1]  # of the inputs: the others' variance of 0 counts, too
+    fitted, held = fitted.of(lives), held.of(lives)
+    goal = float(held.variance().sum())
+    start = weights[:, lives], offset
+    before = float(held.error(*start).sum())
     best, ridge = before, None
-    for candidate in RIDGES:
-        moved = solve(fitted, weights, offset, candidate, free_offset=free_offset)
-        error = float(held.error(*moved).sum())
-        if error < (1 - GAIN) * best and best > SLIGHT * spread:
-            best, ridge = error, candidate
+    if best > SLIGHT * goal:
+        solve = Solver(fitted, *start, free_offset=free_offset, share=share)
+        for candidate in RIDGES:
+            error = float(held.error(*solve(candidate)).sum())
+            if error < (1 - GAIN) * best and best > SLIGHT * goal:
+                best, ridge = error, candidate
     if ridge is not None:
-        weights, offset = solve(fitted + held, weights, offset, ridge, free_offset=free_offset)
-    share = 1 / spread if spread > 0 else 0.0
-    return Fit(weights, offset, ridge, before * share, best * share)
+        found, offset = Solver(fitted + held, *start, free_offset=free_offset, share=share)(ridge)
+        weights = weights.index_copy(1, lives, found)
+    return Fit(
+        weights, offset, ridge, *(each / goal if goal > 0 else 0.0 for each in (before, best))
+    )
+
+
+class Solver:
+    """Minimises the squared error plus a ridge on the distance from the weights at hand.
+
+    Args:
+        moments: The samples.
+        weights: (groups, inputs, outputs) weights at hand.
+        offset: (groups, outputs) offset at hand.
+        free_offset: Whether the offset may change; it has no ridge.
+        share: What to multiply the mean variance of the inputs by: a ridge is a share of that.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        weights: Tensor,
+        offset: Tensor,
+        *,
+        free_offset: bool,
+        share: float = 1.0,
+    ) -> None:
+        n = moments.weight.clamp(min=1)[:, None, None]
+        self.x, self.y = moments.x[:, :, None] / n, moments.y[:, None, :] / n
+        self.gram, cross = covariances(moments, free_offset)
+        if not free_offset:
+            cross = cross - self.x @ offset[:, None, :]
+        self.weights, self.offset, self.free_offset = weights, offset, free_offset
+        self.wanted = cross - self.gram @ weights
+        self.scale = mean_variance(self.gram) * share
+
+    def __call__(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weights and offset with a ridge."""
+        weights = self.weights + solved(self.gram, ridge * self.scale, self.wanted)
+        if not self.free_offset:
+            return weights, self.offset
+        return weights, (self.y - self.x.mT @ weights)[:, 0]
