@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ftwt import convert, repair
 from ftwt.fitting import regression
 from ftwt.fitting.passes import Passes, Run, finite, room
-from ftwt.fitting.regression import Moments, Solver, fit, solved, squared
+from ftwt.fitting.regression import Moments, Solver, fit, inverted, solved, squared
 from ftwt.fitting.samples import add_samples
 from ftwt.fitting.sites import find_sites
 from ftwt.pruning.dynamic import DynamicModel, FrozenGate
@@ -462,6 +462,8 @@ def test_a_matrix_that_rounding_left_indefinite_is_solved_nevertheless():
     found = solved(gram, torch.tensor([1e-6]).double(), right)
     damped = gram + 1e-6 * torch.eye(2).double()
     torch.testing.assert_close(damped @ found, right, atol=1e-9, rtol=1e-9)
+    inverse = inverted(gram, torch.tensor([1e-6]).double())
+    torch.testing.assert_close(inverse @ right, found, atol=1e-4, rtol=1e-9)
 
 
 def test_half_of_a_sum_of_squares_is_computed_and_the_rest_is_its_mirror(monkeypatch):

@@ -28,7 +28,7 @@ from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import opened
 from .masks import Ranking, mean_saliency
 from .passes import Passes, repeatable, shown
-from .regression import Moments, covariances, mean_variance, solved
+from .regression import Moments, covariances, inverted, mean_variance
 from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites
 
@@ -186,10 +186,7 @@ class _Reader:
     ) -> None:
         covariance, cross = covariances(moments, free)
         ridge = ridge_for(covariance, float(moments.weight.max()))
-        eye = torch.eye(covariance.shape[1], dtype=cross.dtype, device=cross.device)
-        self.inverse = solved(
-            covariance, ridge * mean_variance(covariance), eye.expand_as(covariance)
-        )
+        self.inverse = inverted(covariance, ridge * mean_variance(covariance))
         self.weights = self.inverse @ cross
         self.scale = 1 / max(spread, 1e-30)
         self.group, self.columns = group.to(cross.device), columns.to(cross.device)

@@ -52,10 +52,13 @@ class Moments:
         self.y += y.sum(1)
         self.yy += y.square().sum(1)
         if inputs is None:
-            inputs = torch.arange(x.shape[2], device=x.device)
-        self.x[:, inputs] += x.sum(1)
-        self.xx[:, inputs[:, None], inputs] += squared(x)
-        self.xy[:, inputs] += x.mT @ y
+            self.x += x.sum(1)
+            self.xx += squared(x)
+            self.xy += x.mT @ y
+        else:
+            self.x[:, inputs] += x.sum(1)
+            self.xx[:, inputs[:, None], inputs] += squared(x)
+            self.xy[:, inputs] += x.mT @ y
 
     def tensors(self) -> list[Tensor]:
         """All sums, for several processes to add up."""
@@ -152,6 +155,13 @@ def solved(gram: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
     if failed.any():
         return torch.linalg.solve(left, right)
     return torch.cholesky_solve(right, factor)
+
+
+def inverted(gram: Tensor, ridge: Tensor) -> Tensor:
+    """The inverse of gram + ridge, in the same way."""
+    left = damped(gram, ridge)
+    factor, failed = torch.linalg.cholesky_ex(left)
+    return torch.linalg.inv(left) if failed.any() else torch.cholesky_inverse(factor)
 
 
 def fit(
