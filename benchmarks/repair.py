@@ -21,6 +21,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,12 +141,21 @@ def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:
         return guessing(subject, reduction)
     if kind in ORDERS:
         return inner.fix(fixed_masks(inner, ORDERS[kind](subject), reduction=reduction))
-    gates = gated(inner, subject.ranking, fitted, reduction=reduction, images=subject.images)
-    if kind == "mixed":
-        gates, told = mix(gates, subject.ranking, fitted, reduction=reduction)
-        print(told, flush=True)
-        ftwt.calibrate(gates, fitted, reduction=reduction, images=subject.images)
-    return gates
+    gates = gates_of(subject, reduction)
+    if kind == "dynamic":
+        return copy.deepcopy(gates)
+    mixed, told = mix(gates, subject.ranking, fitted, reduction=reduction)
+    print(told, flush=True)
+    ftwt.calibrate(mixed, fitted, reduction=reduction, images=subject.images)
+    return mixed
+
+
+@lru_cache(maxsize=1)
+def gates_of(subject: Subject, reduction: float) -> DynamicModel:
+    """Gates on all units, which `mixed` begins with too."""
+    return gated(
+        subject.inner, subject.ranking, subject.fitted, reduction=reduction, images=subject.images
+    )
 
 
 def guessing(subject: Subject, reduction: float) -> DynamicModel:

@@ -39,7 +39,7 @@ IMAGENET = Preprocessing(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone
 class Subject:
     """A dense network and images.
 
