@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import ftwt
 import toys
 from ftwt import Estimate, models
+from ftwt.budget import allocation
 from ftwt.budget.controller import BudgetController
 from ftwt.data import Batches
 from ftwt.models.resnet import resnet
@@ -183,6 +185,25 @@ def test_an_allocation_meets_the_budget_and_loses_no_more_than_one_r(
                 lost[kind] += (1 - kept.sum(1)).sum().item() / 64
     assert lost["plan"] == pytest.approx(plan.lost, abs=1e-4)
     assert lost["single"] == pytest.approx(plan.single_lost, abs=1e-4)
+
+
+def test_slopes_are_what_one_unit_alone_would_save(
+    case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence = case[1].evidence
+    grid = np.linspace(0.5, 1, 20)
+    r = {name: float(grid[8 + place % 9]) for place, name in enumerate(evidence.entry)}
+    wanted = []
+    for name, value in r.items():
+        lower = {name: float(grid[int(np.searchsorted(grid, value)) - allocation.SLOPE_STEP])}
+        more = evidence.reduction(r | lower) - evidence.reduction(r)
+        kept, left = (evidence.masks(each)[name].float().mean() for each in (r, r | lower))
+        fewer = float(kept - left) * evidence.entry[name].shape[1]
+        wanted.append(more / fewer if fewer > 0 else 0.0)
+    assert max(wanted) > 0
+    for at_once in (1, 200, 10**6):  # images: of one unit, of a few, of all
+        monkeypatch.setattr(allocation, "AT_ONCE", at_once)
+        assert allocation._slopes(evidence, grid, r) == pytest.approx(wanted, rel=1e-4, abs=1e-9)
 
 
 def test_an_allocation_is_worth_making(case: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..pruning.macs import MaskedMacs
 from ..pruning.method import entry, mass
 
 SLOPE_IMAGES = 256  # enough for the slopes that steer an allocation; its result is counted in full
+AT_ONCE = 2**12  # images, of several units, whose work is counted at once
 SLOPE_STEP = 4  # points of the curve over which a slope is taken
 ROUNDS = 3  # linearisations, each around the solution before
 HALVINGS = 20  # of an interval: of r, of the logarithm of a price, of a share
@@ -73,10 +75,6 @@ class Evidence:
     def work(self, masks: Mapping[str, Tensor]) -> MaskedMacs:
         """Count what masks of the gates leave, those of fixed units with them."""
         return self.dynamic.macs(self.dynamic.with_fixed(masks))
-
-    def filters(self, name: str, r: Mapping[str, float], images: int | None = None) -> float:
-        """Mean number of filters that a unit keeps."""
-        return float((self.entry[name][:images] < r[name]).sum(1).float().mean())
 
     def lost(self, name: str, r: float) -> float:
         """Mean share of a unit's mass that its masks lose at r."""
@@ -157,12 +155,22 @@ def _losing(r: Mapping[str, float], share: float) -> dict[str, float]:
 
 def _slopes(evidence: Evidence, grid: np.ndarray, r: Mapping[str, float]) -> np.ndarray:
     """Share of all MACs that the network saves for one filter less of each unit, around r."""
-    here = evidence.reduction(r, SLOPE_IMAGES)
-    slopes = []
-    for name, value in r.items():
-        point = min(int(np.searchsorted(grid, value)), len(grid) - 1)
-        lower = {**r, name: float(grid[max(point - SLOPE_STEP, 0)])}
-        kept, left = (evidence.filters(name, rs, SLOPE_IMAGES) for rs in (r, lower))
-        there = evidence.reduction(lower, SLOPE_IMAGES)
-        slopes.append(max(there - here, 0.0) / (kept - left) if kept > left else 0.0)
+    here = evidence.masks(r, SLOPE_IMAGES)
+    points = {n: min(int(np.searchsorted(grid, value)), len(grid) - 1) for n, value in r.items()}
+    lower = {n: float(grid[max(point - SLOPE_STEP, 0)]) for n, point in points.items()}
+    there = evidence.masks(lower, SLOPE_IMAGES)
+    images = len(next(iter(here.values())))
+    saved = -evidence.reduction(r, SLOPE_IMAGES)
+    slopes: list[float] = []
+    names = list(r)
+    for first in range(0, len(names), max(1, AT_ONCE // images)):
+        part = names[first : first + max(1, AT_ONCE // images)]
+        masks = {  # one copy of all images for each unit of the part, which alone has its lower r
+            name: torch.cat([(there if name == each else here)[name] for each in part])
+            for name in here
+        }
+        more = saved + evidence.work(masks).reduction.view(len(part), images).mean(1)
+        for name, each in zip(part, more.clamp(min=0).tolist(), strict=True):
+            fewer = float(here[name].sum(1).float().mean() - there[name].sum(1).float().mean())
+            slopes.append(each / fewer if fewer > 0 else 0.0)
     return np.array(slopes)
