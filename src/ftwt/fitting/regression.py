@@ -57,7 +57,8 @@ class Moments:
             self.xy += x.mT @ y
         else:
             self.x[:, inputs] += x.sum(1)
-            self.xx[:, inputs[:, None], inputs] += squared(x)
+            places = (inputs[:, None] * self.xx.shape[2] + inputs).flatten()
+            self.xx.view(len(x), -1).index_add_(1, places, squared(x).flatten(1))
             self.xy[:, inputs] += x.mT @ y
 
     def tensors(self) -> list[Tensor]:
