@@ -507,6 +507,7 @@ def test_figures_that_find_no_room_are_named(tmp_path: Path) -> None:
     for number in range(5):
         synthetic.run_folder(tmp_path / "runs" / f"net-{number}", r=0.9 - number / 20)
     engine = sorted((synthetic.RESULTS / "engine").glob("*threads1.json"))[:6]
+    assert len(engine) > 4
     report = write_report([tmp_path / "runs", *engine], tmp_path / "page.html")
     page = Parsed((tmp_path / "page.html").read_text("utf-8"))
     assert sum(name.startswith("keep-") for name in report.figures) == 3

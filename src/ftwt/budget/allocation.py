@@ -163,8 +163,9 @@ def _slopes(evidence: Evidence, grid: np.ndarray, r: Mapping[str, float]) -> np.
     saved = -evidence.reduction(r, SLOPE_IMAGES)
     slopes: list[float] = []
     names = list(r)
-    for first in range(0, len(names), max(1, AT_ONCE // images)):
-        part = names[first : first + max(1, AT_ONCE // images)]
+    size = max(1, AT_ONCE // images)  # of a part, in units
+    for first in range(0, len(names), size):
+        part = names[first : first + size]
         masks = {  # one copy of all images for each unit of the part, which alone has its lower r
             name: torch.cat([(there if name == each else here)[name] for each in part])
             for name in here

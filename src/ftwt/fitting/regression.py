@@ -188,12 +188,13 @@ def fit(
     start = weights[:, lives], offset
     before = float(held.error(*start).sum())
     best, ridge = before, None
-    if best > SLIGHT * goal:
-        solve = Solver(fitted, *start, free_offset=free_offset, share=share)
-        for candidate in RIDGES:
-            error = float(held.error(*solve(candidate)).sum())
-            if error < (1 - GAIN) * best and best > SLIGHT * goal:
-                best, ridge = error, candidate
+    solve = Solver(fitted, *start, free_offset=free_offset, share=share)
+    for candidate in RIDGES:
+        if best <= SLIGHT * goal:
+            break
+        error = float(held.error(*solve(candidate)).sum())
+        if error < (1 - GAIN) * best:
+            best, ridge = error, candidate
     if ridge is not None:
         found, offset = Solver(fitted + held, *start, free_offset=free_offset, share=share)(ridge)
         weights = weights.index_copy(1, lives, found)
