@@ -95,6 +95,16 @@ def test_contestants_take_turns_and_every_batch_is_timed_each_round(
     assert turns.fastest([contestant("slow", 3), quick := contestant("q", 1)]) is quick
 
 
+def test_what_other_guests_take_in_half_of_the_rounds_does_not_show() -> None:
+    alone = np.linspace(1, 1.06, 7)[:, None] * [1.0, 2.0]
+    assert turns.faster_half(alone[::-1]).tolist() == alone[:4].tolist()
+    disturbed = alone.copy()
+    disturbed[[0, 2, 5, 6]] *= 3
+    assert np.all(np.median(disturbed, axis=0) > [2.0, 4.0])
+    assert np.all(np.median(turns.faster_half(disturbed), axis=0) < [1.06, 2.12])
+    assert turns.faster_half(np.array([[5.0]])).tolist() == [[5.0]]
+
+
 def test_what_others_do_meanwhile_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     with turns.disturbance() as alone:
         before = time.process_time()
@@ -389,6 +399,12 @@ def test_the_table_names_everyone() -> None:
         assert part in text, part
     assert "other processes" not in text
     assert "other processes kept 1.20 cores busy" in printed(replace(FOUND, disturbance=1.2))
+    assert "speed varied" not in text
+    uneven = (replace(FOUND[GATED], rounds_ms=(2.0, 3.0, 4.0)), FOUND["fast"])
+    assert (
+        f"speed varied: the median round of {GATED} took 1.50 times as long as its fastest"
+        in " ".join(printed(replace(FOUND, timings=uneven, reduction=None)).split())
+    )
     dense = printed(replace(FOUND, keep=None, reduction=None))
     assert "theoretical" not in dense and "0.80" in dense
 

@@ -17,6 +17,7 @@ from .fields import Amount, Count, Positive, Reduction, Share
 
 QUIET = 0.05  # cores that others may keep busy
 UNEVEN = 1.3  # times the median: a 99th percentile beyond is told
+STEADY = 1.15  # times its fastest round: a contestant's median round beyond is told
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class Timing:
     Args:
         name: The contestant.
         settings: How it was set up.
-        latency_ms: Median over the rounds, for each batch; mean over the batches, divided by the
-            images in one.
+        latency_ms: Median over the faster half of the rounds, for each batch; mean over the
+            batches, divided by the images in one. Files written before 2026-11-28 hold the median
+            over all rounds, and so do the next two.
         low_ms: The same with the lower quartile.
         high_ms: The same with the upper quartile.
-        rounds_ms: The mean of each round.
+        rounds_ms: The mean of each round, of all of them.
         executed_macs: Mean over the images; None of those that run the dense network.
-        median_ms: Median over the batches, of medians over the rounds as above; `latency_ms` is
+        median_ms: Median over the batches, of medians over rounds as above; `latency_ms` is
             their mean. None in older files, and so are the others.
         p99_ms: Their 99th percentile.
         worst_ms: The largest.
@@ -57,7 +59,7 @@ class ImageTiming:
     Args:
         keep: Share of the filters that were computed, mean over the gates.
         executed_macs: Multiply-accumulates, predictors included.
-        latency_ms: Median over the rounds.
+        latency_ms: Median over the faster half of the rounds.
     """
 
     keep: Share
@@ -207,6 +209,18 @@ class Benchmark(Shown):
             yield (
                 f"other processes kept {self.disturbance:.2f} cores busy meanwhile: "
                 "measure again on an idle machine"
+            )
+        yield from self._steadiness()
+
+    def _steadiness(self) -> RenderResult:
+        """Whether a contestant's rounds differ by more than its work does."""
+        slower = {one.name: float(np.median(one.rounds_ms) / min(one.rounds_ms))
+                  for one in self.timings if one.rounds_ms}  # fmt: skip
+        name = max(slower, key=slower.__getitem__, default=None)
+        if name is not None and slower[name] > STEADY:
+            yield (
+                f"the machine's speed varied: the median round of {name} took {slower[name]:.2f} "
+                "times as long as its fastest; times are of the faster half of the rounds"
             )
 
     def _spread(self) -> RenderResult:

@@ -25,7 +25,8 @@ class Entry:
         precision: `f32`, `bf16` or `int8`.
         top1: Share of the test images whose first guess is right, by this very contestant.
         reduction: Share of the dense MACs that are not executed, mean over the test images.
-        latency_ms: Of an image: median over the rounds, mean over the images that were timed.
+        latency_ms: Of an image: median over the faster half of the rounds (of all rounds, in files
+            written before 2026-11-28), mean over the images that were timed.
         low_ms: The same with the lower quartile.
         high_ms: The same with the upper quartile.
         settings: How it was set up.

@@ -165,7 +165,7 @@ def latency_rows(found: Found) -> list[Row]:
 
     Returns:
         Rows of `kind` `image` (one image on our gated engine) and `contestant` (median over
-        images, with its quartiles; all of them run the dense network but `ftwt gated`).
+        rounds, with its quartiles; all of them run the dense network but `ftwt gated`).
     """
     rows: list[Row] = []
     for bench in (file.result for file in found.benchmarks):

@@ -143,7 +143,7 @@ def sheets_of_timings(found: Found) -> list[Sheet]:
                 if (one.result.network, one.result.threads) == (network, threads)
             ),
             "Small points: single images on our engine with gates. Other marks: medians over "
-            "images, bars their quartiles. Dashed: latency in proportion to MACs."
+            "rounds, bars their quartiles. Dashed: latency in proportion to MACs."
             + (
                 ""
                 if timings[network, threads].forced_keep is None
