@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from ftwt import convert
 from ftwt.fitting import columns as columns_module
-from ftwt.fitting.columns import RIDGE, _Reader, rank_filters
-from ftwt.fitting.masks import fixed_masks
+from ftwt.fitting.columns import RIDGE, _Reader, rank_filters, readers_of
+from ftwt.fitting.masks import fixed_masks, mean_saliency
 from ftwt.fitting.regression import Moments
+from ftwt.fitting.sites import find_sites
 from ftwt.pruning.dynamic import DynamicModel
 
 
@@ -133,6 +134,15 @@ def test_a_unit_without_a_reader_that_can_be_fitted_is_ranked_by_energy():
     torch.testing.assert_close(ranking.lost["a"][1], energy.min() / energy.sum(), rtol=1e-5, atol=0)
 
 
+def test_a_unit_that_a_sum_reads_too_is_not_ranked_by_its_other_reader_alone():
+    dynamic, images = mixed(), torch.randn(200, 3, 6, 6)
+    sites = [site for site in find_sites(dynamic.network)[0] if site.gate is None]
+    assert list(readers_of(dynamic, "a", sites)) == ["b"]
+    lost = rank_filters(dynamic, [images], images=200).lost["a"]
+    saliency = mean_saliency(dynamic, [images], images=200)["a"].sort().values
+    torch.testing.assert_close(lost, (saliency.cumsum(0) - saliency) / saliency.sum())
+
+
 def test_the_ranking_does_not_depend_on_the_batches():
     dynamic, images = mixed(), torch.randn(40, 3, 6, 6)
     one, many = (rank_filters(dynamic, images.split(size)) for size in (40, 7))
@@ -174,8 +184,9 @@ def test_masks_meet_the_budget_and_none_more_can_stay(reduction):
 
 def test_no_images_and_spoilt_weights_are_refused():
     dynamic = mixed()
-    with pytest.raises(ValueError, match="no images to rank filters on"):
-        rank_filters(dynamic, [])
+    for count in (0, 1):
+        with pytest.raises(ValueError, match=f"{count} images to rank filters on; give 2 or more"):
+            rank_filters(dynamic, [torch.randn(count, 3, 6, 6)] * count)
     dynamic.network.c.weight.data[0] = torch.inf
     with pytest.raises(ValueError, match="values that are not finite"):
         rank_filters(dynamic, [torch.randn(8, 3, 6, 6)])

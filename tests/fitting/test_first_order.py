@@ -104,6 +104,12 @@ def test_what_fixed_units_save_counts_towards_the_budget():
 def test_what_has_no_guess_is_refused():
     with pytest.raises(ValueError, match="no images"):
         first_order(chain(), [])
+    with pytest.warns(UserWarning, match="no unit found"):
+        bare = convert(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    with pytest.raises(ValueError, match="no gates, so there are no filters"):
+        first_order(bare, [torch.randn(2, 4)])
+    with pytest.raises(ValueError, match="no predictors to fit: it is static"):
+        across_units(bare, {}, reduction=0.1)
     no_scores = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
     dynamic = convert(no_scores, torch.randn(2, 3, 6, 6), min_gain=-1.0)
     with pytest.raises(ValueError, match="no class scores"):

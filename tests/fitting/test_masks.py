@@ -33,6 +33,29 @@ def test_inner_units_are_those_that_no_sum_reads():
     assert inner_units(dynamic) == ["a", "grow"]
 
 
+class Streams(nn.Module):
+    """A depthwise layer hands its producer's mask to a sum; a difference is a sum, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.narrow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = x + self.deep(torch.relu(self.narrow(x)))
+        x = x - torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+def test_what_reaches_a_stream_through_a_depthwise_layer_or_a_difference_is_not_inner():
+    dynamic = convert(Streams(), torch.randn(2, 3, 8, 8), min_gain=-1.0).eval()
+    assert {"stem", "narrow", "b"} < dynamic.gates.keys()
+    assert inner_units(dynamic) == ["a", "last"]
+
+
 def test_mean_saliency_is_the_mean_over_all_images():
     dynamic, images = blocks(), torch.randn(10, 3, 8, 8)
     found = mean_saliency(dynamic, images.split(4), images=10)
@@ -64,6 +87,13 @@ def test_a_budget_out_of_reach_names_the_range():
     saliency = {name: torch.ones(8).double() for name in dynamic.gates}
     with pytest.raises(ValueError, match=r"0.999 is out of reach; .* from 0.000 to 0\.\d+"):
         fixed_masks(dynamic, saliency, reduction=0.999)
+
+
+def test_silent_filters_go_whatever_is_asked():
+    dynamic = toys.dynamic()
+    saliency = {name: torch.arange(8).double().clamp(max=4) for name in dynamic.gates}
+    masks = fixed_masks(dynamic, saliency, reduction=0.01)
+    assert all(mask.tolist() == [False] + [True] * 7 for mask in masks.values())
 
 
 def test_a_fixed_network_computes_what_its_masks_say():

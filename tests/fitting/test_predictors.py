@@ -10,6 +10,7 @@ import toys
 from ftwt import convert, fit_predictors
 from ftwt.config import TrainConfig
 from ftwt.fitting.columns import rank_filters
+from ftwt.fitting.masks import Ranking
 from ftwt.fitting.predictors import _look
 from ftwt.fitting.worth import SPREAD, worthwhile
 from ftwt.training.loop import train
@@ -76,6 +77,13 @@ def test_what_cannot_be_fitted_is_refused():
         fit_predictors(dynamic, [])
     with pytest.raises(ValueError, match="no predictors to fit"):
         fit_predictors(dynamic.freeze(toys.batches(train=False)), toys.batches(train=False))
+    dynamic.hold_predictors()
+    with pytest.raises(ValueError, match=r"held; dynamic.hold_predictors\(False\) lets it"):
+        fit_predictors(dynamic, toys.batches(train=False))
+    dynamic.hold_predictors(False)
+    other = Ranking({"x": torch.arange(8)}, {"x": torch.arange(8).double()})
+    with pytest.raises(ValueError, match="the ranking lacks features.0, .*; rank this"):
+        fit_predictors(dynamic, toys.batches(train=False), ranking=other, reduction=0.1)
 
 
 def test_what_fixed_units_save_counts_towards_the_budget():

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ftwt import convert, repair
 from ftwt.fitting import regression
 from ftwt.fitting.passes import Passes, Run, finite, room
-from ftwt.fitting.regression import Moments, Solver, fit, inverted, solved, squared
+from ftwt.fitting.regression import Moments, Solver, fit, solved, squared
 from ftwt.fitting.samples import add_samples
 from ftwt.fitting.sites import find_sites
 from ftwt.pruning.dynamic import DynamicModel, FrozenGate
@@ -382,8 +382,9 @@ def test_fewer_samples_than_unknowns_are_warned_of():
     dense, dynamic = pruned(chain)
     with pytest.warns(
         UserWarning, match="unknowns for each output and .* samples: the ridge holds"
-    ):
+    ) as told:
         repair(dynamic, [pictures(5)], dense=dense)
+    assert told[0].filename == __file__  # it points to who called
 
 
 def test_what_works_in_place_and_sums_with_a_factor_leave_the_targets_as_they_are():
@@ -399,6 +400,55 @@ def test_what_works_in_place_and_sums_with_a_factor_leave_the_targets_as_they_ar
     assert all(each.after < 0.5 for each in found[0]), found[0]  # others' targets leave more
     for a, b in zip(*found, strict=True):
         assert (a.before, a.after) == pytest.approx((b.before, b.after), rel=1e-4), (a, b)
+
+
+class Ahead(nn.Module):
+    """A ReLU in place changes what a layer has read, before the sum that the layer is a term of."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.near, self.far = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.relu, self.head = nn.ReLU(inplace=in_place), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.relu(self.first(x)))
+        y = self.near(x)
+        x = self.relu(x)
+        return self.head(torch.relu(y + self.far(x)).mean((2, 3)))
+
+
+def test_a_layer_is_fitted_to_what_it_reads_not_to_what_is_made_of_that_later():
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        dense = settle(Ahead(in_place))
+        dense.norm.running_mean.fill_(0.3)
+        dynamic = freeze(convert(dense, pictures(2), skip=["near", "far"], min_gain=-1.0))
+        found.append(repair(dynamic, [pictures(200)], dense=dense).layers)
+    assert [each.name for each in found[0]] == ["near", "far"]
+    for a, b in zip(*found, strict=True):
+        assert (a.before, a.after) == pytest.approx((b.before, b.after), rel=1e-4), (a, b)
+
+
+def test_what_stops_a_repair_leaves_the_network_as_it_was(monkeypatch):
+    dense, dynamic = pruned(chain)
+    before = copy.deepcopy(dynamic.state_dict())
+    spoilt = copy.deepcopy(dense)
+    spoilt[-1].bias.data[0] = torch.inf
+    with pytest.raises(ValueError, match="values that are not finite"):
+        repair(dynamic, [pictures(100)], dense=spoilt)
+    assert all(torch.equal(value, before[name]) for name, value in dynamic.state_dict().items())
+
+
+def test_an_error_is_told_where_the_held_out_images_do_not_vary():
+    dense = chain()
+    dense[-1].weight.data.zero_()  # one output for all images
+    settle(dense)
+    dynamic = freeze(convert(dense, pictures(2), min_gain=-1.0))
+    dynamic.network.get_submodule("10").weight.data.normal_()
+    last = repair(dynamic, [pictures(100)], dense=dense).layers[-1]
+    assert last.name == "10" and last.before > 0.01 > last.after
 
 
 def test_sites_of_a_residual_network_are_fitted_to_its_sums():
@@ -462,7 +512,7 @@ def test_a_matrix_that_rounding_left_indefinite_is_solved_nevertheless():
     found = solved(gram, torch.tensor([1e-6]).double(), right)
     damped = gram + 1e-6 * torch.eye(2).double()
     torch.testing.assert_close(damped @ found, right, atol=1e-9, rtol=1e-9)
-    inverse = inverted(gram, torch.tensor([1e-6]).double())
+    inverse = solved(gram, torch.tensor([1e-6]).double())
     torch.testing.assert_close(inverse @ right, found, atol=1e-4, rtol=1e-9)
 
 

@@ -22,6 +22,7 @@ from ftwt import (
 )
 from ftwt.fitting.second_look import Seen, largest_rate, see
 from ftwt.pruning.second_look import SecondLook, margin, opened
+from ftwt.runtime import passes
 
 IMAGES = toys.pixels(120)
 
@@ -272,6 +273,22 @@ def test_it_is_loaded_as_it_was_saved(tmp_path: Path):
     rule.write_text(json.dumps({"format": 99}))
     with pytest.raises(ValueError, match="holds no thresholds of format 1"):
         from_pretrained(tmp_path / "net", model=dense)
+
+
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_an_output_that_is_not_finite_is_looked_at_again(spoilt):
+    first, second, _ = both()
+    first.network.classifier.bias.data[0] = spoilt
+    looked = SecondLook([first, second], [0.01]).eval().look(IMAGES[:3])
+    assert looked.passes.tolist() == [2, 2, 2]
+    torch.testing.assert_close(looked.outputs, second(IMAGES[:3]))
+    assert passes.margin(np.array([[spoilt, 1.0, 2.0]], np.float32)).tolist() == [0.0]
+
+
+def test_no_images_give_no_outputs():
+    network = SecondLook(both()[:2], [0.5]).eval()
+    looked = network.look(IMAGES[:0])
+    assert looked.outputs.shape == (0, 4) and not len(looked.executed) and not len(looked.passes)
 
 
 def test_what_cannot_be_asked_is_refused():

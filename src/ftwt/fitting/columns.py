@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ..graph.trace import evaluating
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import opened
-from .masks import Ranking, mean_saliency
+from .masks import Ranking, inner_units, mean_saliency
 from .passes import Passes, repeatable, shown
-from .regression import Moments, covariances, inverted, mean_variance
+from .regression import Moments, covariances, mean_variance, solved
 from .samples import add_samples, add_up, shape_of
 from .sites import Site, find_sites
 
@@ -47,8 +47,9 @@ def rank_filters(
 ) -> Ranking:
     """Rank each unit's filters by what least squares cannot make good for.
 
-    Labels are not used. A unit none of whose readers can be fitted, or whose filters reach them
-    mixed up, is ranked by its gate's saliency: the share of it that is gone counts as the error.
+    Labels are not used. A unit that is added to a residual stream, none of whose readers can be
+    fitted, or whose filters reach them mixed up, is ranked by its gate's saliency: the share of it
+    that is gone counts as the error.
 
     Args:
         dynamic: A network with gates, and the weights of the dense one.
@@ -60,11 +61,12 @@ def rank_filters(
         The ranking, for `fixed_masks`.
 
     Raises:
-        ValueError: There are no images, or an activation is not finite.
+        ValueError: There are fewer than 2 images, or an activation is not finite.
     """
     whole, batches = opened(dynamic).eval(), repeatable(batches)
     sites = [site for site in find_sites(whole.network)[0] if site.gate is None]
-    readers = {name: readers_of(dynamic, name, sites) for name in dynamic.gates}
+    inner = inner_units(dynamic)
+    readers = {n: readers_of(dynamic, n, sites) if n in inner else {} for n in dynamic.gates}
 
     passes = Passes(
         whole.network,
@@ -151,8 +153,8 @@ def _sum(
         flat = values.reshape(1, -1, groups * outputs)
         goal.add(flat.new_zeros(*flat.shape[:2], 1), flat)
         count += read.count
-    if not add_up([moments, goal], count, accelerator):
-        raise ValueError("no images to rank filters on; give batches of images")
+    if (images := add_up([moments, goal], count, accelerator)) < 2:
+        raise ValueError(f"{images} images to rank filters on; give 2 or more, 256 are usual")
     free = site.norm is not None or getattr(module, "bias", None) is not None
     return moments, float(goal.variance().sum() / goal.weight[0]), free
 
@@ -186,7 +188,7 @@ class _Reader:
     ) -> None:
         covariance, cross = covariances(moments, free)
         ridge = ridge_for(covariance, float(moments.weight.max()))
-        self.inverse = inverted(covariance, ridge * mean_variance(covariance))
+        self.inverse = solved(covariance, ridge * mean_variance(covariance))
         self.weights = self.inverse @ cross
         self.scale = 1 / max(spread, 1e-30)
         self.group, self.columns = group.to(cross.device), columns.to(cross.device)

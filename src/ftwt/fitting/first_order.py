@@ -44,8 +44,10 @@ def first_order(
         filters for `fixed_masks`.
 
     Raises:
-        ValueError: There are no images, or the outputs are no class scores.
+        ValueError: There are no gates, no images, or the outputs are no class scores.
     """
+    if not dynamic.gates:
+        raise ValueError("the network has no gates, so there are no filters to rank")
     saliencies: dict[str, list[Tensor]] = {name: [] for name in dynamic.gates}
     open_now: dict[str, Tensor] = {}
 
@@ -104,9 +106,11 @@ def across_units(
         Unit -> (N, C) bool targets, for `fit_predictors`.
 
     Raises:
-        ValueError: A gate's saliency is missing, or predictors cost so much that the reduction is
-            out of reach.
+        ValueError: There are no predictors, a gate's saliency is missing, or predictors cost so
+            much that the reduction is out of reach.
     """
+    if not dynamic.predictors:
+        raise ValueError("the network has no predictors to fit: it is static, or has no unit")
     if missing := dynamic.predictors.keys() - saliency.keys():
         raise ValueError(f"no saliency of {', '.join(sorted(missing))}; give that of all gates")
     saliency = {name: saliency[name].cpu() for name in dynamic.predictors}

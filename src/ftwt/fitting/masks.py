@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.operations import Conv
+from ..graph.operations import SUMS, Conv
+from ..graph.recognise import recognised
 from ..graph.trace import evaluating
 from ..processes import alone, first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import target_mask
-from .sites import is_add
 
 DEAREST = 1e9  # price of all MACs, in losses
 HALVINGS = 30  # of an interval of r, or of the price of a MAC
@@ -54,26 +54,27 @@ def inner_units(dynamic: DynamicModel) -> list[str]:
     Returns:
         Names of units with a gate, in execution order.
     """
-    modules: Mapping[str, nn.Module] = dict(dynamic.network.named_modules())
+    masked_too = {unit.name for unit in dynamic.units if unit.inherits is not None}
     found = []
     for node in dynamic.network.graph.nodes:
-        if "masked" in node.meta and not _is_added(node, modules):
+        if "masked" in node.meta and not _is_added(node, dynamic.network, masked_too):
             found.append(str(node.meta["masked"]))
     return found
 
 
-def _is_added(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a value reaches a sum or the output before it reaches a layer."""
+def _is_added(node: fx.Node, network: fx.GraphModule, masked_too: set[str]) -> bool:
+    """Whether a value reaches a sum or the output before a layer that mixes its channels."""
     todo, seen = [node], {node}
     while todo:
         for user in todo.pop().users:
             if user in seen or {"gate", "info"} & user.meta.keys():
                 continue
-            if user.op == "output" or is_add(user):
+            if user.op == "output" or recognised(user, network) in SUMS:
                 return True
             seen.add(user)
-            module = modules.get(str(user.target)) if user.op == "call_module" else None
-            if not isinstance(module, Conv | nn.Linear):
+            name = str(user.target)
+            module = network.get_submodule(name) if user.op == "call_module" else None
+            if name in masked_too or not isinstance(module, Conv | nn.Linear):
                 todo.append(user)
     return False
 
@@ -130,7 +131,7 @@ def fixed_masks(
 
     By a ranking, the sum of all units' losses is as small as a Lagrange relaxation finds it at the
     budget; then single filters are taken back. By saliencies, every unit keeps the fewest filters
-    that hold one share of its saliency.
+    that hold one share of its saliency; filters without any never stay.
 
     Args:
         dynamic: The network.
@@ -150,7 +151,9 @@ def fixed_masks(
         return {name: target_mask(s[None], r)[0] for name, s in ranking.items()}
 
     low, high = 1e-6, 1.0
-    _check(reduction, _saved(dynamic, masks(high)), _saved(dynamic, masks(low)))
+    if reduction <= (least := _saved(dynamic, masks(high))):
+        return masks(high)
+    _check(reduction, least, _saved(dynamic, masks(low)))
     return masks(settle(lambda r: _saved(dynamic, masks(r)), reduction, enough=low, little=high))
 
 
@@ -195,17 +198,16 @@ def _by_loss(dynamic: DynamicModel, ranking: Ranking, reduction: float) -> dict[
 
     none, most = dict.fromkeys(ranking.order, 0), {n: len(o) - 1 for n, o in ranking.order.items()}
     _check(reduction, _saved(dynamic, ranking.masks(none)), _saved(dynamic, ranking.masks(most)))
-    low, high = 0.0, 1.0
-    while _saved(dynamic, ranking.masks(chosen(high))) < reduction and high < DEAREST:
+
+    def saved(price: float) -> float:
+        return _saved(dynamic, ranking.masks(chosen(price)))
+
+    high = 1.0
+    while (there := saved(high)) < reduction and high < DEAREST:
         high *= 4
     gone = most
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        found = chosen(middle)
-        if _saved(dynamic, ranking.masks(found)) >= reduction:
-            gone, high = found, middle
-        else:
-            low = middle
+    if there >= reduction:
+        gone = chosen(settle(saved, reduction, enough=high, little=0.0))
     while True:  # the relaxation goes past the budget by up to a step: take back what it can spare
         back = []
         for name, count in gone.items():

@@ -26,8 +26,8 @@ from .columns import readers_of
 from .masks import Ranking, fixed_masks
 from .passes import Passes, repeatable, shown
 from .regression import Moments
-from .repair import HELD_OUT, solve
-from .samples import add_samples, shape_of
+from .repair import solve
+from .samples import add_samples, held_out, shape_of
 from .sites import Site, find_sites
 
 BETTER = 0.8  # of a fixed mask's error: what a gate's must lie below
@@ -166,7 +166,7 @@ def _errors(
     sums = {key: (Moments(*shape, device), Moments(*shape, device)) for key in silent}
     for read in passes.values(site):
         places = torch.arange(read.place, read.place + read.count)
-        last = places % HELD_OUT == HELD_OUT - 1
+        last = held_out(places)
         for key, off in silent.items():
             gone = off[places].to(device)
             shown_as = [1] * read.inputs.dim()

@@ -19,9 +19,9 @@ from ..pruning.dynamic import DynamicModel
 from ..pruning.method import MaskPredictor
 from ..pruning.own import OwnPredictor
 from .masks import Ranking
+from .samples import HELD_OUT, held_out
 from .worth import worthwhile
 
-HELD_OUT = 5  # every fifth image is held out
 DECAYS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # of the squared weights, the strongest first
 RISEN = 1.01  # times the least error on held-out images: weaker decays are worse still
 ITERATIONS = 60  # of L-BFGS, for each decay
@@ -81,9 +81,9 @@ def fit_predictors(
         How well the predictors guess on held-out images.
 
     Raises:
-        ValueError: There are fewer than 5 images, or no predictors; one of `ranking` and
-            `reduction` is given alone, or the reduction is out of reach; the targets are not those
-            of these units and images.
+        ValueError: There are fewer than 5 images, no predictors, or one that is held; one of
+            `ranking` and `reduction` is given alone, or the reduction is out of reach; the ranking
+            or the targets are not those of these units and images.
     """
     if (ranking is None) != (reduction is None):
         raise ValueError(
@@ -94,6 +94,11 @@ def fit_predictors(
         raise ValueError("a ranking and targets are two rules; give one of them")
     if not dynamic.predictors:
         raise ValueError("the network has no predictors to fit: it is static, or has no unit")
+    for name, predictor in dynamic.predictors.items():
+        if not any(parameter.requires_grad for parameter in predictor.parameters()):
+            raise ValueError(
+                f"the predictor of {name} is held; dynamic.hold_predictors(False) lets it be fitted"
+            )
     what: Literal["saliency", "target"] = "target" if ranking is None else "saliency"
     features, seen = _look(dynamic, batches, images, accelerator, what=what)
     count = len(next(iter(seen.values()), ()))
@@ -105,7 +110,7 @@ def fit_predictors(
         _check(targets, seen, accelerator)
     else:
         targets = seen
-    held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
+    held = held_out(torch.arange(count))
     accuracy, constant = {}, {}
     for name, predictor in dynamic.predictors.items():
         x = features[name]

@@ -81,6 +81,11 @@ class Moments:
         part.replace([self.weight, self.x[:, inputs], self.y, self.yy, xx, self.xy[:, inputs]])
         return part
 
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Of x, (groups, inputs, 1), and of y, (groups, 1, outputs)."""
+        n = self.weight.clamp(min=1)[:, None, None]
+        return self.x[:, :, None] / n, self.y[:, None, :] / n
+
     def error(self, weights: Tensor, offset: Tensor) -> Tensor:
         """Sum of squared errors of y = weights' x + offset over all samples, (groups, outputs)."""
         n = self.weight[:, None]
@@ -105,7 +110,7 @@ class Fit:
         offset: (groups, outputs) float64.
         ridge: The ridge that was chosen; None if the weights at hand were best.
         before: Squared error of the weights at hand on held-out samples, as a share of the
-            variance.
+            variance; of the squares, if they do not vary.
         after: That of the fit, made without these samples.
     """
 
@@ -121,7 +126,7 @@ def covariances(moments: Moments, centred: bool) -> tuple[Tensor, Tensor]:
     n = moments.weight.clamp(min=1)[:, None, None]
     gram, cross = moments.xx / n, moments.xy / n
     if centred:
-        mx, my = moments.x[:, :, None] / n, moments.y[:, None, :] / n
+        mx, my = moments.means()
         gram, cross = gram - mx @ mx.mT, cross - mx @ my
     return gram, cross
 
@@ -142,27 +147,20 @@ def mean_variance(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
 
 
-def damped(gram: Tensor, ridge: Tensor) -> Tensor:
-    """Add a (groups,) ridge to the diagonals of (groups, inputs, inputs) covariances."""
-    found = gram.clone()
-    found.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-    return found
+def solved(gram: Tensor, ridge: Tensor, right: Tensor | None = None) -> Tensor:
+    """Solve (gram + ridge) w = right by Cholesky, unless rounding has left no positive matrix.
 
-
-def solved(gram: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
-    """Solve (gram + ridge) w = right: by Cholesky, unless rounding has left no positive matrix."""
-    left = damped(gram, ridge)
+    Args:
+        gram: (groups, inputs, inputs) covariances.
+        ridge: (groups,) to add to their diagonals.
+        right: (groups, inputs, outputs); None for the inverse.
+    """
+    left = gram.clone()
+    left.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     factor, failed = torch.linalg.cholesky_ex(left)
     if failed.any():
-        return torch.linalg.solve(left, right)
-    return torch.cholesky_solve(right, factor)
-
-
-def inverted(gram: Tensor, ridge: Tensor) -> Tensor:
-    """The inverse of gram + ridge, in the same way."""
-    left = damped(gram, ridge)
-    factor, failed = torch.linalg.cholesky_ex(left)
-    return torch.linalg.inv(left) if failed.any() else torch.cholesky_inverse(factor)
+        return torch.linalg.inv(left) if right is None else torch.linalg.solve(left, right)
+    return torch.cholesky_inverse(factor) if right is None else torch.cholesky_solve(right, factor)
 
 
 def fit(
@@ -184,7 +182,7 @@ def fit(
     lives = ((fitted.xx + held.xx).diagonal(dim1=1, dim2=2) > 0).any(0).nonzero()[:, 0]
     share = len(lives) / weights.shape[1]  # of the inputs: the others' variance of 0 counts, too
     fitted, held = fitted.of(lives), held.of(lives)
-    goal = float(held.variance().sum())
+    goal = float(held.variance().sum()) or float(held.yy.sum())  # one sample does not vary
     start = weights[:, lives], offset
     before = float(held.error(*start).sum())
     best, ridge = before, None
@@ -223,8 +221,7 @@ class Solver:
         free_offset: bool,
         share: float = 1.0,
     ) -> None:
-        n = moments.weight.clamp(min=1)[:, None, None]
-        self.x, self.y = moments.x[:, :, None] / n, moments.y[:, None, :] / n
+        self.x, self.y = moments.means()
         self.gram, cross = covariances(moments, free_offset)
         if not free_offset:
             cross = cross - self.x @ offset[:, None, :]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,9 @@ from ..graph.trace import evaluating
 from ..pruning.dynamic import GATES, DynamicModel
 from .passes import Passes, repeatable, shown
 from .regression import Fit, Moments, fit
-from .samples import add_samples, add_up, shape_of
+from .samples import HELD_OUT, add_samples, add_up, held_out, shape_of
 from .sites import Site, find_sites
 
-HELD_OUT = 5  # every fifth image is held out to choose a ridge by
 FLAT = 1e-3  # a batch norm's slope below which it is given a slope of 1
 
 
@@ -39,7 +39,7 @@ class RepairedLayer:
     Args:
         name: The layer.
         before: Squared error on held-out images without the repair, as a share of the variance of
-            what the layer should give.
+            what the layer should give there; of its squares, if it gives one value throughout.
         after: The same with the repair, fitted without these images.
         ridge: The ridge chosen; None if the layer kept its weights, since no fit was better.
         unknowns: Weights to fit for each output.
@@ -112,7 +112,7 @@ def repair(
 
     Raises:
         ValueError: There are fewer than 5 images, an activation is not finite, or `dense` is
-            another network.
+            another network. The network is then as it was.
 
     Warns:
         UserWarning: A layer has more unknowns than there are samples to fit to.
@@ -126,7 +126,7 @@ def repair(
         sites,
     )
     layers, count = [], 0
-    with evaluating(dynamic), evaluating(teacher):
+    with evaluating(dynamic), evaluating(teacher), _restoring(dynamic.network, sites):
         for site in sites:
             fitted, held, mine = _sum(dynamic.network, site, passes)
             count = add_up([fitted, held], mine, accelerator)
@@ -165,7 +165,7 @@ def _sum(network: fx.GraphModule, site: Site, passes: Passes) -> tuple[Moments, 
         images += read.count
         mask = None if site.gate is None else read.found[site.gate.name][1].mask
         places = torch.arange(read.place, read.place + read.count, device=device)
-        last = places % HELD_OUT == HELD_OUT - 1
+        last = held_out(places)
         for moments, chosen in ((fitted, ~last), (held, last)):
             add_samples(moments, module, read.inputs, read.own, mask, chosen.nonzero()[:, 0])
     return fitted, held, images
@@ -224,6 +224,25 @@ def _line(module: nn.Conv2d | nn.Linear, norm: BatchNorm | None) -> tuple[Tensor
     return slope, offset
 
 
+@contextmanager
+def _restoring(network: fx.GraphModule, sites: Iterable[Site]) -> Iterator[None]:
+    """Give all layers back what they had if anything stops the repair, Ctrl-C too."""
+    tensors = [
+        value
+        for site in sites
+        for module in _layer(network, site)
+        if module is not None
+        for value in (*module.parameters(), *module.buffers())
+    ]
+    before = [value.clone() for value in tensors]
+    try:
+        yield
+    except BaseException:
+        for value, was in zip(tensors, before, strict=True):
+            value.copy_(was)
+        raise
+
+
 def _write(
     module: nn.Conv2d | nn.Linear, norm: BatchNorm | None, weights: Tensor, offset: Tensor
 ) -> None:
@@ -249,5 +268,5 @@ def _warn(layers: list[RepairedLayer]) -> None:
         warnings.warn(
             f"{worst.name} has {worst.unknowns:,} unknowns for each output and {worst.samples:,} "
             "samples: the ridge holds it, more images would repair it better",
-            stacklevel=3,
+            stacklevel=4,  # over torch.no_grad, to who calls repair
         )

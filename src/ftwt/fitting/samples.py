@@ -10,8 +10,14 @@ from torch import Tensor, nn
 from ..processes import alone
 from .regression import Moments
 
+HELD_OUT = 5  # every fifth image is held out: to choose a ridge by, or to say how good a fit is
 POSITIONS = 64  # of an image, that a convolution is fitted to at most
 AT_ONCE = 2**23  # numbers of unfolded inputs
+
+
+def held_out(places: Tensor) -> Tensor:
+    """Which images are held out, by their places among all."""
+    return places % HELD_OUT == HELD_OUT - 1
 
 
 def shape_of(module: nn.Module) -> tuple[int, int, int]:

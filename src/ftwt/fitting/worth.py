@@ -41,8 +41,11 @@ def worthwhile(
         unit, the filter that would go last is always one.
 
     Raises:
-        ValueError: The predictors cost so much that the reduction is out of reach.
+        ValueError: The ranking is of another network, or the predictors cost so much that the
+            reduction is out of reach.
     """
+    if missing := saliency.keys() - ranking.order.keys():
+        raise ValueError(f"the ranking lacks {', '.join(sorted(missing))}; rank this very network")
     dear = {name: _worth(dynamic, ranking, name, values) for name, values in saliency.items()}
 
     def masks(price: float, count: int | None = None) -> dict[str, Tensor]:

@@ -27,10 +27,10 @@ def margin(outputs: Tensor) -> Tensor:
         outputs: (B, classes) logits.
 
     Returns:
-        (B,) in [0, 1].
+        (B,) in [0, 1]; 0 where an output is not finite.
     """
     best = outputs.float().softmax(1).topk(2, 1).values
-    return best[:, 0] - best[:, 1]
+    return (best[:, 0] - best[:, 1]).nan_to_num(nan=0.0)
 
 
 class SecondLook(nn.Module):
@@ -96,7 +96,7 @@ class SecondLook(nn.Module):
 
         Args:
             images: (B, C, H, W).
-            both: Return the logits of both passes instead, for all images, as training wants them.
+            both: Return a tuple instead, each pass's logits for all images, as training wants them.
         """
         if both:
             self.last.check_input(images)
@@ -158,6 +158,8 @@ def run_counted(network: DynamicModel, images: Tensor) -> tuple[Any, Tensor]:
         Its outputs, and (B,) float64 executed MACs, predictors included.
     """
     outputs, gates = network(images, return_gates="masks")
+    if not len(images):
+        return outputs, torch.zeros(0, dtype=torch.float64)
     work = network.macs({unit: gate.mask for unit, gate in gates.items()})
     return outputs, work.executed.double().expand(len(images))
 

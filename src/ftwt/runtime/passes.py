@@ -55,7 +55,11 @@ def check_passes(programs: tuple[Program, ...], thresholds: Any) -> None:
 
 
 def margin(outputs: np.ndarray) -> np.ndarray:
-    """The distance between the two largest class probabilities, (B,), of (B, classes) logits."""
-    shares = np.exp(outputs - outputs.max(1, keepdims=True))
-    best = np.partition(shares, -2, axis=1)[:, -2:] / shares.sum(1, keepdims=True)
-    return best[:, 1] - best[:, 0]
+    """The distance between the two largest class probabilities, (B,), of (B, classes) logits.
+
+    It is 0 where an output is not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        shares = np.exp(outputs - outputs.max(1, keepdims=True))
+        best = np.partition(shares, -2, axis=1)[:, -2:] / shares.sum(1, keepdims=True)
+        return np.nan_to_num(best[:, 1] - best[:, 0], nan=0.0)
