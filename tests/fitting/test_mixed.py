@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ftwt import compile, convert, fit_predictors, from_pretrained, save_pretrained
 from ftwt.fitting.columns import rank_filters
-from ftwt.fitting.mixed import mix
+from ftwt.fitting.mixed import _threshold, mix
 from ftwt.pruning.dynamic import DynamicModel, FrozenGate
-from ftwt.pruning.method import Gate
+from ftwt.pruning.method import Gate, hard_mask
 
 
 def network() -> nn.Module:
@@ -112,6 +112,14 @@ def test_it_is_saved_loaded_and_compiled(tmp_path):
     )
 
 
+@pytest.mark.parametrize("kept", [1, 2, 5, 8])
+def test_a_threshold_keeps_as_many_filters_as_a_network_then_does(kept):
+    images_differ = 3 * torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(200, 8, generator=torch.Generator().manual_seed(1)) + images_differ
+    mask = hard_mask(logits, _threshold(logits, kept))
+    assert mask.any(1).all() and mask.sum() == 200 * kept
+
+
 def test_where_no_gate_wins_it_says_so():
     torch.manual_seed(3)
     dense = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()).eval()
@@ -120,5 +128,5 @@ def test_where_no_gate_wins_it_says_so():
     ).eval()
     same = [torch.rand(1, 2, 8, 8).expand(40, -1, -1, -1) + 0.01 * torch.rand(40, 2, 8, 8)]
     fit_predictors(dynamic, same)
-    with pytest.raises(ValueError, match="no unit's gate leaves less of an error"):
+    with pytest.raises(ValueError, match="no unit's gate leaves less than 80% of"):
         mix(dynamic, rank_filters(dynamic, same), same, reduction=0.2)

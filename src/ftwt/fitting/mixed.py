@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..pruning.dynamic import DynamicModel
-from ..pruning.method import Gate
+from ..pruning.method import Gate, hard_mask
 from ..pruning.second_look import opened
 from .columns import readers_of
 from .masks import Ranking, fixed_masks
@@ -31,7 +31,6 @@ from .samples import add_samples, held_out, shape_of
 from .sites import Site, find_sites
 
 BETTER = 0.8  # of a fixed mask's error: what a gate's must lie below
-KINDS = ("fixed", "gate")
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Mixed(Shown):
     """Which units got a gate, and why.
 
     Args:
-        errors: Unit -> error on held-out images that is left behind its fixed mask and behind its
-            gate, as a share of the variance of what its readers give. Units that were not compared
-            have a fixed mask.
+        errors: Unit -> error left on held-out images behind its fixed mask and behind its gate: of
+            each reader as a share of the variance of what it gives, summed over the readers. Units
+            that were not compared have a fixed mask.
         gates: The units with a gate.
     """
 
@@ -88,7 +87,7 @@ def mix(
     errors = _compare(dynamic, masks, logits, batches, images)
     won = [name for name, (fixed, gate) in errors.items() if gate < BETTER * fixed]
     if not won:
-        raise ValueError("no unit's gate leaves less of an error than its fixed mask")
+        raise ValueError(f"no unit's gate leaves less than {BETTER:.0%} of its fixed mask's error")
     paid = dynamic.macs({})  # what the predictors cost, the masks save
     price = sum(float(paid.predictors[name].mean()) for name in won) / paid.dense
     masks = fixed_masks(dynamic, ranking, reduction=reduction + price)
@@ -113,9 +112,10 @@ def _logits(dynamic: DynamicModel, batches: Iterable[Any], images: int) -> dict[
 
 
 def _threshold(logits: Tensor, kept: int) -> float:
-    """What so many filters of an image exceed on average."""
-    gone = logits.numel() - kept * len(logits)
-    return float("-inf") if gone == 0 else float(logits.flatten().kthvalue(gone).values)
+    """The threshold that keeps so many filters of an image on average, its largest always."""
+    rest = logits[logits < logits.amax(1, keepdim=True)]
+    gone = len(rest) - (kept - 1) * len(logits)
+    return float("-inf") if gone <= 0 else float(rest.kthvalue(gone).values)
 
 
 def _compare(
@@ -134,21 +134,20 @@ def _compare(
         if not mask.all()
     }
 
+    chosen = {}
+    for name in units:
+        chosen[name, "fixed"] = masks[name].expand(len(logits[name]), -1)
+        threshold = _threshold(logits[name], int(masks[name].sum()))
+        chosen[name, "gate"] = hard_mask(logits[name], threshold)
+
     passes = Passes(whole.network, whole.network, lambda: shown(dynamic, batches, images), sites)
     errors: dict[str, tuple[float, float]] = {}
     with evaluating(whole):
         for site in sites:
-            read = [name for name, layers in units.items() if site.name in layers]
-            chosen = {
-                (name, kind): masks[name].expand(len(logits[name]), -1)
-                if kind == "fixed"
-                else logits[name] > _threshold(logits[name], int(masks[name].sum()))
-                for name in read
-                for kind in KINDS
-            }
             silent = {
                 (name, kind): dynamic.channels.silenced({name: mask})[site.name]
                 for (name, kind), mask in chosen.items()
+                if site.name in units[name]
             }
             for name, fixed, gate in _errors(whole, site, passes, silent):
                 before = errors.get(name, (0.0, 0.0))
