@@ -113,9 +113,9 @@ def _logits(dynamic: DynamicModel, batches: Iterable[Any], images: int) -> dict[
 
 def _threshold(logits: Tensor, kept: int) -> float:
     """The threshold that keeps so many filters of an image on average, its largest always."""
-    rest = logits[logits < logits.amax(1, keepdim=True)]
-    gone = len(rest) - (kept - 1) * len(logits)
-    return float("-inf") if gone <= 0 else float(rest.kthvalue(gone).values)
+    rest = logits.sort(1).values[:, :-1]
+    gone = rest.numel() - (kept - 1) * len(rest)
+    return float("-inf") if gone == 0 else float(rest.flatten().kthvalue(gone).values)
 
 
 def _compare(
