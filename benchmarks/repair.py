@@ -5,7 +5,7 @@
     python benchmarks/repair.py --imagenet IMAGES --weights mobilenet_v1_folded.safetensors
 
 No labels are used and nothing is trained. A fixed mask keeps the filters of highest mean energy
-(`static`) or those that least squares cannot make good for (`greedy`); `mixed` has gates on the
+(`static`) or those that least squares cannot make up for (`greedy`); `mixed` has gates on the
 units where they leave less of an error. Each candidate is asked for
 the same executed reduction, fitted to the same images (a seed draws them) and evaluated on all test
 images: as it is, with batch norm re-estimated, repaired. `auto` is that of ours which agrees most

@@ -66,7 +66,7 @@ class Subject:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """Of its filters, by what least squares cannot make good for."""
+        """Of its filters, by what least squares cannot make up for."""
         return rank_filters(self.inner, self.fitted)
 
     @cached_property

@@ -6,7 +6,7 @@
 # `python examples/quickstart.py`. They take the 3,000 CIFAR-10 images that come with ftwt, so
 # nothing is downloaded; so few images show the path, not the accuracy that the method reaches.
 #
-# It needs `pip install 'ftwt[report]'`.
+# It needs `pip install .` alone. To prune without training, see the README.
 
 # %%
 from dataclasses import replace

@@ -28,6 +28,7 @@ LINES = {
     "look": ("second look", "#d55e00", "s"),
 }
 CUTS = 3  # at least, of networks that are drawn
+COLUMNS = 3
 
 
 def main() -> None:
@@ -47,22 +48,24 @@ def main() -> None:
             both = best(looks[name][0], cut)
             point = (100 * mean_of(both, "reduction"), 100 * mean_of(both, "top1"))
             lines[name].setdefault("look", []).append(point)
-    figure, axes = plt.subplots(1, len(lines), figsize=(4.6 * len(lines), 3.4), squeeze=False)
-    for axis, (name, kinds) in zip(axes[0], lines.items(), strict=True):
+    rows = -(-len(lines) // COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(12, 3.6 * rows), squeeze=False)
+    for axis in axes.flat[len(lines) :]:
+        axis.set_axis_off()
+    for axis, (name, kinds) in zip(axes.flat, lines.items(), strict=False):
         for kind, (label, colour, marker) in LINES.items():
             if kind in kinds:
                 axis.plot(*zip(*kinds[kind], strict=True), color=colour, marker=marker, label=label)
         axis.axhline(dense[name], color="black", linewidth=0.8)
-        axis.annotate("dense", (54, dense[name]), va="bottom", ha="right", fontsize=8)
+        axis.annotate("dense", (54, dense[name]), va="top", ha="right", fontsize=8)
         axis.set_xlim(15, 55)
-        axis.set_ylim(dense[name] - 8, dense[name] + 0.8)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("fewer MACs executed, %")
+        axis.set_ylabel("top-1, %")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("top-1, 10,000 test images, %")
     shown = {
         text: line
-        for axis in axes[0]
+        for axis in axes.flat
         for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     axes[0][0].legend(shown.values(), shown.keys(), fontsize=8, loc="lower left")

@@ -97,7 +97,7 @@ def test_what_fixed_units_save_counts_towards_the_budget():
     assert float(found) == pytest.approx(0.6, abs=0.01)
 
 
-def test_with_a_ranking_targets_are_what_readers_cannot_make_good_for():
+def test_with_a_ranking_targets_are_what_readers_cannot_make_up_for():
     dense = trained()
     dynamic = convert(dense, torch.zeros(2, 3, 8, 8), saliency="energy", min_gain=-1.0).eval()
     images = toys.pixels(300)

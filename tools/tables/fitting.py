@@ -65,7 +65,7 @@ def _steps(cells: Cells, kind: str) -> str:
 
 
 RULES = {
-    "what least squares cannot make good for": ("greedy", "dynamic"),
+    "what least squares cannot make up for": ("greedy", "dynamic"),
     "energy": ("static", None),
     "first order": ("first-order", "first-order gates"),
 }

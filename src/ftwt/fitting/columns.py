@@ -1,6 +1,6 @@
 """Which filters the next layers can do without: greedy column selection.
 
-What a mask takes from a layer's input, the layer's other inputs make good for, as far as least
+What a mask takes from a layer's input, the layer's other inputs make up for, as far as least
 squares can. So a filter is worth what they cannot: the squared error that is left when it goes and
 the readers of its unit are fitted anew. Filters go one by one, the least of them first; the inverse
 of the inputs' covariance is brought up to date after each.
@@ -45,7 +45,7 @@ def rank_filters(
     images: int = 256,
     accelerator: Any = None,
 ) -> Ranking:
-    """Rank each unit's filters by what least squares cannot make good for.
+    """Rank each unit's filters by what least squares cannot make up for.
 
     Labels are not used. A unit that is added to a residual stream, none of whose readers can be
     fitted, or whose filters reach them mixed up, is ranked by its gate's saliency: the share of it

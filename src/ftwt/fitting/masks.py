@@ -45,7 +45,7 @@ class Ranking:
 def inner_units(dynamic: DynamicModel) -> list[str]:
     """Name the units whose filters are read by layers alone, not added to a residual stream.
 
-    What a mask takes from such a unit, a repair of the next layers can make good for. What is taken
+    What a mask takes from such a unit, a repair of the next layers can make up for. What is taken
     from a residual stream all later blocks miss.
 
     Args:

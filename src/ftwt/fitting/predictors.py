@@ -69,7 +69,7 @@ def fit_predictors(
         dynamic: A network with predictors; its `r` says which filters are targets.
         batches: Images (B, C, *spatial), with or without labels.
         ranking: Of its filters, by `rank_filters`. Then targets are not those of `r`, but the
-            filters that are worth their MACs for each image: what the next layers cannot make good
+            filters that are worth their MACs for each image: what the next layers cannot make up
             for, weighed by how strongly it fires. So is a network fitted that is repaired next.
         reduction: With `ranking`: share of the dense MACs that such targets save.
         targets: Instead: unit -> (N, C) bool, the filters that each of the first N images needs, in

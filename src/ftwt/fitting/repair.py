@@ -1,9 +1,9 @@
 """Repair: refit the layers that read masked channels, so that they give what they gave before.
 
-A mask takes terms out of the sums that the next layer computes. What is left can make good for most
+A mask takes terms out of the sums that the next layer computes. What is left can make up for most
 of that: each such layer is fitted anew by ridge regression, under the very masks that the gates
 decide, to what it gave in the dense network. A layer whose output is added to a residual stream is
-fitted to the dense sum, so that it also makes good for what the stream has lost before it.
+fitted to the dense sum, so that it also makes up for what the stream has lost before it.
 """
 
 from __future__ import annotations

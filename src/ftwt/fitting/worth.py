@@ -1,8 +1,8 @@
-"""Which filters an image needs: what the next layers cannot make good for, more or less by image.
+"""Which filters an image needs: what the next layers cannot make up for, more or less by image.
 
-A filter that always fires is not missed if its readers can make good for it, and one that rarely
+A filter that always fires is not missed if its readers can make up for it, and one that rarely
 fires may be missed when it does. So a filter's worth for an image is what least squares cannot
-make good for when it goes (`rank_filters`), times how strongly it fires for this image beside its
+make up for when it goes (`rank_filters`), times how strongly it fires for this image beside its
 mean, to the power `SPREAD`. At 0 all images would get one fixed mask.
 """
 
