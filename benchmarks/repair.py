@@ -6,10 +6,12 @@
 
 No labels are used and nothing is trained. A fixed mask keeps the filters of highest mean energy
 (`static`) or those that least squares cannot make up for (`greedy`); `mixed` has gates on the
-units where they leave less of an error. Each candidate is asked for
-the same executed reduction, fitted to the same images (a seed draws them) and evaluated on all test
-images: as it is, with batch norm re-estimated, repaired. `auto` is that of ours which agrees most
-with the dense network on other images, as `ftwt.prune` chooses. What Torch-Pruning leaves is
+units where they leave less of an error. `first-order` is a fixed mask of the filters that the
+gradients of the network's own guesses name on average; `first-order gates` are fitted to what they
+name for each image. Each candidate is asked for the same executed reduction, fitted to the same
+images (a seed draws them) and evaluated on all test images: as it is, with batch norm re-estimated,
+repaired. `auto` is that of ours which agrees most with the dense network on other images:
+`ftwt.prune`'s rule, but for times and second looks. What Torch-Pruning leaves is
 repaired as fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs
 labels: it is given the dense network's guesses. RUN and IMAGES are as in `subjects.py`.
 Writes `results/repair/NAME-seedS.json`, after each candidate.
@@ -36,7 +38,7 @@ from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.mixed import mix
 from ftwt.pruning.dynamic import DynamicModel, images_of
-from ftwt.runs.candidates import gated, nearness, rank
+from ftwt.runs.candidates import gated, hold, nearness, rank
 
 OUTPUT = Path("results/repair")
 OURS = ("static", "greedy", "dynamic", "mixed")
@@ -141,18 +143,19 @@ def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:
         return guessing(subject, reduction)
     if kind in ORDERS:
         return inner.fix(fixed_masks(inner, ORDERS[kind](subject), reduction=reduction))
-    gates = gates_of(subject, reduction)
+    network = gates_of(subject, reduction)
     if kind == "dynamic":
-        return copy.deepcopy(gates)
-    mixed, told = mix(gates, subject.ranking, fitted, reduction=reduction)
-    print(told, flush=True)
-    ftwt.calibrate(mixed, fitted, reduction=reduction, images=subject.images)
-    return mixed
+        network = copy.deepcopy(network)
+    else:
+        network, told = mix(network, subject.ranking, fitted, reduction=reduction)
+        print(told, flush=True)
+    hold(network, fitted, reduction=reduction, images=subject.images)
+    return network
 
 
 @lru_cache(maxsize=1)
 def gates_of(subject: Subject, reduction: float) -> DynamicModel:
-    """Gates on all units, which `mixed` begins with too."""
+    """Gates on all units, not at the budget yet, which `mixed` begins with too."""
     return gated(
         subject.inner, subject.ranking, subject.fitted, reduction=reduction, images=subject.images
     )

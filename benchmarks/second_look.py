@@ -9,8 +9,9 @@
 For each first pass (a repaired fixed mask, or each network of `--trained` as it is) and each
 average cut, the threshold is set on one half of the test images, without labels, and accuracy is
 counted on the other half; then the halves change places. So every test image is scored once, by a
-threshold that did not see it. Which first pass to take is decided by the agreement with the dense
-network on the half that sets the threshold. RUN and IMAGES are as in `subjects.py`.
+threshold that did not see it. Rows hold the agreement with the dense network on the half that sets
+the threshold: by it, `tools/tables/fitting.py` takes a first pass. RUN and IMAGES are as in
+`subjects.py`.
 Writes `results/second-look/NETWORK-seedS.json`.
 """
 

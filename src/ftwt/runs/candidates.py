@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,20 @@ from .latency import FEW, Budget
 
 STATIC, DYNAMIC, MIXED, LOOK = "static", "dynamic", "mixed", "second-look"
 FURTHER = (0.1, 0.2)  # than asked: how much more a first pass saves, of which the better is taken
+MISSED = 0.02  # of the MACs: gates whose reduction is further from the asked one are refused
+
+
+class Refused(ValueError):
+    """A kind cannot meet the budget, or the network has no such candidate."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Tell what a step refuses from errors of what it calls for the user: as `Refused`."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures (not the network) as JSON values."""
-        names = ("kind", "reduction", "error", "agreement", "latency_ms")
+        names = ("kind", "reduction", "error", "agreement", "again", "latency_ms")
         told = {name: getattr(self, name) for name in names}
         look = None
         if self.look is not None:
@@ -129,12 +144,30 @@ def gated(
     reduction: float,
     images: int = 2048,
 ) -> DynamicModel:
-    """A copy with fitted predictors, at a budget; `r` is what training would start from."""
+    """A copy with predictors fitted for a budget, which `hold` settles.
+
+    `r` is what training would start from: as near to the budget as targets of it come.
+    """
     network = copy.deepcopy(dynamic)
-    network.set_r(estimate(network, fitted, images=images).r_for(reduction=reduction))
+    curve = estimate(network, fitted, images=images)
+    reached = min(max(reduction, min(curve.reduction)), max(curve.reduction))
+    network.set_r(curve.r_for(reduction=reached))
     fit_predictors(network, fitted, ranking=ranking, reduction=reduction, images=images)
-    calibrate(network, fitted, reduction=reduction, images=images)
     return network
+
+
+def hold(network: DynamicModel, fitted: Iterable[Any], *, reduction: float, images: int) -> None:
+    """Let gates save as much as asked of them, in place.
+
+    Raises:
+        ValueError: They cannot: it is out of reach, or their thresholds jump past it.
+    """
+    found = calibrate(network, fitted, reduction=reduction, images=images)
+    if abs(found.achieved - reduction) > MISSED:
+        raise ValueError(
+            f"gates save {found.achieved:.1%} of the MACs where {reduction:.1%} were asked of "
+            "them: their thresholds jump past it"
+        )
 
 
 class Judge:
@@ -217,59 +250,6 @@ def rank(error: float, agreement: float | None) -> tuple[float, float]:
     return (0.0 if agreement is None else -agreement, error)
 
 
-def looking(
-    dynamic: DynamicModel,
-    ranking: Ranking,
-    fitted: Part,
-    *,
-    dense: nn.Module,
-    judge: Judge,
-    budget: Budget,
-    teach: Callable[[DynamicModel], Any] | None = None,
-) -> Candidate:
-    """Make the second look that agrees with the dense network on most images.
-
-    Its first pass is a repaired fixed mask that saves more than asked; the images that judge set
-    its threshold.
-
-    Args:
-        dynamic: From `prunable`.
-        ranking: Of its filters.
-        fitted: Images to repair with.
-        dense: The network that looks again.
-        judge: Of images that the network was not trained on, best.
-        budget: On average, both passes counted.
-        teach: What trains a first pass in place, once it is repaired.
-
-    Raises:
-        ValueError: Outputs are no class scores, or no first pass saves enough.
-    """
-    if not judge.scores:
-        raise ValueError("a second look needs class scores (B, classes); these outputs are none")
-    candidates: list[Candidate] = []
-    refused: list[ValueError] = []
-    second = opened(dynamic).eval()
-    again = see(second, judge.judges, len(judge.judges))
-    for further in FURTHER:
-        try:
-            asked = budget.average(budget.reduction + further)
-            masks = fixed_masks(dynamic, ranking, reduction=budget.reduction + further)
-        except ValueError as error:
-            refused.append(error)
-            continue
-        first = dynamic.fix(masks)
-        repaired = repair(first, fitted, dense=dense, images=len(fitted))
-        if teach is not None:
-            teach(first)
-        network = SecondLook([first.eval(), second], [0.0])
-        seen = Seen([see(first, judge.judges, len(judge.judges)), again], network.dense_macs)
-        fit = fitted_to(seen, network, reduction=asked)
-        candidates.append(judge.judge_look(fit, seen, asked, repaired))
-    if not candidates:
-        raise ValueError(f"no first pass saves enough: {refused[0]}")
-    return min(candidates, key=lambda one: one.rank)
-
-
 @dataclass
 class Workshop:
     """Makes candidates of one network for one budget.
@@ -279,9 +259,9 @@ class Workshop:
         ranking: Of its filters.
         fitted: Images to fit to.
         dense: The network that is pruned.
-        judge: Of other images.
-        budget: What each candidate may cost.
-        teach: What trains each in place, once it is repaired.
+        judge: Of images that the network was not trained on, best.
+        budget: What each candidate may cost; of a second look, on average, both passes counted.
+        teach: What trains each in place, once it is repaired. Its errors are the caller's.
     """
 
     dynamic: DynamicModel
@@ -294,7 +274,7 @@ class Workshop:
 
     @cached_property
     def gates(self) -> DynamicModel:
-        """The network with fitted predictors, not repaired."""
+        """The network with fitted predictors, neither at the budget nor repaired."""
         return gated(
             self.dynamic, self.ranking, self.fitted,
             reduction=self.budget.reduction, images=len(self.fitted),
@@ -304,28 +284,70 @@ class Workshop:
         """Make a candidate of one kind: pruned, repaired and judged.
 
         Raises:
-            ValueError: It cannot meet the budget, or the network has no such candidate.
+            Refused: It cannot meet the budget, or the network has no such candidate.
         """
         if kind == LOOK:
-            return looking(
-                self.dynamic, self.ranking, self.fitted,
-                dense=self.dense, judge=self.judge, budget=self.budget, teach=self.teach,
-            )  # fmt: skip
+            return self.second_look_candidate()
         reduction, mixed = self.budget.reduction, None
-        if kind == STATIC:
-            masks = fixed_masks(self.dynamic, self.ranking, reduction=reduction)
-            network = self.dynamic.fix(masks)
-        elif kind == DYNAMIC:
-            network = copy.deepcopy(self.gates)
-        else:
-            network, mixed = mix(self.gates, self.ranking, self.fitted, reduction=reduction)
-        if network.predictors:
-            if mixed is not None:  # near the budget; it is settled after the repair
-                calibrate(network, self.fitted, reduction=reduction, images=FEW)
-            reduction = self.budget.settle(network, self.fitted)
-        told = repair(network, self.fitted, dense=self.dense, images=len(self.fitted))
+        with refusals():
+            if kind == STATIC:
+                network = self.dynamic.fix(self.masks(reduction))
+            elif kind == DYNAMIC:
+                network = copy.deepcopy(self.gates)
+            else:
+                network, mixed = mix(self.gates, self.ranking, self.fitted, reduction=reduction)
+            if network.predictors:  # near the budget; it is settled after the repair
+                seen = len(self.fitted) if mixed is None else FEW
+                calibrate(network, self.fitted, reduction=reduction, images=seen)
+                reduction = self.budget.settle(network, self.fitted)
+        told = self.repaired(network)
+        if network.predictors:  # repaired layers change what the next predictors see
+            with refusals():
+                hold(network, self.fitted, reduction=reduction, images=len(self.fitted))
+        return replace(self.judge.judge(kind, network.eval(), told), mixed=mixed)
+
+    def second_look_candidate(self) -> Candidate:
+        """Make the second look that agrees with the dense network on most images.
+
+        Its first pass is a repaired fixed mask that saves more than asked; the images that judge
+        set its threshold.
+
+        Raises:
+            Refused: Outputs are no class scores, or no first pass saves enough.
+        """
+        judge = self.judge
+        if not judge.scores:
+            raise Refused("a second look needs class scores (B, classes); these outputs are none")
+        candidates: list[Candidate] = []
+        refused: list[ValueError] = []
+        second = opened(self.dynamic).eval()
+        again = see(second, judge.judges, len(judge.judges))
+        for further in FURTHER:
+            cut = self.budget.reduction + further
+            try:
+                asked = self.budget.average(cut)
+                first = self.dynamic.fix(self.masks(cut))
+            except ValueError as error:
+                refused.append(error)
+                continue
+            told = self.repaired(first)
+            network = SecondLook([first.eval(), second], [0.0])
+            seen = Seen([see(first, judge.judges, len(judge.judges)), again], network.dense_macs)
+            with refusals():
+                fit = fitted_to(seen, network, reduction=asked)
+                candidates.append(judge.judge_look(fit, seen, asked, told))
+        if not candidates:
+            raise Refused(f"no first pass saves enough: {refused[0]}")
+        return min(candidates, key=lambda one: one.rank)
+
+    def masks(self, reduction: float) -> dict[str, Tensor]:
+        """Fixed masks that save so much."""
+        return fixed_masks(self.dynamic, self.ranking, reduction=reduction)
+
+    def repaired(self, network: DynamicModel) -> Repair:
+        """Repair a network in place, and teach it."""
+        with refusals():
+            told = repair(network, self.fitted, dense=self.dense, images=len(self.fitted))
         if self.teach is not None:
             self.teach(network)
-        if network.predictors:  # repaired layers change what the next predictors see
-            calibrate(network, self.fitted, reduction=reduction, images=len(self.fitted))
-        return replace(self.judge.judge(kind, network.eval(), told), mixed=mixed)
+        return told

@@ -19,7 +19,18 @@ from ..fitting.passes import check_steady, repeatable
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
-from .candidates import DYNAMIC, LOOK, MIXED, STATIC, Candidate, Judge, Part, Workshop, prunable
+from .candidates import (
+    DYNAMIC,
+    LOOK,
+    MIXED,
+    STATIC,
+    Candidate,
+    Judge,
+    Part,
+    Refused,
+    Workshop,
+    prunable,
+)
 from .choice import choose, timed
 from .latency import Budget, Clock
 
@@ -130,7 +141,8 @@ def prune(
             surer of itself, so that candidates hardly differ, and a second look saves less on
             others than asked. If not given, a fifth of the images.
         teach: Called with each candidate once it is repaired, to train it in place: say with
-            `ftwt.train` and the dense network as teacher. So all get as much.
+            `ftwt.train` and the dense network as teacher. So all get as much. What it raises, you
+            get.
         config: Kept in the provenance.
 
     Returns:
@@ -167,7 +179,7 @@ def prune(
     for kind in KINDS if gates == "auto" else (gates,):
         try:
             made = workshop.make(kind)
-        except ValueError as error:  # predictors cost so much that gates cannot reach the budget
+        except Refused as error:  # say, predictors cost too much for gates to reach the budget
             if gates != "auto" or kind == STATIC:
                 raise
             left_out[kind] = str(error)
