@@ -4,6 +4,7 @@ import copy
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import opened, run_counted
 from ftwt.runs import candidates, choice, latency
 from ftwt.runs.candidates import Candidate, Part, prunable
-from ftwt.runs.choice import choose
+from ftwt.runs.choice import choose, timed
 
 
 def network() -> nn.Module:
@@ -194,6 +195,24 @@ def test_gates_may_save_less_than_any_targets_would():
     assert one.reduction == pytest.approx(0.05, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_second_look_of_another_precision_is_timed(dtype):
+    pytest.importorskip("ftwt.runtime._native")
+    dense, images = network().to(dtype), IMAGES[:40].to(dtype)
+    (one,) = prune(dense, [images], reduction=0.2, gates="second-look").candidates
+    assert one.latency_ms is not None and one.latency_ms > 0
+
+
+def test_why_says_that_times_were_not_measured(monkeypatch):
+    def missing(networks, images):
+        raise RuntimeError("the engine was not built")
+
+    monkeypatch.setattr(choice, "measure", missing)
+    pruned = prune(network(), [IMAGES], reduction=0.2, gates="static")
+    assert pruned.why.endswith("; times were not measured: the engine was not built")
+    assert pruned.dense_ms is None
+
+
 @pytest.mark.parametrize("last", [2, 3])
 def test_errors_of_teaching_reach_the_caller(last):
     taught = []
@@ -290,7 +309,7 @@ def test_times_are_those_of_more_images_than_a_batch_leaves(monkeypatch):
 
     def timed(made, whole, images):
         seen.append(images)
-        return made, None
+        return made, None, ""
 
     monkeypatch.setattr("ftwt.runs.prune.timed", timed)
     prune(network(), IMAGES.split(81), reduction=0.3, gates="static")
@@ -318,6 +337,36 @@ def test_a_latency_is_met_or_its_range_is_named():
         prune(dense, [IMAGES], latency_ms=1e4)
 
 
+def test_times_are_averages_over_images(monkeypatch):
+    monkeypatch.setattr(latency, "compile", lambda network, check: network)
+    times = np.array([1.0, 2.0, 9.0])
+    monkeypatch.setattr(latency, "race", lambda engines, _: dict.fromkeys(engines, times))
+    dynamic, images = prunable(network(), IMAGES), IMAGES[:3].numpy()
+    (one,), dense, untimed = timed([candidate("static", 1.0, None)], dynamic, images)
+    assert (one.latency_ms, dense, untimed) == (4.0, 4.0, "")
+    clock = latency.Clock.of(dynamic, rank_filters(dynamic, [IMAGES]), images)
+    assert set(clock.times) == {4.0}
+
+
+def test_gates_are_timed_after_each_try_and_the_dense_network_compiled_once(monkeypatch):
+    steps, ms = [], iter((10.0, 9.0, 8.0, 7.0))
+
+    def race(engines, images):
+        steps.append("race")
+        return {"gates": np.array([0.0, 0.0, 3 * next(ms)]), "dense": np.full(3, 20.0)}
+
+    monkeypatch.setattr(latency, "race", race)
+    monkeypatch.setattr(latency, "calibrate", lambda *a, **k: steps.append("calibrate"))
+    monkeypatch.setattr(latency, "compile", lambda network, check: compiled.append(network))
+    compiled: list[DynamicModel] = []
+    dynamic = prunable(network(), IMAGES)
+    budget = latency.Budget(0.3, 5.0, latency.Clock((0.0, 0.5), (20.0, 10.0)), IMAGES.numpy())
+    with pytest.raises(ValueError, match="an image takes 7.00 ms; 5.00 ms were asked for"):
+        budget.settle(dynamic, [IMAGES])
+    assert steps == ["race", *["calibrate", "race"] * 3]
+    assert sum(one is not dynamic for one in compiled) == 1
+
+
 def test_each_kind_meets_a_latency_for_itself(monkeypatch):
     """With a clock that counts a millisecond for each share of the MACs, and two for gates."""
     dense = network()
@@ -335,8 +384,8 @@ def test_each_kind_meets_a_latency_for_itself(monkeypatch):
             found[name] += 10 * work.numpy() / sum(layer.macs for layer in whole)
         return found
 
-    monkeypatch.setattr(latency, "measure", counted)
-    monkeypatch.setattr(choice, "measure", counted)
+    monkeypatch.setattr(latency, "compile", lambda network, check: network)
+    monkeypatch.setattr(latency, "race", counted)
     pruned = prune(dense, [IMAGES], latency_ms=7.0)
     assert pruned.dense_ms == pytest.approx(10.0) and pruned.asked == pytest.approx(0.3, abs=0.05)
     found = {one.kind: one for one in pruned.candidates}

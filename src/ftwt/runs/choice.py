@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..evaluation.evaluate import device_of
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook, opened
 from .candidates import Candidate
@@ -20,7 +19,7 @@ FELT = 0.5  # of the time that the fastest candidate saves: less is not taken
 
 def timed(
     candidates: Sequence[Candidate], dynamic: DynamicModel, images: np.ndarray
-) -> tuple[list[Candidate], float | None]:
+) -> tuple[list[Candidate], float | None, str]:
     """Measure the candidates' times, in turns with the dense network's.
 
     Args:
@@ -29,34 +28,36 @@ def timed(
         images: To run one by one.
 
     Returns:
-        The candidates with their average times, and the dense network's; as they were and None
-        where the native engine is missing or cannot run one of them.
+        The candidates with their average times, the dense network's, and an empty string. Where
+        the native engine is missing or cannot run one of them: the candidates as they were, None,
+        and why.
     """
     networks: dict[str, DynamicModel | SecondLook] = {DENSE: opened(dynamic).eval()}
     networks |= {one.kind: one.network for one in candidates}
     try:
         ms = measure(networks, images)
-    except (RuntimeError, ValueError):  # not built, or an operation that it does not have
-        return list(candidates), None
-    dense = float(np.median(ms[DENSE]))
-    return [
+    except (RuntimeError, ValueError) as error:  # not built, or it has no such operation
+        return list(candidates), None, str(error)
+    dense = float(ms[DENSE].mean())
+    found = [
         replace(one, latency_ms=_average(one, ms[one.kind], dense, images)) for one in candidates
-    ], dense
+    ]
+    return found, dense, ""
 
 
 @torch.inference_mode()
 def _average(one: Candidate, ms: np.ndarray, dense_ms: float, images: np.ndarray) -> float:
     """Milliseconds of an image; of second looks, with their share among all images that judge."""
     if not isinstance(one.network, SecondLook):
-        return float(np.median(ms))
-    shown = torch.from_numpy(images).to(device_of(one.network))
+        return float(ms.mean())
+    shown = torch.from_numpy(images).to(next(one.network.parameters()))
     again = (one.network.look(shown).passes > 1).cpu().numpy()
     if again.all():
-        twice = float(np.median(ms))
+        twice = float(ms.mean())
         once = max(0.0, twice - dense_ms)
     else:
-        once = float(np.median(ms[~again]))
-        twice = float(np.median(ms[again])) if again.any() else once + dense_ms
+        once = float(ms[~again].mean())
+        twice = float(ms[again].mean()) if again.any() else once + dense_ms
     return (1 - one.again) * once + one.again * twice
 
 

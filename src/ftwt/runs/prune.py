@@ -185,12 +185,15 @@ def prune(
             left_out[kind] = str(error)
             continue
         candidates.append(made)
-    candidates, dense_ms = timed(candidates, dynamic, timed_images)
+    candidates, dense_ms, untimed = timed(candidates, dynamic, timed_images)
     best, why = choose(candidates, dense_ms)
     return Pruned(
+    why += "".join(f"; no {kind} one: {reason}" for kind, reason in left_out.items())
+    if untimed:
+        why += f"; times were not measured: {untimed}"
         network=best.network,
         kind=best.kind,
-        why=why + "".join(f"; no {kind} one: {reason}" for kind, reason in left_out.items()),
+        why=why,
         asked=reduction,
         candidates=tuple(candidates),
         dense_macs=sum(layer.macs for layer in dynamic.channels.layers),
