@@ -286,7 +286,7 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
         ({"reduction": 1.0}, r"reduction=1.0 is outside \(0, 1\)"),
         ({"reduction": 0.99}, "out of reach; fixed masks of these units save from 0.000 to"),
         ({"reduction": 0.3, "gates": "best"}, "auto, static, dynamic, mixed, second-look"),
-        ({"reduction": 0.3, "images": 0}, "to prune with; give 20 or more"),
+        ({"reduction": 0.3, "images": 10}, "images=10: fit to 20 or more"),
         ({"latency_ms": -1.0}, "latency_ms=-1.0: give milliseconds above 0"),
     ],
 )
@@ -321,6 +321,8 @@ def test_too_few_images_and_no_unit_are_refused():
         prune(network(), [IMAGES], reduction=0.3, held_out=[IMAGES[:1]])
     with pytest.raises(ValueError, match="10 images to prune with; give 20 or more"):
         prune(network(), [IMAGES[:10]], reduction=0.3)
+    with pytest.raises(ValueError, match="0 images to prune with; give 20 or more"):
+        prune(network(), [], reduction=0.3, held_out=[IMAGES[:20]])
     with (
         pytest.warns(UserWarning, match="no unit found"),
         pytest.raises(ValueError, match="Sequential has no unit to prune"),

@@ -37,8 +37,8 @@ from .latency import Budget, Clock
 Gates = Literal["auto", "static", "dynamic", "mixed", "second-look"]
 KINDS = (STATIC, DYNAMIC, MIXED, LOOK)
 JUDGED = 4  # a fourth as many images as are fitted to judge, where none are held out
-FEWEST = 20  # images: to fit to and to judge by
-FEWEST_JUDGES = 4  # of these: a second look is judged by halves
+FEWEST = 20  # images to fit to, with those that judge if none are held out
+FEWEST_JUDGES = 4  # images: a second look is judged by halves
 TIMED = 32  # images that the candidates' times are measured with
 
 
@@ -135,7 +135,7 @@ def prune(
             machine. Each candidate gets the reduction at which it takes as long.
         gates: `static`, `dynamic`, `mixed`, `second-look`, or `auto`: all of them, and the best is
             taken.
-        images: How many images to fit to, at most.
+        images: How many images to fit to, at most; 20 or more.
         held_out: Images that judge the candidates and set the threshold of a second look, as many
             at most. Best are some that the network was not trained on: on its training images it is
             surer of itself, so that candidates hardly differ, and a second look saves less on
@@ -150,9 +150,10 @@ def prune(
 
     Raises:
         ValueError: Neither or both budgets are given, one is out of reach (the message names the
-            range), there are fewer than 20 images, or other ones at each pass (shuffled,
-            augmented), the network has no unit to prune, or a second look is asked of a network
-            whose outputs are no class scores.
+            range) or gates jump past it, there are fewer than 20 images to fit to, or other ones at
+            each pass (shuffled, augmented), the network has no unit to prune, or a second look is
+            asked of a network whose outputs are no class scores.
+        RuntimeError: A budget in milliseconds, and the native engine was not built.
     """
     began = Start()
     if (reduction is None) == (latency_ms is None):
@@ -187,10 +188,10 @@ def prune(
         candidates.append(made)
     candidates, dense_ms, untimed = timed(candidates, dynamic, timed_images)
     best, why = choose(candidates, dense_ms)
-    return Pruned(
     why += "".join(f"; no {kind} one: {reason}" for kind, reason in left_out.items())
     if untimed:
         why += f"; times were not measured: {untimed}"
+    return Pruned(
         network=best.network,
         kind=best.kind,
         why=why,
@@ -208,6 +209,8 @@ def _divide(
     batches: Iterable[Any], images: int, held_out: Iterable[Any] | None, *, device: torch.device
 ) -> tuple[Part, Part]:
     """Images to fit to, and others to judge by."""
+    if images < FEWEST:
+        raise ValueError(f"images={images}: fit to {FEWEST} or more; 2048 is usual")
     batches, judged = repeatable(batches), 0
     check_steady(batches)
     if held_out is not None:
@@ -218,8 +221,8 @@ def _divide(
             raise ValueError(f"held_out has {judged} images; give {FEWEST_JUDGES} or more, or none")
     wanted = images if judged else images + images // JUDGED
     there = sum(len(part) for _, part in first(batches, wanted))
-    if there + judged < FEWEST:
-        raise ValueError(f"{there + judged} images to prune with; give {FEWEST} or more")
+    if there < FEWEST:
+        raise ValueError(f"{there} images to prune with; give {FEWEST} or more")
     if held_out is not None and judged:
         return Part(batches, 0, there, device), Part(held_out, 0, judged, device)
     fit = min(images, there * JUDGED // (JUDGED + 1))
