@@ -258,6 +258,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
 def test_a_sweep_that_is_killed_loses_nothing(capsys: Any) -> None:
     """Killed with -9, alone and with its training; halted, and let go on."""
