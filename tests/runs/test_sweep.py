@@ -248,6 +248,31 @@ def test_ctrl_c_stops_the_trainings_and_the_next_sweep_goes_on() -> None:
     assert ("resume", "runs/a") in events(again)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
+def test_a_training_is_halted_and_let_go_on(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    path = written("train a --output runs/a\ntrain b --output runs/b")
+    writes = "import time\nwhile not time.sleep(0.02): print('on', flush=True)"
+    told = Path("told")
+    with (
+        told.open("wb") as out,
+        subprocess.Popen([sys.executable, "-c", writes], stdout=out) as running,
+    ):
+        try:
+            holders = {"runs/a": running.pid}
+            monkeypatch.setattr("ftwt.runs.sweep.holder", lambda folder: holders.get(str(folder)))
+            wait_for(lambda: told.stat().st_size > 0)
+            assert cli.main(["sweep", str(path), "--pause"]) == 0
+            assert "halted: runs/a" in capsys.readouterr().out
+            time.sleep(0.1)
+            before = told.stat().st_size
+            time.sleep(0.3)
+            assert told.stat().st_size == before
+            assert cli.main(["sweep", str(path), "--go-on"]) == 0
+            wait_for(lambda: told.stat().st_size > before)
+        finally:
+            running.kill()
+
+
 REAL = """
 import sys
 from pathlib import Path
