@@ -7,13 +7,13 @@ docs/scaling.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather, gather_object, reduce
 from torch import Tensor
 
 from .config import TrainConfig
@@ -147,6 +147,14 @@ def gathered(part: Tensor, *, accelerator: Any = None) -> Tensor:
         return part
     parts = [each for each in gather_object([part.cpu()]) if len(each)]
     return torch.cat(parts).to(part.device) if parts else part
+
+
+def summed(tensors: Sequence[Tensor], *, accelerator: Any = None) -> list[Tensor]:
+    """Add up tensors over all processes, which give as many, of the same shapes and types."""
+    if alone(accelerator):
+        return list(tensors)
+    totals = reduce([each.to(accelerator.device) for each in tensors], "sum")
+    return [total.to(each.device) for total, each in zip(totals, tensors, strict=True)]
 
 
 def _timeout_s() -> float:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 
 from ..graph.trace import evaluating
-from ..processes import alone, first
+from ..processes import first, summed
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import Gate
 
@@ -85,7 +84,7 @@ def calibrate(
     def total(*mine: float) -> list[float]:
         """Sum whole numbers over all processes: exactly."""
         values = torch.tensor(mine, dtype=torch.float64)
-        return (values if alone(accelerator) else reduce(values.to(device), "sum")).tolist()
+        return summed([values], accelerator=accelerator)[0].tolist()
 
     (count,) = total(sum(map(len, inputs)))
     if not count:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..graph.operations import SUMS, Conv
 from ..graph.recognise import recognised
 from ..graph.trace import evaluating
-from ..processes import alone, first
+from ..processes import first, summed
 from ..pruning.dynamic import DynamicModel
 from ..pruning.method import target_mask
 
@@ -114,14 +114,10 @@ def mean_saliency(
                 total = gate.saliency.double().sum(0)
                 sums[name] = sums[name] + total if name in sums else total
             count += len(part)
-    if not alone(accelerator):
-        from accelerate.utils import reduce
-
-        count, *totals = reduce([count, *sums.values()], "sum")
-        sums = dict(zip(sums, totals, strict=True))
+    count, *totals = summed([count, *sums.values()], accelerator=accelerator)
     if not count:
         raise ValueError("no images to rank filters on; give batches of images")
-    return {name: total / count for name, total in sums.items()}
+    return {name: total / count for name, total in zip(sums, totals, strict=True)}
 
 
 def fixed_masks(

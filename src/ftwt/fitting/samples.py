@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..processes import alone
+from ..processes import summed
 from .regression import Moments
 
 HELD_OUT = 5  # every fifth image is held out: to choose a ridge by, or to say how good a fit is
@@ -76,10 +76,6 @@ def add_samples(
 
 def add_up(sums: list[Moments], count: int, accelerator: Any) -> int:
     """Add up the sums of all processes; return how many images they saw together."""
-    if alone(accelerator):
-        return count
-    from accelerate.utils import reduce
-
     for moments in sums:
-        moments.replace(reduce(moments.tensors(), "sum"))
-    return int(reduce(torch.tensor([count], device=sums[0].x.device), "sum")[0])
+        moments.replace(summed(moments.tensors(), accelerator=accelerator))
+    return int(summed([torch.tensor(count)], accelerator=accelerator)[0])
