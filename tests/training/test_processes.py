@@ -20,6 +20,8 @@ from ftwt.budget.calibration import calibrate
 from ftwt.cli import main
 from ftwt.config import FixedConfig, TrainConfig
 from ftwt.data import Batches
+from ftwt.fitting.masks import mean_saliency
+from ftwt.fitting.predictors import fit_predictors
 from ftwt.networks.pretrained import load_tensors
 from ftwt.processes import explained, first, gathered, processes, shard
 from ftwt.pruning.second_look import SecondLook, opened
@@ -92,6 +94,21 @@ def exact_figures() -> dict[str, Any]:
     )
 
 
+def fitted_figures() -> dict[str, Any]:
+    """What is fitted to images that the first process has all of."""
+    few = Batches(toys.images(UNEVEN, seed=1), batch_size=10 * shard()[1], shard=shard())
+    options = {"images": 10, "accelerator": processes()}
+    saliency = mean_saliency(gates(), few, **options)
+    return json.loads(
+        json.dumps(
+            {
+                "saliency": {name: mean.tolist() for name, mean in saliency.items()},
+                "predictors": asdict(fit_predictors(gates(), few, **options)),
+            }
+        )
+    )
+
+
 def curves(folder: Path) -> dict[str, Any]:
     """The losses and figures of short runs, shared with the other processes."""
     found: dict[str, Any] = {}
@@ -114,7 +131,8 @@ def curves(folder: Path) -> dict[str, Any]:
 
 BOTH = """
 import sys
-told = {"exact": exact_figures(), "curves": curves(Path(sys.argv[1]))}
+told = {"exact": exact_figures(), "fitted": fitted_figures()}
+told["curves"] = curves(Path(sys.argv[1]))
 Path(f"{shard()[0]}.json").write_text(json.dumps(told))
 torch.distributed.destroy_process_group()
 """
@@ -125,14 +143,15 @@ def test_processes_together_do_what_one_does(
     world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = launch(world, BOTH, "many", timeout=240)
+    done = launch(world, BOTH, "many", timeout=240, FTWT_TIMEOUT_S="60")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "find_unused_parameters" not in done.stderr
-    exact, one = exact_figures(), curves(Path("one"))
+    exact, fitted, one = exact_figures(), fitted_figures(), curves(Path("one"))
     largest = 0.0
     for rank in range(world):
         told = json.loads(Path(f"{rank}.json").read_text())
         assert told["exact"] == exact  # to the last bit, on all of them
+        assert told["fitted"] == fitted
         loader = told["curves"]["loader"]
         assert loader["images"] == UNEVEN == one["loader"]["images"]
         assert loader["loss"] == pytest.approx(one["loader"]["loss"], rel=1e-6)

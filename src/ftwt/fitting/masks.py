@@ -102,8 +102,12 @@ def mean_saliency(
         ValueError: There are no images.
     """
     device = next(dynamic.parameters()).device
-    sums: dict[str, Tensor] = {}
     count = torch.zeros(1, dtype=torch.float64, device=device)
+    sums: dict[str, Tensor] = {
+        unit.name: count.repeat(unit.out_channels)
+        for unit in dynamic.units
+        if unit.inherits is None
+    }
     with evaluating(dynamic):
         for _, part in first(batches, images, accelerator=accelerator):
             if not len(part):
@@ -111,8 +115,7 @@ def mean_saliency(
             dynamic.check_input(part)
             _, gates = dynamic(part.to(device), gates="open", return_gates="saliency")
             for name, gate in gates.items():
-                total = gate.saliency.double().sum(0)
-                sums[name] = sums[name] + total if name in sums else total
+                sums[name] += gate.saliency.double().sum(0)
             count += len(part)
     count, *totals = summed([count, *sums.values()], accelerator=accelerator)
     if not count:

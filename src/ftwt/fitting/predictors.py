@@ -171,10 +171,10 @@ def _look(
             handle.remove()
 
     def joined(found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        none = torch.empty(0, device=device)  # other processes may hold all of the images
         return {
-            name: gathered(torch.cat(parts), accelerator=accelerator)
+            name: gathered(torch.cat(parts) if parts else none, accelerator=accelerator)
             for name, parts in found.items()
-            if parts
         }
 
     return joined(features), joined(seen)
