@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 import toys
-from ftwt import estimate, evaluate
+from ftwt import estimate, evaluate, repair
 from ftwt.budget.calibration import calibrate
 from ftwt.cli import main
 from ftwt.config import FixedConfig, TrainConfig
 from ftwt.data import Batches
+from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import mean_saliency
 from ftwt.fitting.predictors import fit_predictors
 from ftwt.networks.pretrained import load_tensors
@@ -109,6 +110,24 @@ def fitted_figures() -> dict[str, Any]:
     )
 
 
+def repairs() -> list[list[float]]:
+    """Images repaired with, errors of layers and of units; one process keeps no feature maps."""
+    rank, world = shard()
+    found = []
+    for poor, size, count in ((1, 16, 40), (0, 10 * world, 10)):  # the first has all of the ten
+        batches = Batches(toys.images(UNEVEN, seed=1), batch_size=size, shard=(rank, world))
+        options = {"images": count, "accelerator": processes()}
+        fixed = gates().fix(dict.fromkeys(gates().gates, torch.arange(8) > 2))
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == poor:
+                patch.setattr("ftwt.fitting.passes.room", lambda *_: 0)
+            told = repair(fixed, batches, dense=toys.Toy(), **options)
+            lost = rank_filters(gates(), batches, **options).lost.values()
+        left = [layer.after for layer in told.layers]
+        found.append([told.images, *left, *(float(each[-1]) for each in lost)])
+    return found
+
+
 def curves(folder: Path) -> dict[str, Any]:
     """The losses and figures of short runs, shared with the other processes."""
     found: dict[str, Any] = {}
@@ -131,7 +150,7 @@ def curves(folder: Path) -> dict[str, Any]:
 
 BOTH = """
 import sys
-told = {"exact": exact_figures(), "fitted": fitted_figures()}
+told = {"exact": exact_figures(), "fitted": fitted_figures(), "repairs": repairs()}
 told["curves"] = curves(Path(sys.argv[1]))
 Path(f"{shard()[0]}.json").write_text(json.dumps(told))
 torch.distributed.destroy_process_group()
@@ -147,11 +166,14 @@ def test_processes_together_do_what_one_does(
     assert done.returncode == 0, done.stderr[-3000:]
     assert "find_unused_parameters" not in done.stderr
     exact, fitted, one = exact_figures(), fitted_figures(), curves(Path("one"))
+    repaired = repairs()
     largest = 0.0
     for rank in range(world):
         told = json.loads(Path(f"{rank}.json").read_text())
         assert told["exact"] == exact  # to the last bit, on all of them
         assert told["fitted"] == fitted
+        for ours, theirs in zip(repaired, told["repairs"], strict=True):
+            assert theirs == pytest.approx(ours, rel=1e-4)
         loader = told["curves"]["loader"]
         assert loader["images"] == UNEVEN == one["loader"]["images"]
         assert loader["loss"] == pytest.approx(one["loader"]["loss"], rel=1e-6)

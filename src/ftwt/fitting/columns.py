@@ -73,6 +73,7 @@ def rank_filters(
         whole.network,
         lambda: shown(dynamic, batches, images, accelerator=accelerator),
         sites,
+        accelerator=accelerator,
     )
     ranked: dict[str, tuple[Tensor, Tensor]] = {}
     waiting: dict[str, list[_Reader]] = {name: [] for name in readers}

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor, fx
 
-from ..processes import first
+from ..processes import first, summed
 from ..pruning.dynamic import ARGUMENTS, DynamicModel, images_of
 from .sites import Site
 
@@ -198,6 +198,7 @@ class Passes:
             repaired: then each batch runs once.
         batches: Called for each pass where some start anew: (place of the first image, images).
         sites: The layers of each call of `values`, in order.
+        accelerator: As for `repair`.
     """
 
     def __init__(
@@ -206,14 +207,16 @@ class Passes:
         teacher: fx.GraphModule,
         batches: Callable[[], Iterable[tuple[int, Tensor]]],
         sites: Iterable[Site],
+        *,
+        accelerator: Any = None,
     ) -> None:
         self.network, self.teacher, self.batches = network, teacher, batches
-        sites = list(sites)
+        self.accelerator, sites = accelerator, list(sites)
         self.needs, self.goals = [set(site.needs) for site in sites], [site.goal for site in sites]
         self.room, self.done = room(), 0
         self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
         self.kept: dict[int, Batch] = {}
-        self.whole = False  # whether all batches are kept
+        self.whole = False  # whether all batches of all processes are kept
 
     def values(self, site: Site) -> Iterator[Reading]:
         """Yield, batch by batch, what a layer reads and should give; it is about to be fitted.
@@ -240,7 +243,8 @@ class Passes:
             if size + more <= self.room:
                 kept[batch.place] = batch
                 size += more
-        self.kept, self.whole = kept, len(kept) == count
+        left = summed([torch.tensor(count - len(kept))], accelerator=self.accelerator)
+        self.kept, self.whole = kept, not left[0]  # all processes go through the batches, or none
 
     def _advance(
         self, batch: Batch, site: Site, needs: set[str], goals: set[str]

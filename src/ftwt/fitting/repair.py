@@ -124,6 +124,7 @@ def repair(
         teacher.network,
         lambda: shown(dynamic, batches, images, accelerator=accelerator),
         sites,
+        accelerator=accelerator,
     )
     layers, count = [], 0
     with evaluating(dynamic), evaluating(teacher), _restoring(dynamic.network, sites):
