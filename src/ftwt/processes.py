@@ -103,6 +103,12 @@ def alone(accelerator: Any) -> bool:
     return accelerator is None or accelerator.num_processes == 1
 
 
+def sharing_memory(accelerator: Any) -> int:
+    """Count the processes of this machine, this one too; of the whole run, where nothing tells."""
+    run = 1 if accelerator is None else accelerator.num_processes
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or run)  # torchrun and accelerate launch tell
+
+
 def first(
     batches: Iterable[Any], images: int, *, accelerator: Any = None
 ) -> Iterator[tuple[int, Tensor]]:

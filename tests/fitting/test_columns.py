@@ -152,7 +152,7 @@ def test_the_ranking_does_not_depend_on_the_batches():
 
 
 def test_batches_may_come_from_a_generator(monkeypatch):
-    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 0)  # all passes start anew
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda *_: 0)  # all passes start anew
     dynamic, images = mixed(), torch.randn(40, 3, 6, 6)
     listed, generated = (
         rank_filters(dynamic, batches) for batches in ([images], (part for part in [images]))

@@ -227,7 +227,7 @@ def test_maps_of_as_many_batches_are_kept_as_there_is_room_for(monkeypatch):
 
     monkeypatch.setattr("ftwt.fitting.passes.Run", Counted)
     for space in (0, 300_000, 2**30):
-        monkeypatch.setattr("ftwt.fitting.passes.room", lambda space=space: space)
+        monkeypatch.setattr("ftwt.fitting.passes.room", lambda *_, space=space: space)
         begun.clear()
         repaired = copy.deepcopy(fresh)
         layers = repair(repaired, batches, dense=dense, images=40).layers
@@ -262,7 +262,7 @@ def test_a_second_input_without_a_default_is_named():
 
 
 def test_batches_may_come_from_a_generator(monkeypatch):
-    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 0)  # all passes start anew
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda *_: 0)  # all passes start anew
     dense, dynamic = pruned(chain)
     found = repair(dynamic, (part for part in pictures(40).split(10)), dense=dense)
     assert found.images == 40 and len(found.layers) > 1
@@ -284,7 +284,7 @@ def test_maps_are_kept_from_where_they_fit_into_memory(monkeypatch):
         )  # fmt: skip
 
     dense, dynamic = pruned(narrowing)
-    monkeypatch.setattr("ftwt.fitting.passes.room", lambda: 100_000)
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda *_: 100_000)
     told = repair(dynamic, Batches(pictures(40).split(10)), dense=dense, images=40)
     assert len(told.layers) == 4
     assert Batches.read == 2  # for the first two: what the others start from is small
@@ -294,14 +294,41 @@ def test_room_for_maps_is_a_quarter_of_what_a_container_leaves_free(tmp_path, mo
     limit, used = tmp_path / "limit", tmp_path / "used"
     monkeypatch.setattr("ftwt.fitting.passes.CONTAINERS", ((limit, used),))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
-    assert room() == 2**38  # no container
+    cpu = torch.device("cpu")
+    assert room(cpu, 1) == 2**38  # no container
     limit.write_text("max\n")
     used.write_text(f"{2**30}\n")
-    assert room() == 2**38  # no limit
+    assert room(cpu, 1) == 2**38  # no limit
     limit.write_text(f"{9 * 2**30}\n")
-    assert room() == 2 * 2**30
+    assert room(cpu, 1) == 2 * 2**30
+    assert room(cpu, 4) == 2**29
     used.write_text(f"{8 * 2**30}\n")
-    assert room() == 2**30
+    assert room(cpu, 1) == 2**30
+    assert room(cpu, 4) == 2**28
+
+
+def test_room_for_maps_on_a_gpu_is_a_quarter_of_what_is_free_there(monkeypatch):
+    gpu = torch.device("cuda", 1)
+    free = {gpu: 2**20}  # less than 1 GiB stays less
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 2**40))
+    assert room(gpu, 4) == 2**18
+
+
+def test_processes_of_a_machine_share_its_room(monkeypatch):
+    monkeypatch.setattr("ftwt.fitting.passes.room", lambda device, sharing: (device, sharing))
+    network, many = fx.symbolic_trace(nn.Linear(2, 2)), SimpleNamespace(num_processes=8)
+    for told, accelerator, sharing in (
+        (None, None, 1),
+        (None, many, 8),
+        ("4", many, 4),  # two machines
+        ("4", None, 4),  # each with a network of its own
+    ):
+        if told:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", told)
+        else:
+            monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        passes = Passes(network, network, lambda: [], [], accelerator=accelerator)
+        assert passes.room == (torch.device("cpu"), sharing)
 
 
 def test_labels_are_never_read():

@@ -11,11 +11,11 @@ import psutil
 import torch
 from torch import Tensor, fx
 
-from ..processes import first, summed
+from ..processes import first, sharing_memory, summed
 from ..pruning.dynamic import ARGUMENTS, DynamicModel, images_of
 from .sites import Site
 
-LEAST = 2**30  # bytes of feature maps that may be kept on any machine
+LEAST = 2**30  # bytes of feature maps that may be kept in the memory of any machine
 SHARE = 4  # of the free memory, one part in so many may be kept
 CONTAINERS = (  # of a container's memory: its limit, and what it uses
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -26,15 +26,22 @@ CONTAINERS = (  # of a container's memory: its limit, and what it uses
 )
 
 
-def room() -> int:
-    """Bytes of feature maps that may be kept: a quarter of the free memory, 1 GiB or more."""
+def room(device: torch.device, sharing: int) -> int:
+    """Bytes of feature maps that may be kept: a quarter of the free memory where they lie.
+
+    Args:
+        device: Where they lie. The memory of a GPU is one process's own.
+        sharing: Processes that share what may be kept in the machine's memory, at least 1 GiB.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // SHARE
     free = psutil.virtual_memory().available
     for limit, used in CONTAINERS:
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
         except (OSError, ValueError):  # no container of this kind, or one without a limit
             continue
-    return max(LEAST, free // SHARE)
+    return max(LEAST, free // SHARE) // sharing
 
 
 class Run(fx.Interpreter):
@@ -213,7 +220,8 @@ class Passes:
         self.network, self.teacher, self.batches = network, teacher, batches
         self.accelerator, sites = accelerator, list(sites)
         self.needs, self.goals = [set(site.needs) for site in sites], [site.goal for site in sites]
-        self.room, self.done = room(), 0
+        device = next(network.parameters()).device
+        self.room, self.done = room(device, sharing_memory(accelerator)), 0
         self.places = {node.name: i for i, node in enumerate(network.graph.nodes)}
         self.kept: dict[int, Batch] = {}
         self.whole = False  # whether all batches of all processes are kept

@@ -96,7 +96,8 @@ def repair(
     Layer by layer, in the order of the graph, by ridge regression: convolutions (grouped and
     depthwise too) and linear layers, with the batch norm that follows. Labels are not used. Between
     two layers the feature maps of as many batches are kept as fit into a quarter of the free memory
-    (1 GiB at least); the other batches run from the start for each layer.
+    where the network lies (of a machine's, 1 GiB at least, which its processes share); the other
+    batches run from the start for each layer.
 
     Args:
         dynamic: A network with gates, or its static twin. Its masks decide as they are set.
