@@ -65,6 +65,9 @@ def test_mean_saliency_is_the_mean_over_all_images():
         torch.testing.assert_close(mean.float(), gates[name].saliency.mean(0))
     with pytest.raises(ValueError, match="no images to rank filters on"):
         mean_saliency(dynamic, [])
+    partly = dynamic.fix({"grow": torch.arange(8) < 4}, partly=True)
+    with pytest.raises(ValueError, match="grow is fixed, and so has no saliency"):
+        mean_saliency(partly, [images])
 
 
 @pytest.mark.parametrize("reduction", [0.1, 0.3, 0.6])

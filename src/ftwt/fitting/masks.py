@@ -99,7 +99,7 @@ def mean_saliency(
         Unit -> (C,) float64 mean saliency.
 
     Raises:
-        ValueError: There are no images.
+        ValueError: There are no images, or a unit is fixed.
     """
     device = next(dynamic.parameters()).device
     count = torch.zeros(1, dtype=torch.float64, device=device)
@@ -115,6 +115,8 @@ def mean_saliency(
             dynamic.check_input(part)
             _, gates = dynamic(part.to(device), gates="open", return_gates="saliency")
             for name, gate in gates.items():
+                if gate.saliency is None:
+                    raise ValueError(f"{name} is fixed, and so has no saliency; rank before `fix`")
                 sums[name] += gate.saliency.double().sum(0)
             count += len(part)
     count, *totals = summed([count, *sums.values()], accelerator=accelerator)
