@@ -1,12 +1,13 @@
 """What a program may cost: the limits at their edges, and that programs at them run rightly."""
 
 import _thread
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,15 @@ def long(kind: str) -> Program:
     return build.program()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to Ctrl-C: a shell's background jobs begin without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", ["direct", "winograd", "panel", "depthwise", "pool"])
@@ -222,6 +232,7 @@ def test_a_long_run_hears_ctrl_c_within_a_second(kind: str, threads: int) -> Non
         assert time.perf_counter() - asked.pop() < 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_run_hears_ctrl_c_and_the_engine_goes_on() -> None:
     build = Builder((2, 2**10, 2**10))
     build.conv(0, 2, (256, 256), groups=2)
