@@ -36,7 +36,7 @@ from torch import Tensor, fx, nn
 import ftwt
 from ftwt.contest import turns
 from ftwt.contest.rivals import BUILDERS, export_onnx, in_batches
-from ftwt.contest.turns import Contestant, disturbance, faster_half, time_in_turns
+from ftwt.contest.turns import Contestant, disturbance, quartiles, time_in_turns
 from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.masks import inner_units
@@ -127,9 +127,7 @@ def contest(subject: subjects.Subject, given: argparse.Namespace) -> Callable[[A
         seconds = time_in_turns(named, min(given.timed, len(batches)), rounds=given.rounds)
     entries = []
     for way, taken in zip(ways, seconds.values(), strict=True):
-        low, middle, high = 1e3 * np.percentile(faster_half(taken), [25, 50, 75], axis=0).mean(
-            axis=1
-        )
+        low, middle, high = 1e3 * quartiles(taken).mean(axis=1)
         entries.append(
             Entry(way.pruning, way.runtime, way.precision, top1[id(way)], way.reduction(),
                   float(middle), float(low), float(high), way.contestant.settings)

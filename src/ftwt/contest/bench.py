@@ -23,7 +23,7 @@ from ..runtime.engine import Kind
 from . import turns
 from .rivals import FLOAT32, TOLERANCE, invite, largest_error
 from .steered import DECIDE, Masks, Steered, contestant, draw, opened, steered, took
-from .turns import Contestant, disturbance, faster_half, time_in_turns, time_shuffled
+from .turns import Contestant, disturbance, quartiles, time_in_turns, time_shuffled
 
 RIVALS = tuple(FLOAT32)
 BATCHES = 16  # that all contestants run
@@ -245,7 +245,7 @@ def _one_by_one(
     seconds = time_shuffled(
         contestant(engine, images, masks), len(images), rounds=rounds, random=random
     )
-    medians = 1e3 * np.median(faster_half(seconds), axis=0)
+    medians = 1e3 * quartiles(seconds)[1]
     return tuple(
         ImageTiming(float(s.keep[0]), int(s.executed_macs[0]), float(ms))
         for s, ms in zip(stats, medians, strict=True)
@@ -264,7 +264,7 @@ def _timing(
     name: str, contestant: Contestant, seconds: np.ndarray, batch: int, macs: float | None
 ) -> Timing:
     ms = 1e3 * seconds / batch
-    low, middle, high = np.percentile(faster_half(ms), [25, 50, 75], axis=0)
+    low, middle, high = quartiles(ms)
     return Timing(
         name=name,
         settings=contestant.settings,

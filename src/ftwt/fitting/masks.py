@@ -101,6 +101,8 @@ def mean_saliency(
     Raises:
         ValueError: There are no images, or a unit is fixed.
     """
+    if fixed := sorted(dynamic.gates.keys() - dynamic.predictors.keys()):
+        raise ValueError(f"{fixed[0]} is fixed, and so has no saliency; rank before `fix`")
     device = next(dynamic.parameters()).device
     count = torch.zeros(1, dtype=torch.float64, device=device)
     sums: dict[str, Tensor] = {
@@ -115,8 +117,6 @@ def mean_saliency(
             dynamic.check_input(part)
             _, gates = dynamic(part.to(device), gates="open", return_gates="saliency")
             for name, gate in gates.items():
-                if gate.saliency is None:
-                    raise ValueError(f"{name} is fixed, and so has no saliency; rank before `fix`")
                 sums[name] += gate.saliency.double().sum(0)
             count += len(part)
     count, *totals = summed([count, *sums.values()], accelerator=accelerator)
@@ -206,9 +206,8 @@ def _by_loss(dynamic: DynamicModel, ranking: Ranking, reduction: float) -> dict[
     high = 1.0
     while (there := saved(high)) < reduction and high < DEAREST:
         high *= 4
-    gone = most
-    if there >= reduction:
-        gone = chosen(settle(saved, reduction, enough=high, little=0.0))
+    enough = there >= reduction
+    gone = chosen(settle(saved, reduction, enough=high, little=0.0)) if enough else most
     while True:  # the relaxation goes past the budget by up to a step: take back what it can spare
         back = []
         for name, count in gone.items():

@@ -268,8 +268,8 @@ class Passes:
         ahead = run if further <= run.at else run.fork()
         ahead.advance(further, needs)
         found = {node.name: value for node, value in ahead.env.items() if node.name in site.needs}
-        inputs = site.layer.all_input_nodes[0]  # as the layer reads it, before what runs ahead of
-        found[inputs.name] = run.env[inputs]  # it changes it in place
+        inputs = site.layer.all_input_nodes[0]
+        found[inputs.name] = run.env[inputs]  # what runs ahead may have changed its copy in place
         taught.advance(goal, copy=goals)
         return found, taught.copies[site.goal]
 
