@@ -10,8 +10,8 @@ units where they leave less of an error. `first-order` is a fixed mask of the fi
 gradients of the network's own guesses name on average; `first-order gates` are fitted to what they
 name for each image. Each candidate is asked for the same executed reduction, fitted to the same
 images (a seed draws them) and evaluated on all test images: as it is, with batch norm re-estimated,
-repaired. `auto` is that of ours which agrees most with the dense network on other images:
-`ftwt.prune`'s rule, but for times and second looks. What Torch-Pruning leaves is
+repaired. `auto` is that of ours whose outputs have the least error beside the dense network's on
+other images: `ftwt.prune`'s rule, but for times and second looks. What Torch-Pruning leaves is
 repaired as fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs
 labels: it is given the dense network's guesses. RUN and IMAGES are as in `subjects.py`.
 Writes `results/repair/NAME-seedS.json`, after each candidate.
@@ -38,7 +38,7 @@ from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.mixed import mix
 from ftwt.pruning.dynamic import DynamicModel, images_of
-from ftwt.runs.candidates import gated, hold, nearness, rank
+from ftwt.runs.candidates import gated, hold, nearness
 
 OUTPUT = Path("results/repair")
 OURS = ("static", "greedy", "dynamic", "mixed")
@@ -121,17 +121,15 @@ def chosen(subject: Subject, ours: Mapping[str, Scored]) -> dict[str, Any]:
     """
     dense = torch.cat([outputs for _, _, outputs in subject.test])
     first = torch.arange(len(dense)) % 2 == 0
-    found, taken = [], []
+    found, taken, near = [], [], []
     for half in (first, ~first):
         judging = half.nonzero()[: subject.images, 0]
-
-        def order(kind: str, judging: Tensor = judging) -> tuple[float, float]:
-            return rank(**nearness(dense[judging], ours[kind].outputs[judging]))
-
-        taken.append(min(ours, key=order))
+        near.append({k: nearness(dense[judging], o.outputs[judging]) for k, o in ours.items()})
+        taken.append(min(ours, key=lambda kind: near[-1][kind]["error"]))
         found.append(ours[taken[-1]].of(~half))
     both = Scored(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-    return means(both) | {"chosen": ", ".join(dict.fromkeys(taken)), "judged": len(judging)}
+    names = ", ".join(dict.fromkeys(taken))
+    return means(both) | {"chosen": names, "judged": len(judging), "nearness": near}
 
 
 def candidate(kind: str, subject: Subject, reduction: float) -> DynamicModel:

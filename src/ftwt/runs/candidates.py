@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -84,11 +84,6 @@ class Candidate:
             look = {name: value for name, value in vars(self.look).items() if name != "network"}
         mixed = None if self.mixed is None else asdict(self.mixed)
         return told | {"repair": asdict(self.repair), "look": look, "mixed": mixed}
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """The least is best."""
-        return rank(self.error, self.agreement)
 
 
 class Part:
@@ -245,9 +240,18 @@ def nearness(dense: Tensor, outputs: Tensor) -> dict[str, Any]:
     return {"error": error / max(spread, 1e-30), "agreement": None}
 
 
-def rank(error: float, agreement: float | None) -> tuple[float, float]:
-    """The least is best: most agreement, then least error; the error alone without classes."""
-    return (0.0 if agreement is None else -agreement, error)
+def nearest(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate nearest to the dense network.
+
+    Networks of one pass are compared by their error: of few images it tells more than agreement.
+    The best of them is compared with second looks by agreement: an image that is not looked at
+    again keeps the error of the first pass, but nearly always has the dense network's guess.
+    """
+    once = [one for one in candidates if one.look is None]
+    left = [one for one in candidates if one.look is not None]
+    if once:
+        left.append(min(once, key=lambda one: one.error))
+    return min(left, key=lambda one: (-(one.agreement or 0.0), one.error))
 
 
 @dataclass
@@ -338,7 +342,7 @@ class Workshop:
                 candidates.append(judge.judge_look(fit, seen, asked, told))
         if not candidates:
             raise Refused(f"no first pass saves enough: {refused[0]}")
-        return min(candidates, key=lambda one: one.rank)
+        return nearest(candidates)
 
     def masks(self, reduction: float) -> dict[str, Tensor]:
         """Fixed masks that save so much."""

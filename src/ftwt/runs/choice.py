@@ -10,7 +10,7 @@ import torch
 
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook, opened
-from .candidates import Candidate
+from .candidates import Candidate, nearest
 from .latency import measure
 
 DENSE = "dense"
@@ -69,17 +69,17 @@ def choose(candidates: Sequence[Candidate], dense_ms: float | None) -> tuple[Can
         dense_ms: The dense network's time; None where times were not measured.
 
     Returns:
-        The candidate that agrees with the dense network most of those that save at least half of
-        the time that the fastest one saves, and the reason.
+        The candidate nearest to the dense network of those that save at least half of the time
+        that the fastest one saves, and the reason.
     """
     saved = {one.kind: _saved(one, dense_ms) for one in candidates}
     least = FELT * max(saved.values())
     felt = [one for one in candidates if saved[one.kind] >= least]
-    best = min(felt, key=lambda one: one.rank)
+    best = nearest(felt)
     if len(candidates) == 1:
         return best, f"{best.kind}: the only candidate"
     why = f"{best.kind} is taken: it {_told(best, dense_ms)}"
-    slow = [one.kind for one in candidates if one not in felt and one.rank < best.rank]
+    slow = [one.kind for one in candidates if one not in felt and nearest([best, one]) is one]
     if slow:
         far = "saving less than half of the time that the fastest saves"
         why += f"; nearer to the dense network, but {far}: {', '.join(slow)}"
@@ -97,9 +97,9 @@ def _saved(one: Candidate, dense_ms: float | None) -> float:
 
 
 def _told(one: Candidate, dense_ms: float | None) -> str:
-    near = f"has an error of {one.error:.4f}"
+    near = f"has an error of {one.error:.4f} beside the dense network"
     if one.agreement is not None:
-        near = f"agrees with the dense network on {one.agreement:.1%} of the held-out images"
+        near += f", agrees with it on {one.agreement:.1%} of the held-out images"
     if dense_ms is None or one.latency_ms is None:
         return near
-    return f"{near} and is {dense_ms / one.latency_ms:.2f} times as fast"
+    return f"{near}, is {dense_ms / one.latency_ms:.2f} times as fast"
