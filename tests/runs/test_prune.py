@@ -264,7 +264,7 @@ def candidate(kind: str, agreement: float, error: float, latency_ms: float | Non
             (0.2, 0.1, 0.0),
             (0.8, 0.85, 1.2),
             "dynamic",
-            "error of 0.1000 .* on 96.0% .*, is 1.18 times as fast; static is the fastest",
+            "error of 0.1000 .* on 96.0% .* and is 1.18 times as fast; static is the fastest",
         ),
         (
             (0.97, 0.94, 0.96),

@@ -97,9 +97,9 @@ def _saved(one: Candidate, dense_ms: float | None) -> float:
 
 
 def _told(one: Candidate, dense_ms: float | None) -> str:
-    near = f"has an error of {one.error:.4f} beside the dense network"
+    parts = [f"has an error of {one.error:.4f} beside the dense network"]
     if one.agreement is not None:
-        near += f", agrees with it on {one.agreement:.1%} of the held-out images"
-    if dense_ms is None or one.latency_ms is None:
-        return near
-    return f"{near}, is {dense_ms / one.latency_ms:.2f} times as fast"
+        parts.append(f"agrees with it on {one.agreement:.1%} of the held-out images")
+    if dense_ms is not None and one.latency_ms is not None:
+        parts.append(f"is {dense_ms / one.latency_ms:.2f} times as fast")
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
