@@ -40,8 +40,9 @@ from ftwt.contest.turns import Contestant, disturbance, quartiles, time_in_turns
 from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.masks import inner_units
+from ftwt.graph.inputs import images_of
 from ftwt.networks.sources import resolve
-from ftwt.pruning.dynamic import DynamicModel, images_of
+from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import SecondLook, opened
 from ftwt.records.contest import OURS, Contest, Entry
 

@@ -37,7 +37,8 @@ from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.mixed import mix
-from ftwt.pruning.dynamic import DynamicModel, images_of
+from ftwt.graph.inputs import images_of
+from ftwt.pruning.dynamic import DynamicModel
 from ftwt.runs.candidates import gated, hold, nearness
 
 OUTPUT = Path("results/repair")
@@ -124,7 +125,9 @@ def chosen(subject: Subject, ours: Mapping[str, Scored]) -> dict[str, Any]:
     found, taken, near = [], [], []
     for half in (first, ~first):
         judging = half.nonzero()[: subject.images, 0]
-        near.append({k: nearness(dense[judging], o.outputs[judging]) for k, o in ours.items()})
+        near.append(
+            {k: nearness(dense[judging], o.outputs[judging], scores=True) for k, o in ours.items()}
+        )
         taken.append(min(ours, key=lambda kind: near[-1][kind]["error"]))
         found.append(ours[taken[-1]].of(~half))
     both = Scored(*(torch.cat(parts) for parts in zip(*found, strict=True)))

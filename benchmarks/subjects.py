@@ -27,10 +27,11 @@ from ftwt.data import Batches
 from ftwt.files.pictures import Preprocessing, read_picture
 from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import Ranking, mean_saliency
+from ftwt.graph.inputs import images_of
 from ftwt.models.vision import import_vision
 from ftwt.networks.sources import resolve
 from ftwt.networks.splits import Splits, load_splits
-from ftwt.pruning.dynamic import DynamicModel, images_of
+from ftwt.pruning.dynamic import DynamicModel
 from ftwt.runs.candidates import prunable
 
 AT_ONCE = 50

@@ -17,7 +17,7 @@ from accelerate.utils import gather, gather_object, reduce
 from torch import Tensor
 
 from .config import TrainConfig
-from .pruning.dynamic import images_of
+from .graph.inputs import images_of
 
 END = object()  # what comes after the last batch
 TIMEOUT_S = 600.0  # one process waits so long for the others; $FTWT_TIMEOUT_S overrides it

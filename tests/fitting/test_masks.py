@@ -92,6 +92,15 @@ def test_a_budget_out_of_reach_names_the_range():
         fixed_masks(dynamic, saliency, reduction=0.999)
 
 
+@pytest.mark.parametrize("spoilt", [torch.nan, torch.inf, -1.0])
+def test_a_saliency_that_is_none_is_refused(spoilt):
+    dynamic = toys.dynamic()
+    saliency = {name: torch.ones(8).double() for name in dynamic.gates}
+    saliency["features.3"][2] = spoilt
+    with pytest.raises(ValueError, match=r"the saliency of features\.3 holds NaN, inf or negative"):
+        fixed_masks(dynamic, saliency, reduction=0.3)
+
+
 def test_silent_filters_go_whatever_is_asked():
     dynamic = toys.dynamic()
     saliency = {name: torch.arange(8).double().clamp(max=4) for name in dynamic.gates}

@@ -125,6 +125,10 @@ def test_with_a_ranking_targets_are_what_readers_cannot_make_up_for():
     )
     with pytest.raises(ValueError, match="reduction=0.99 is out of reach of gates"):
         fit_predictors(dynamic, [images], ranking=ranking, reduction=0.99)
+    with pytest.raises(ValueError, match=r"reduction=-1 is outside \(0, 1\)"):
+        fit_predictors(dynamic, [images], ranking=ranking, reduction=-1)
+    with pytest.raises(ValueError, match="Toy is no DynamicModel; ftwt.convert"):
+        fit_predictors(dense, [images])
     with pytest.raises(ValueError, match="reduction=0.3 and no ranking: give both, or neither"):
         fit_predictors(dynamic, [images], reduction=0.3)
 

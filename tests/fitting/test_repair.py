@@ -369,12 +369,40 @@ def test_weights_that_are_shared_are_left_alone_and_named():
     assert torch.equal(dynamic.network.get_submodule("b.0").weight, dense.b[0].weight)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("padding", ["same", "valid", (1, 0)])
+def test_samples_are_padded_as_torch_pads(padding):
+    torch.manual_seed(0)
+    module = nn.Conv2d(3, 4, (4, 3), padding=padding, dilation=(1, 2))
+    x = torch.randn(6, 3, 9, 8)
+    y, moments = module(x).detach(), Moments(1, 36, 4, torch.device("cpu"))
+    add_samples(moments, module, x, y, None, torch.arange(6))
+    weight, bias = module.weight.detach().double(), module.bias.detach().double()
+    error = moments.error(weight.flatten(1).T[None], bias[None])
+    assert float(error.sum()) < 1e-6 * float(y.square().sum())
+
+
+def test_a_layer_that_cannot_be_refitted_is_named():
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), nn.ReLU(),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3)), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    dynamic = freeze(convert(body, pictures(2), min_gain=-1.0))
+    left = repair(dynamic, [pictures(20)], dense=body).left
+    assert left["2"] == "its padding is reflect"
+    assert "remove_parametrizations makes them plain" in left["4"]
+
+
 def test_what_cannot_be_repaired_with_is_refused():
     dense, dynamic = pruned(chain)
     with pytest.raises(ValueError, match="no images|0 images to repair with; give 5 or more"):
         repair(dynamic, [], dense=dense)
     with pytest.raises(ValueError, match="3 images to repair with; give 5 or more"):
         repair(dynamic, [pictures(3)], dense=dense)
+    with pytest.raises(ValueError, match="Sequential is no DynamicModel"):
+        repair(dense, [pictures(20)], dense=dense)
     with pytest.raises(ValueError, match="is another network"):
         repair(dynamic, [pictures(20)], dense=settle(Residual()))
     bad = pictures(20)

@@ -296,6 +296,12 @@ def test_what_cannot_be_asked_is_refused():
     for given in ({}, {"reduction": 0.1, "agreement": 0.9}):
         with pytest.raises(ValueError, match="give one of them"):
             second_look([first, second], [IMAGES], **given)
+    with pytest.raises(ValueError, match="passes is one network; give a list"):
+        second_look(first, [IMAGES], reduction=0.1)
+    with pytest.raises(ValueError, match="Identity is no DynamicModel"):
+        second_look([first, nn.Identity()], [IMAGES], reduction=0.1)
+    with pytest.raises(ValueError, match="batches is one tensor .* give a list of batches"):
+        second_look([first, second], IMAGES, reduction=0.1)
     with pytest.raises(ValueError, match=r"0.9 is out of reach: a second look saves from"):
         second_look([first, second], [IMAGES], reduction=0.9)
     with pytest.raises(ValueError, match="no images to set the threshold on"):
@@ -313,6 +319,16 @@ def test_outputs_that_are_no_class_scores_are_refused():
     maps = convert(body, torch.zeros(2, 3, 8, 8), min_gain=-1.0).eval()
     with pytest.raises(ValueError, match=r"returns \(120, 4, 4, 4\), no scores"):
         second_look([maps, opened(maps)], [IMAGES], reduction=0.1)
+
+
+def test_passes_of_other_classes_are_refused():
+    def told(classes: int) -> nn.Module:
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head).eval()
+        return convert(net, torch.zeros(2, 3, 8, 8), min_gain=-1.0).eval()
+
+    with pytest.raises(ValueError, match=r"tell \[3, 5\] classes apart"):
+        second_look([told(3), told(5)], [IMAGES], reduction=0.1)
 
 
 def test_recorded_passes_tell_what_the_network_gives_and_each_half_is_judged_by_the_other():

@@ -48,6 +48,9 @@ def saved(name: str, classes: int = 10) -> tuple[torch.nn.Module, str]:
 def test_a_file_gives_its_weights_and_as_many_classes(address: str) -> None:
     network, _ = saved("net.pth", classes=4)
     assert same(models.create(tiny.NAME, weights="served/net.pth"), network)
+    wrapped = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save(wrapped, "served/wrapped.pth")  # as from within DataParallel
+    assert same(models.create(tiny.NAME, weights="served/wrapped.pth"), network)
     with pytest.raises(ValueError, match="another architecture"):
         models.create(tiny.NAME, weights="served/net.pth", num_classes=10)
     with pytest.raises(ValueError, match="give one of them"):

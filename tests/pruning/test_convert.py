@@ -190,7 +190,9 @@ def test_the_config_is_json_and_converts_alike() -> None:
 def test_converting_twice_is_an_error() -> None:
     converted = ftwt.convert(Toy(), IMAGES)
     for model in (converted, nn.Sequential(converted), converted.network):
-        with pytest.raises(ValueError, match="dynamic already; convert what its restore()"):
+        with pytest.raises(
+            ValueError, match="dynamic already; convert the one that it was made of"
+        ):
             ftwt.convert(model, IMAGES)
     twin = converted.freeze([(IMAGES, torch.zeros(2))])
     for model in (twin, twin.network):

@@ -326,6 +326,52 @@ def test_what_cannot_be_asked_is_refused(options, message):
         prune(network(), [IMAGES], **options)
 
 
+def test_a_regression_is_judged_by_its_squared_error():
+    dense = network()
+    pruned = prune(dense, [IMAGES], reduction=0.3, scores=False)
+    assert "no second-look one: a second look needs class scores" in pruned.why
+    for one in pruned.candidates:
+        with torch.inference_mode():
+            wanted, found = dense(IMAGES[160:]), one.network(IMAGES[160:])
+        spread = (wanted - wanted.mean(0)).square().sum()
+        assert one.agreement is None
+        assert one.error == pytest.approx(float((wanted - found).square().sum() / spread), rel=1e-3)
+
+
+def test_images_held_out_are_checked_before_anything_is_made():
+    spoilt = IMAGES[:30].clone()
+    spoilt[3, 0, 0, 0] = torch.nan
+    for held_out, message in (
+        ([spoilt], "image 3 of a batch holds a value that is not finite"),
+        ([IMAGES[:30, :, :6, :6]], "for a network converted for"),
+        ([IMAGES[:30, :1]], "for a network converted for"),
+        (IMAGES[:30], "batches is one tensor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune(network(), [IMAGES], reduction=0.3, gates="static", held_out=held_out)
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(ValueError, match="a OrderedDict is no network: give an nn.Module"):
+        prune(network().state_dict(), [IMAGES], reduction=0.3)
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match=r"inside torch.inference_mode\(\); call this outside"),
+    ):
+        prune(network(), [IMAGES], reduction=0.3)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float64])
+def test_images_of_another_type_are_refused_by_it(kind):
+    with pytest.raises(ValueError, match=f"the input is {kind}: convert it to the type of the"):
+        prune(network(), [IMAGES.to(kind)], reduction=0.3)
+
+
+def test_images_that_want_gradients_are_taken():
+    images = IMAGES.clone().requires_grad_()
+    assert prune(network(), [images], reduction=0.3, gates="static").images == 160
+
+
 def test_images_that_change_from_pass_to_pass_are_refused():
     shuffled = DataLoader(TensorDataset(IMAGES, torch.zeros(len(IMAGES))), 64, shuffle=True)
     with pytest.raises(ValueError, match=r"other images each time .* \(shuffle=False\)"):

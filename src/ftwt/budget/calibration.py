@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..graph.trace import evaluating
 from ..processes import first, summed
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, refuse_dense
 from ..pruning.method import Gate
 
 FAR = 64.0  # logits: a threshold beyond which no mask changes any more
@@ -68,6 +68,7 @@ def calibrate(
         ValueError: No threshold gives that reduction (the message names the reachable range), or
             there are no images, or no gates with thresholds.
     """
+    refuse_dense(dynamic)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance={tolerance} is outside (0, 1); 0.002 is usual")
     if not 0 <= reduction < 1:
@@ -125,7 +126,8 @@ def calibrate(
             gap(-FAR if high == FAR else FAR)
             raise ValueError(
                 f"reduction={reduction} is out of reach of these gates; their thresholds give "
-                f"{min(saved.values()):.3f} to {max(saved.values()):.3f}: train with another r"
+                f"{min(saved.values()):.3f} to {max(saved.values()):.3f}: fit the predictors "
+                "(ftwt.fit_predictors), or train with another r"
             )
         while abs(saved[nearest()] - reduction) > tolerance and high - low > 1e-4:
             share = min(0.9, max(0.1, less / (less - more)))

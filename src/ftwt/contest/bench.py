@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..files.provenance import Start, provenance
+from ..graph.inputs import images_of
 from ..graph.trace import evaluating
 from ..lowering.compile import Precision, compile
-from ..pruning.dynamic import DynamicModel, images_of
+from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
 from ..records.benchmark import Benchmark, ImageTiming, Timing
 from ..records.contestants import DENSE, GATED, OUR

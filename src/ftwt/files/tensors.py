@@ -200,6 +200,14 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     return digest(parts, text)
 
 
+def unwrapped(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state by the model's names, if it was saved from within `DataParallel` or DDP."""
+    state, prefix = model.state_dict(), "module."
+    if tensors.keys() & state.keys() or not all(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str | Path) -> None:
     """Copy a complete state into a model.
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.trace import evaluating
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, refuse_dense
 from ..pruning.second_look import opened
 from .masks import Ranking, inner_units, mean_saliency
 from .passes import Passes, repeatable, shown
@@ -63,6 +63,7 @@ def rank_filters(
     Raises:
         ValueError: There are fewer than 2 images, or an activation is not finite.
     """
+    refuse_dense(dynamic)
     whole, batches = opened(dynamic).eval(), repeatable(batches)
     sites = [site for site in find_sites(whole.network)[0] if site.gate is None]
     inner = inner_units(dynamic)

@@ -136,17 +136,23 @@ def fixed_masks(
 
     Args:
         dynamic: The network.
-        ranking: Of `rank_filters`; or unit -> (C,) saliency.
+        ranking: Of `rank_filters`; or unit -> (C,) saliency, 0 or more.
         reduction: Share of the dense MACs to save, by `executed` counting without predictors.
 
     Returns:
         Unit -> (C,) bool masks, which save the asked reduction, and as little more as possible.
 
     Raises:
-        ValueError: The reduction is out of reach; the message names the range.
+        ValueError: The reduction is out of reach (the message names the range), or a saliency is
+            negative or not finite.
     """
     if isinstance(ranking, Ranking):
         return _by_loss(dynamic, ranking, reduction)
+    for name, saliency in ranking.items():
+        if not bool((saliency.isfinite() & (saliency >= 0)).all()):
+            raise ValueError(
+                f"the saliency of {name} holds NaN, inf or negative values; give sizes"
+            )
 
     def masks(r: float) -> dict[str, Tensor]:
         return {name: target_mask(s[None], r)[0] for name, s in ranking.items()}

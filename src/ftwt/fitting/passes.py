@@ -11,8 +11,9 @@ import psutil
 import torch
 from torch import Tensor, fx
 
+from ..graph.inputs import images_of
 from ..processes import first, sharing_memory, summed
-from ..pruning.dynamic import ARGUMENTS, DynamicModel, images_of
+from ..pruning.dynamic import ARGUMENTS, DynamicModel
 from .sites import Site
 
 LEAST = 2**30  # bytes of feature maps that may be kept in the memory of any machine
@@ -111,7 +112,16 @@ class Run(fx.Interpreter):
 
 
 def repeatable(batches: Iterable[Any]) -> Iterable[Any]:
-    """Batches that can be gone through several times: a list of those that a generator yields."""
+    """Batches that can be gone through several times: a list of those that a generator yields.
+
+    Raises:
+        ValueError: They are one tensor, which would be gone through image by image.
+    """
+    if isinstance(batches, Tensor):
+        raise ValueError(
+            f"batches is one tensor of shape {tuple(batches.shape)}; give a list of batches: "
+            "[images] is one batch, images.split(64) several"
+        )
     return list(batches) if isinstance(batches, Iterator) else batches
 
 

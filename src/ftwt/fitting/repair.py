@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from ..files.tables import Shown
 from ..graph.operations import BatchNorm
 from ..graph.trace import evaluating
-from ..pruning.dynamic import GATES, DynamicModel
+from ..pruning.dynamic import GATES, DynamicModel, refuse_dense
 from .passes import Passes, repeatable, shown
 from .regression import Fit, Moments, fit
 from .samples import HELD_OUT, add_samples, add_up, held_out, shape_of
@@ -118,6 +118,7 @@ def repair(
     Warns:
         UserWarning: A layer has more unknowns than there are samples to fit to.
     """
+    refuse_dense(dynamic)
     teacher, batches = _teacher(dynamic, dense), repeatable(batches)
     sites, left = find_sites(dynamic.network)
     passes = Passes(

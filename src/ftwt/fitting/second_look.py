@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from rich.console import Console, ConsoleOptions, RenderResult
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files.tables import Shown
 from ..graph.trace import evaluating
@@ -94,14 +94,22 @@ def second_look(
 
     Raises:
         ValueError: Neither or both are given, or what is asked is out of reach (the message names
-            the range); there are no images, or others at each pass; or outputs are no class scores.
+            the range); there are no images, or others at each pass; outputs are no class scores, or
+            of different classes; or a pass is no `DynamicModel`.
     """
     if (reduction is None) == (agreement is None):
         raise ValueError(f"reduction={reduction}, agreement={agreement}: give one of them")
+    if isinstance(passes, nn.Module):
+        raise ValueError("passes is one network; give a list of two or three")
     batches = repeatable(batches)
     check_steady(batches)
     network = SecondLook(passes, [0.0] * (len(passes) - 1))
     passes_seen = [see(one, batches, images, accelerator=accelerator) for one in network.networks]
+    widths = [outputs.shape[1] for outputs, _ in passes_seen]
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"the networks tell {widths} classes apart; give networks of the same ones"
+        )
     seen = Seen(passes_seen, network.dense_macs)
     return fitted_to(seen, network, reduction=reduction, agreement=agreement)
 

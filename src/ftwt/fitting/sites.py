@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..graph.operations import BatchNorm, ancestors
 
@@ -94,13 +95,16 @@ def find_sites(network: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str
 
 
 def _unfit(module: nn.Module) -> str | None:
+    if is_parametrized(module):
+        return (
+            "its weights come from a parametrization; "
+            "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
+        )
     if isinstance(module, nn.Linear):
         return None if type(module) is nn.Linear else f"a {type(module).__name__}"
     if type(module) is not nn.Conv2d:
         return f"a {type(module).__name__}; only 2-D convolutions are refitted"
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return "its padding is not a fixed number of zeros"
-    return None
+    return None if module.padding_mode == "zeros" else f"its padding is {module.padding_mode}"
 
 
 def is_add(node: fx.Node) -> bool:

@@ -38,6 +38,22 @@ def inputs_of(example: Any) -> tuple[Any, ...]:
     return inputs
 
 
+def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:
+    """Return the images of a batch, which has labels beside them or is nothing else.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"batches must be images, a tensor (B, C, *spatial), or pairs (images, labels), not "
+            f"{type(images).__name__}; a collate_fn can return (batch['image'], batch['label'])"
+        )
+    refuse_unreadable(images, "a batch of images")
+    return images
+
+
 def refuse_unreadable(values: Tensor, what: str) -> None:
     """Refuse tensors whose elements do not lie in memory one by one, each a real number.
 

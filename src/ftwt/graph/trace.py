@@ -73,6 +73,8 @@ def trace(
     Warns:
         UserWarning: With `training`, if the network returns more in training than in eval mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("no graph can be traced inside torch.inference_mode(); call this outside")
     refuse_wrapped(model)
     if example is not None:
         refuse_call(model, example)
@@ -154,9 +156,13 @@ def _refuse_hooks(network: fx.GraphModule, model: nn.Module, inputs: tuple[Any, 
 
 
 def cannot_take(inputs: Iterable[Any], error: Exception) -> ValueError:
-    """Say that a network does not run on inputs of these shapes, and why."""
-    shapes = ", ".join(str(tuple(value.shape)) for value in inputs if isinstance(value, Tensor))
+    """Say that a network does not run on inputs of these shapes and types, and why."""
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    shapes = ", ".join(str(tuple(value.shape)) for value in tensors)
     why = (str(error).splitlines() or [type(error).__name__])[0]
+    kinds = {str(value.dtype) for value in tensors if value.dtype != torch.float32}
+    if kinds and "type" in why:
+        why += f"; the input is {', '.join(sorted(kinds))}: convert it to the type of the weights"
     return ValueError(f"the network cannot take an input of {shapes}: {why}")
 
 

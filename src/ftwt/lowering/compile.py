@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor, nn
 
+from ..graph.inputs import images_of
 from ..graph.trace import Ran
 from ..pruning.convert import convert
-from ..pruning.dynamic import Batches, DynamicModel, images_of
+from ..pruning.dynamic import Batches, DynamicModel
 from ..pruning.second_look import SecondLook
 from ..runtime import Engine, Program, SecondLookEngine
 from ..runtime.engine import Kind

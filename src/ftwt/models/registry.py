@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from .. import shipped
-from ..files.tensors import load_tensors, load_weights
+from ..files.tensors import load_tensors, load_weights, unwrapped
 from ..names import is_own
 from .mobilenet import mobilenet_v1, mobilenet_v2
 from .own import create_own
@@ -75,8 +75,8 @@ def create(
         return _build(name, num_classes=num_classes, pretrained=pretrained, **kwargs)
     if pretrained:
         raise ValueError(f"pretrained=True beside weights={str(weights)!r}; give one of them")
-    tensors = read_state(weights)
     model = _build(name, num_classes=num_classes, pretrained=False, **kwargs)
+    tensors = unwrapped(read_state(weights), model)
     state = model.state_dict()
     last = list(state)[-1]  # of the classifier
     found = tensors.get(last)

@@ -93,7 +93,10 @@ def convert(  # noqa: D417
         raise ValueError(f"rank={rank}: give a width of at least 1, or None for a full predictor")
     refuse_no_module(model)
     if any(isinstance(module, Gate | FrozenGate | DynamicModel) for module in model.modules()):
-        raise ValueError("the network is dynamic already; convert what its restore() returns")
+        raise ValueError(
+            "the network is dynamic already; convert the one that it was made of: what restore() "
+            "of a DynamicModel returns"
+        )
     inputs = inputs_of(example)
     network = trace(copied(model), inputs, training=True)
     for parameter in without_gradients(network):

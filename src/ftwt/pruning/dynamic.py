@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import _register_namedtuple
 
 from ..graph.activity import ChannelGraph
-from ..graph.inputs import refuse_spoilt, refuse_unreadable
+from ..graph.inputs import images_of, refuse_spoilt, refuse_unreadable
 from ..graph.trace import cannot_take, evaluating
 from ..graph.units import Unit
 from ..names import nearest
@@ -359,20 +359,16 @@ def check_unit(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"no unit {name!r}; {nearest(name, names)}")
 
 
-def images_of(batch: tuple[Tensor, Any] | Tensor) -> Tensor:
-    """Return the images of a batch, which has labels beside them or is nothing else.
+def refuse_dense(network: Any) -> None:
+    """Refuse what is no dynamic network where only one will do.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: What it is instead, and how to make one.
     """
-    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(images, Tensor):
+    if not isinstance(network, DynamicModel):
         raise ValueError(
-            f"batches must be images, a tensor (B, C, *spatial), or pairs (images, labels), not "
-            f"{type(images).__name__}; a collate_fn can return (batch['image'], batch['label'])"
+            f"{type(network).__name__} is no DynamicModel; ftwt.convert(model, example) makes one"
         )
-    refuse_unreadable(images, "a batch of images")
-    return images
 
 
 def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.operations import BatchNorm
-from .dynamic import DynamicModel
+from .dynamic import DynamicModel, refuse_dense
 
 
 class Looked(NamedTuple):
@@ -44,13 +44,16 @@ class SecondLook(nn.Module):
         thresholds: Of each but the last: images with a smaller `margin` go to the next.
 
     Raises:
-        ValueError: The networks take images of different sizes, or there are not two or three.
+        ValueError: The networks take images of different sizes, there are not two or three, or one
+            is no `DynamicModel`.
     """
 
     thresholds: Tensor
 
     def __init__(self, passes: Sequence[DynamicModel], thresholds: Sequence[float]) -> None:
         super().__init__()
+        for one in passes:
+            refuse_dense(one)
         if len(passes) not in (2, 3) or len(thresholds) != len(passes) - 1:
             raise ValueError(
                 f"{len(passes)} networks and {len(thresholds)} thresholds: give two or three "

@@ -19,9 +19,10 @@ from ..fitting.mixed import Mixed, mix
 from ..fitting.predictors import fit_predictors
 from ..fitting.repair import Repair, repair
 from ..fitting.second_look import SecondLookFit, Seen, fitted_to, see
+from ..graph.inputs import images_of
 from ..graph.trace import evaluating
 from ..pruning.convert import convert
-from ..pruning.dynamic import DynamicModel, images_of
+from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook, are_scores, opened, run_counted
 from .latency import FEW, Budget
 
@@ -171,13 +172,20 @@ class Judge:
     Args:
         model: The dense network.
         judges: Images that no candidate is fitted to.
+        dynamic: From `prunable`: it says which images it takes.
+        scores: Whether outputs (B, K > 1) are class scores.
 
     Raises:
-        ValueError: The network returns something else than one tensor.
+        ValueError: The network returns something else than one tensor, or the images are of another
+            size or not finite.
     """
 
-    def __init__(self, model: nn.Module, judges: Part) -> None:
+    def __init__(
+        self, model: nn.Module, judges: Part, dynamic: DynamicModel, *, scores: bool = True
+    ) -> None:
         self.judges = judges
+        for images in judges:
+            dynamic.check_input(images)
         with evaluating(model), torch.inference_mode():
             outputs = [model(images.clone()) for images in judges]
         if not isinstance(outputs[0], Tensor):
@@ -186,7 +194,7 @@ class Judge:
                 "ftwt.convert and ftwt.repair"
             )
         self.outputs = torch.cat(outputs).cpu()
-        self.scores = are_scores(self.outputs)
+        self.scores = scores and are_scores(self.outputs)
 
     def judge(self, kind: str, network: DynamicModel, told: Repair) -> Candidate:
         """Compare a pruned network with the dense one."""
@@ -219,18 +227,19 @@ class Judge:
 
     def compare(self, outputs: Tensor) -> dict[str, Any]:
         """Error and agreement of outputs for all images that judge."""
-        return nearness(self.outputs, outputs.cpu())
+        return nearness(self.outputs, outputs.cpu(), scores=self.scores)
 
 
-def nearness(dense: Tensor, outputs: Tensor) -> dict[str, Any]:
+def nearness(dense: Tensor, outputs: Tensor, *, scores: bool) -> dict[str, Any]:
     """Error and agreement of a candidate's outputs, as of `Candidate`.
 
     Args:
         dense: (B, classes) class scores of the dense network, or other outputs of it.
         outputs: The candidate's.
+        scores: Whether they are class scores.
     """
     dense, outputs = dense.double(), outputs.double()
-    if are_scores(dense):
+    if scores:
         p, q = dense.log_softmax(1), outputs.log_softmax(1)
         same = dense.argmax(1) == outputs.argmax(1)
         error = float((p.exp() * (p - q)).sum(1).mean())

@@ -16,6 +16,7 @@ from ..files.provenance import Start, provenance
 from ..files.tables import Shown
 from ..fitting.columns import rank_filters
 from ..fitting.passes import check_steady, repeatable
+from ..graph.wrappers import refuse_no_module
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
@@ -110,6 +111,7 @@ def prune(
     images: int = 2048,
     held_out: Iterable[tuple[Tensor, Any] | Tensor] | None = None,
     teach: Callable[[DynamicModel], Any] | None = None,
+    scores: bool = True,
     config: Any = None,
 ) -> Pruned:
     """Prune a trained network to a budget: no labels, no training.
@@ -144,6 +146,9 @@ def prune(
         teach: Called with each candidate once it is repaired, to train it in place: say with
             `ftwt.train` and the dense network as teacher. So all get as much. What it raises, you
             get.
+        scores: Whether outputs (B, K) of K > 1 columns are class scores. If not, as of a network
+            that regresses K values, candidates are compared by squared error, and there is no
+            second look.
         config: Kept in the provenance.
 
     Returns:
@@ -151,12 +156,13 @@ def prune(
 
     Raises:
         ValueError: Neither or both budgets are given, one is out of reach (the message names the
-            range) or gates jump past it, there are fewer than 20 images to fit to, or other ones at
-            each pass (shuffled, augmented), the network has no unit to prune, or a second look is
-            asked of a network whose outputs are no class scores.
+            range) or gates jump past it; there are fewer than 20 images to fit to, other ones at
+            each pass (shuffled, augmented), some of another size or not finite; the network has no
+            unit to prune; or a second look is asked of one whose outputs are no class scores.
         RuntimeError: A budget in milliseconds, and the native engine was not built.
     """
     began = Start()
+    refuse_no_module(model)
     if (reduction is None) == (latency_ms is None):
         raise ValueError(
             f"reduction={reduction}, latency_ms={latency_ms}: give one of them, say reduction=0.3"
@@ -167,16 +173,17 @@ def prune(
         raise ValueError(f"reduction={reduction} is outside (0, 1); 0.3 saves 30% of the MACs")
     fitted, judges = _divide(batches, images, held_out, device=device_of(model))
     dynamic = prunable(model, next(iter(fitted)))
+    judge = Judge(model, judges, dynamic, scores=scores)
     ranking = rank_filters(dynamic, fitted)
     some = torch.cat([part for _, part in first(judges, TIMED)])
-    timed_images = some.float().cpu().contiguous().numpy()
+    timed_images = some.detach().float().cpu().contiguous().numpy()
     clock = None
     if latency_ms is not None:
         clock = Clock.of(dynamic, ranking, timed_images)
         reduction = clock.reduction_for(latency_ms)
     assert reduction is not None
     budget = Budget(reduction, latency_ms, clock, timed_images)
-    workshop = Workshop(dynamic, ranking, fitted, model, Judge(model, judges), budget, teach)
+    workshop = Workshop(dynamic, ranking, fitted, model, judge, budget, teach)
     candidates, left_out = [], {}
     for kind in KINDS if gates == "auto" else (gates,):
         try:
