@@ -161,7 +161,7 @@ def test_a_static_twin_is_of_the_same_classes(home: Path) -> None:
         (["train", tiny.NAME, *DATA[:4]], "cifar10-tiny are of 10 classes, the images of 3"),
         (
             ["train", tiny.NAME, *DATA[:4], "--validation", "5000", "--weights", "None"],
-            "count=5000 takes 1666 images of class",
+            "to hold out 5000 images takes 1666 of class",
         ),
         (
             ["train", tiny.NAME, *DATA, "--weights", "None", "--batch-size", "61"],

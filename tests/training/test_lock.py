@@ -89,8 +89,10 @@ def test_a_folder_that_cannot_be_written_is_told(
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OSError, match="cannot write .*choose another folder"),
-        held(tmp_path / "file"),
+        held(tmp_path / "file" / "run"),
     ):
+        pass
+    with pytest.raises(ValueError, match="file is a file; name a folder"), held(tmp_path / "file"):
         pass
 
 

@@ -170,11 +170,11 @@ def balanced(images: Labelled, *, count: int, seed: int) -> Tensor:
     for label, share in enumerate(shares):
         members = np.flatnonzero(labels == label)
         if share >= len(members):
+            most = classes * (int(np.bincount(labels, minlength=classes).min()) - 1)
+            fix = f"take at most {most} (--validation), or add images" if most > 0 else "add images"
             raise ValueError(
-                f"count={count} takes {share} images of class {images.classes[label]!r}, which has "
-                f"{len(members)}, and one of each must remain; take at most "
-                f"{classes * max(0, int(np.bincount(labels, minlength=classes).min()) - 1)} "
-                "(--validation), or add images"
+                f"to hold out {count} images takes {share} of class {images.classes[label]!r}, "
+                f"which has {len(members)}, and one of each must remain; {fix}"
             )
         drawn.append(rng.permutation(members)[:share])
     return torch.from_numpy(np.sort(np.concatenate(drawn)))

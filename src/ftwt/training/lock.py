@@ -28,7 +28,8 @@ def held(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         folder: The folder, made if need be; None holds nothing.
 
     Raises:
-        ValueError: Its name is empty, or another run holds it; raised in all processes of this one.
+        ValueError: Its name is empty or that of a file, or another run holds it; raised in all
+            processes of this one.
         OSError: The folder cannot be written.
     """
     if folder is None:
@@ -73,6 +74,8 @@ def _owner(path: Path) -> int | None:
 
 def _take(folder: Path) -> tuple[FileLock | None, str]:
     path = folder / LOCK
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder (--output, output=)")
     with explaining(path):
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():  # what it leads to is somebody's file
