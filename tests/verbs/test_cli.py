@@ -130,6 +130,7 @@ def commands() -> list[str]:
     """Every command line in the documentation."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    text = re.sub(r" \\\n +", " ", text)  # lines that go on
     blocks = re.findall(r"^(?:torchrun .* -m (?:-- )?)?(ftwt [a-z]+(?: .*)?)$", text, re.MULTILINE)
     verbs = "prune|train|estimate|evaluate|demo|compile|export|run|bench|report"
     return [*blocks, *re.findall(rf"`(ftwt (?:{verbs}) [a-z][^`]*)`", text)]
