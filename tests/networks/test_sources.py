@@ -163,8 +163,8 @@ def test_what_is_no_state_dict_is_refused_with_the_cure(home: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file gone.pth"):
         resolve("ownnets:small", "gone.pth").load()
     state = models.create("ownnets:small").state_dict()
-    torch.save({f"module.{name}": value for name, value in state.items()}, "named.pth")
-    with pytest.raises(ValueError, match="missing: 0.weight.*unexpected: module.0.weight"):
+    torch.save({f"net.{name}": value for name, value in state.items()}, "named.pth")
+    with pytest.raises(ValueError, match="missing: 0.weight.*unexpected: net.0.weight"):
         resolve("ownnets:small", "named.pth").load()
     torch.save(state | {"0.bias": torch.full((8,), torch.nan)}, "nan.pth")
     with pytest.raises(ValueError, match="nan.pth: 0.bias holds NaN"):
