@@ -294,19 +294,22 @@ def test_images_go_where_the_network_is():
     assert [(len(images), images.device.type) for images in part] == [(5, "meta")]
 
 
+@torch.inference_mode()
+def squared(dense: nn.Module, one: Candidate) -> float:
+    """A candidate's error beside the dense network, as a share of what the outputs vary."""
+    wanted, found = dense(IMAGES[160:]), one.network(IMAGES[160:])
+    return float((wanted - found).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+
 def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
     dense = network()[:6]
     pruned = prune(dense, [IMAGES], reduction=0.2, gates="static")
     (one,) = pruned.candidates
-    with torch.inference_mode():
-        wanted, found = dense(IMAGES[160:]), one.network(IMAGES[160:])
-    spread = (wanted - wanted.mean(0)).square().sum()
-    assert one.agreement is None
+    assert one.agreement is None and one.error == pytest.approx(squared(dense, one), rel=1e-3)
     auto = prune(dense, [IMAGES], reduction=0.2)
     assert "no second-look one: a second look needs class scores" in auto.why
     with pytest.raises(ValueError, match="a second look needs class scores"):
         prune(dense, [IMAGES], reduction=0.2, gates="second-look")
-    assert one.error == pytest.approx(float((wanted - found).square().sum() / spread), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -331,11 +334,7 @@ def test_a_regression_is_judged_by_its_squared_error():
     pruned = prune(dense, [IMAGES], reduction=0.3, scores=False)
     assert "no second-look one: a second look needs class scores" in pruned.why
     for one in pruned.candidates:
-        with torch.inference_mode():
-            wanted, found = dense(IMAGES[160:]), one.network(IMAGES[160:])
-        spread = (wanted - wanted.mean(0)).square().sum()
-        assert one.agreement is None
-        assert one.error == pytest.approx(float((wanted - found).square().sum() / spread), rel=1e-3)
+        assert one.agreement is None and one.error == pytest.approx(squared(dense, one), rel=1e-3)
 
 
 def test_images_held_out_are_checked_before_anything_is_made():

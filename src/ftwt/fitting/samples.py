@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..graph.convolutions import zeros_around
 from ..processes import summed
 from .regression import Moments
 
@@ -53,7 +54,7 @@ def add_samples(
         + torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
         for axis in (0, 1)
     )
-    sides = [side for axis in (1, 0) for side in _padding(module, axis)]
+    (up, left), (down, right) = zeros_around(module.padding, module.kernel_size, module.dilation)
     places = None
     if groups == 1:
         live = (x != 0).any((0, 2, 3)).nonzero()[:, 0]
@@ -62,7 +63,7 @@ def add_samples(
             places = (live[:, None] * size + torch.arange(size, device=x.device)).flatten()
             x, inputs = x[:, live], len(places)
     for part in index.split(max(1, AT_ONCE // (groups * inputs * len(every)))):
-        padded = nn.functional.pad(x[part], sides)
+        padded = nn.functional.pad(x[part], (left, right, up, down))
         patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # (B, C, P, kh, kw)
         patches = patches.view(len(part), groups, -1, *patches.shape[2:]).permute(1, 0, 3, 2, 4, 5)
         goals = y[part].flatten(2)[:, :, every.to(y.device)]
@@ -72,16 +73,6 @@ def add_samples(
             weight = mask[part].float().T[..., None].expand(-1, -1, len(every)).flatten(1)
         samples = goals.reshape(groups, -1, outputs)
         moments.add(patches.reshape(groups, -1, inputs), samples, weight, places)
-
-
-def _padding(module: nn.Conv2d, axis: int) -> tuple[int, int]:
-    """Zeros before and after an axis of the images."""
-    if not isinstance(module.padding, str):
-        return int(module.padding[axis]), int(module.padding[axis])
-    if module.padding == "valid":
-        return 0, 0
-    both = module.dilation[axis] * (module.kernel_size[axis] - 1)
-    return both // 2, both - both // 2
 
 
 def add_up(sums: list[Moments], count: int, accelerator: Any) -> int:

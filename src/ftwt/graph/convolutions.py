@@ -7,6 +7,7 @@ then are looked into like any module. Which it is, is read off what the forward 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,3 +131,19 @@ def _is_plain(module: Conv, graph: fx.Graph, tracer: SizedTracer) -> bool:
 
 def _spread(value: Any, module: Conv) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,) * len(module.kernel_size)
+
+
+def zeros_around(
+    padding: Sequence[int] | str, kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Zeros that a convolution adds before each axis of its maps, and after each.
+
+    Args:
+        padding: Zeros on both sides of each axis; or `same` or `valid`, as torch names them.
+        kernel: Its size along each axis.
+        dilation: Of each axis.
+    """
+    if not isinstance(padding, str):
+        return list(padding), list(padding)
+    both = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    return [total // 2 for total in both], [total - total // 2 for total in both]

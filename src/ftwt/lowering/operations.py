@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..graph.convolutions import zeros_around
 from ..runtime.program import Activate, Activation, Combine, Conv, Pool
 from .draft import Data, Draft
 from .moves import SAMPLES, Moved, Value, without_border
@@ -37,15 +38,8 @@ def conv2d(
     if padding_mode != "zeros":
         draft.refuse(f"padding_mode={padding_mode!r}; only 'zeros' can be")
     spread = pair(dilation)
-    if isinstance(padding, str):
-        reach = [
-            d * (k - 1) if padding == "same" else 0
-            for d, k in zip(spread, weight.shape[2:], strict=True)
-        ]
-        before = [total // 2 for total in reach]
-        after = [total - first for total, first in zip(reach, before, strict=True)]
-    else:
-        before = after = list(pair(padding))
+    given = padding if isinstance(padding, str) else pair(padding)
+    before, after = zeros_around(given, weight.shape[2:], spread)
     border = (0, 0, 0, 0)
     if isinstance(input, Moved):  # padded by itself, as it has to be where sides differ
         input, border = without_border(input)

@@ -184,10 +184,11 @@ class Judge:
         self, model: nn.Module, judges: Part, dynamic: DynamicModel, *, scores: bool = True
     ) -> None:
         self.judges = judges
-        for images in judges:
-            dynamic.check_input(images)
+        outputs = []
         with evaluating(model), torch.inference_mode():
-            outputs = [model(images.clone()) for images in judges]
+            for images in judges:
+                dynamic.check_input(images)
+                outputs.append(model(images.clone()))
         if not isinstance(outputs[0], Tensor):
             raise ValueError(
                 f"the network returns {type(outputs[0]).__name__}, not one tensor; prune it with "

@@ -102,4 +102,5 @@ def _told(one: Candidate, dense_ms: float | None) -> str:
         parts.append(f"agrees with it on {one.agreement:.1%} of the held-out images")
     if dense_ms is not None and one.latency_ms is not None:
         parts.append(f"is {dense_ms / one.latency_ms:.2f} times as fast")
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
