@@ -14,7 +14,9 @@ repaired. `auto` is that of ours whose outputs have the least error beside the d
 other images: `ftwt.prune`'s rule, but for times and second looks. What Torch-Pruning leaves is
 repaired as fixed masks (`masked.py`): the same repair, the same images. Its Taylor ranking needs
 labels: it is given the dense network's guesses. RUN and IMAGES are as in `subjects.py`.
-Writes `results/repair/NAME-seedS.json`, after each candidate.
+Writes `results/repair/NAME-seedS.json`, after each candidate. With `--outputs FOLDER` the outputs
+of each are kept there; what is there is not fitted again, and its row names the commit that fitted
+it.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from torch import Tensor, nn
 import ftwt
 from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
+from ftwt.files.tensors import load_tensors, save_tensors
 from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.mixed import mix
 from ftwt.graph.inputs import images_of
@@ -64,13 +67,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", nargs="+", choices=(*KINDS, *FIRST), default=KINDS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--outputs", type=Path, help="folder that keeps outputs, to go on from")
     given = subjects.parse(parser)
     for seed in given.seeds:
         subject = subjects.load(given, seed)
         print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
         began, rows = Start(), []
+        kept = Kept(given.outputs, f"{subject.name}-{subject.images}-seed{seed}", began.commit)
         for reduction in given.reductions:
-            for row in compare(subject, reduction, given.kinds, given.ways):
+            for row in compare(subject, reduction, given.kinds, given.ways, kept):
                 rows.append({"asked": reduction, **row})
                 print(rows[-1], flush=True)
                 write_json(
@@ -91,25 +96,36 @@ def main() -> None:
 
 
 def compare(
-    subject: Subject, reduction: float, kinds: Iterable[str], ways: Iterable[str] = WAYS
+    subject: Subject,
+    reduction: float,
+    kinds: Iterable[str],
+    ways: Iterable[str] = WAYS,
+    kept: Kept | None = None,
 ) -> Iterable[dict[str, Any]]:
     """Evaluate the candidates at one reduction."""
+    kept = kept or Kept(None, "", None)
+    if not any(isinstance(module, nn.BatchNorm2d) for module in subject.dense.modules()):
+        ways = [how for how in ways if how != WAYS[1]]
     ours: dict[str, Scored] = {}
     for kind in kinds:
-        try:
-            network = candidate(kind, subject, reduction).eval()
-        except ValueError as wrong:  # no gate wins, or predictors cost more than the budget
-            yield {"kind": RIVALS.get(kind, kind), "refused": str(wrong)}
-            continue
+        network = None
         for how in ways:
-            began = time.perf_counter()
-            changed, told = change(how, network, subject, reduction)
-            if changed is None:
-                continue
-            scored = score(changed, subject.test)
-            row = {"kind": RIVALS.get(kind, kind), "weights": how, **means(scored)}
-            yield row | {"seconds": round(time.perf_counter() - began, 1)}
-            if told is not None and kind in OURS:
+            name = f"{reduction}-{kind}-{how}"
+            found = kept.read(name, subject.test)
+            if found is None:
+                try:
+                    network = network or candidate(kind, subject, reduction).eval()
+                except ValueError as wrong:  # no gate wins, or predictors cost more than the budget
+                    yield {"kind": RIVALS.get(kind, kind), "refused": str(wrong)}
+                    break
+                began = time.perf_counter()
+                scored = score(change(how, network, subject, reduction), subject.test)
+                told = {"seconds": round(time.perf_counter() - began, 1)}
+                kept.write(name, scored, told)
+            else:
+                scored, told = found
+            yield {"kind": RIVALS.get(kind, kind), "weights": how, **means(scored), **told}
+            if how == WAYS[2] and kind in OURS:
                 ours[kind] = scored
     if ours:
         yield {"kind": "auto", "weights": WAYS[2], **chosen(subject, ours)}
@@ -186,22 +202,18 @@ def rival(kind: Any, subject: Subject, reduction: float) -> DynamicModel:
     return pruned_as_masks(task, reduction)[0]
 
 
-def change(
-    how: str, network: DynamicModel, subject: Subject, reduction: float
-) -> tuple[DynamicModel | None, Any]:
-    """A network in one of the ways, and what its repair did; None if it has no batch norm."""
+def change(how: str, network: DynamicModel, subject: Subject, reduction: float) -> DynamicModel:
+    """A network in one of the ways."""
     if how == WAYS[0]:
-        return network, None
-    changed, told = copy.deepcopy(network), None
+        return network
+    changed = copy.deepcopy(network)
     if how == WAYS[1]:
-        if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-            return None, None
         reestimate(changed, subject.fitted)
     else:
-        told = ftwt.repair(changed, subject.fitted, dense=subject.dense, images=subject.images)
+        ftwt.repair(changed, subject.fitted, dense=subject.dense, images=subject.images)
     if network.predictors:  # what was changed decides what its gates see
         ftwt.calibrate(changed, subject.fitted, reduction=reduction, images=subject.images)
-    return changed.eval(), told
+    return changed.eval()
 
 
 @torch.no_grad()
@@ -235,13 +247,54 @@ class Scored(NamedTuple):
 def score(network: DynamicModel, test: list[tuple[Tensor, Tensor, Tensor]]) -> Scored:
     """Evaluate a network on all test images."""
     parts = []
-    for images, labels, dense in test:
+    for images, _, _ in test:
         outputs, gates = network.eval()(images, return_gates="masks")
-        guesses = outputs.argmax(1)
         work = network.macs({name: gate.mask for name, gate in gates.items()})
-        saved = work.reduction.expand(len(images))
-        parts.append((outputs, guesses == labels, guesses == dense.argmax(1), saved))
-    return Scored(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        parts.append((outputs, work.reduction.expand(len(images))))
+    return scored_of(*(torch.cat(part) for part in zip(*parts, strict=True)), test)
+
+
+def scored_of(outputs: Tensor, saved: Tensor, test: list[tuple[Tensor, Tensor, Tensor]]) -> Scored:
+    """What outputs for all test images are worth, and what each saved."""
+    labels = torch.cat([right for _, right, _ in test])
+    dense = torch.cat([found for _, _, found in test])
+    guesses = outputs.argmax(1)
+    return Scored(outputs, guesses == labels, guesses == dense.argmax(1), saved)
+
+
+class Kept:
+    """Outputs of candidates, kept in files: what is there need not be fitted again.
+
+    Args:
+        folder: Of the files; None keeps nothing.
+        subject: What all were fitted to: network, images and seed, in a file's name.
+        commit: Of the code that fits, as in `provenance`.
+    """
+
+    def __init__(self, folder: Path | None, subject: str, commit: Any) -> None:
+        self.folder, self.subject, self.commit = folder, subject, commit
+
+    def path(self, name: str) -> Path | None:
+        """Where a candidate's outputs are kept."""
+        told = f"{self.subject}-{name}.safetensors".replace(" ", "-")
+        return None if self.folder is None else self.folder / told
+
+    def read(
+        self, name: str, test: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> tuple[Scored, dict[str, Any]] | None:
+        """A candidate's outputs, seconds and commit, if they are there."""
+        path = self.path(name)
+        if path is None or not path.exists():
+            return None
+        tensors, told = load_tensors(path)
+        return scored_of(tensors["outputs"], tensors["saved"], test), told
+
+    def write(self, name: str, scored: Scored, told: dict[str, Any]) -> None:
+        """Keep a candidate's outputs, with the commit that fitted it."""
+        path = self.path(name)
+        if path is not None:
+            tensors = {"outputs": scored.outputs, "saved": scored.saved}
+            save_tensors(path, tensors, told | {"fitted_at": self.commit})
 
 
 def means(scored: Scored) -> dict[str, float]:

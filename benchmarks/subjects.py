@@ -100,11 +100,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
     """The flags for a result, without places on this machine."""
-    return vars(given) | {
+    told = {k: value.name if isinstance(value, Path) else value for k, value in vars(given).items()}
+    return told | {
         "network": given.network and Path(given.network).name,
         "data_root": None,
         "imagenet": bool(given.imagenet),
-        "weights": given.weights and given.weights.name,
     }
 
 

@@ -111,6 +111,31 @@ def test_all_candidates_are_scored_with_repair_and_without():
     assert ftwt.evaluate(network, test).top1 == subject.top1
 
 
+def test_kept_outputs_are_not_fitted_again(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network, images = resnet(8).eval(), torch.randn(40, 3, 32, 32)
+    test = [(images[20:], torch.zeros(20, dtype=torch.long))]
+    subject = subjects.subject_of("toy", network, images[:20].split(10), 20, test)
+    options = {"kinds": ("static", "dynamic"), "ways": ("as it is", "repaired")}
+    kept = benchmark.Kept(tmp_path / "outputs", "toy-20-seed0", {"commit": "abc"})
+    fitted = list(benchmark.compare(subject, 0.2, **options, kept=kept))
+    assert len(list(kept.folder.iterdir())) == 4
+    asked: list[str] = []
+
+    def refused(kind: str, *_: Any) -> Any:
+        asked.append(kind)
+        raise ValueError("fitted again")
+
+    monkeypatch.setattr(benchmark, "candidate", refused)
+    later = benchmark.Kept(kept.folder, kept.subject, {"commit": "def"})
+    again = list(benchmark.compare(subject, 0.2, **options, kept=later))
+    of_then = {"fitted_at": {"commit": "abc"}}
+    assert again == [row if row["kind"] == "auto" else row | of_then for row in fitted]
+    other = benchmark.Kept(kept.folder, "toy-20-seed1", None)  # other images to fit to
+    assert "fitted again" in str(list(benchmark.compare(subject, 0.2, **options, kept=other)))
+    assert asked == ["static", "dynamic"]
+
+
 def test_what_is_chosen_by_one_half_is_scored_on_the_other():
     labels, dense = torch.zeros(12, dtype=torch.long), torch.eye(2)[torch.zeros(12, dtype=int)]
     subject = subjects.Subject("toy", resnet(8), [], 4, [(torch.zeros(12, 1), labels, dense)], 1.0)
