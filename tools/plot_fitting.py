@@ -16,7 +16,7 @@ matplotlib.rcParams["svg.hashsalt"] = "ftwt"  # the same file each time
 
 import matplotlib.pyplot as plt  # noqa: E402
 from tables.files import grouped  # noqa: E402
-from tables.fitting import best, by_network, cells_by_cut, mean_of  # noqa: E402
+from tables.fitting import by_network, cells_by_cut, looked, mean_of  # noqa: E402
 
 PATH = Path(__file__).parent.parent / "docs" / "pruned.svg"
 REPAIRED = "repaired"
@@ -45,8 +45,8 @@ def main() -> None:
     lines = {name: kinds for name, kinds in lines.items() if len(kinds["greedy"]) >= CUTS}
     for name in lines.keys() & looks.keys():
         for cut in sorted({row["average_cut"] for row in looks[name][0]["rows"]}):
-            both = best(looks[name][0], cut)
-            point = (100 * mean_of(both, "reduction"), 100 * mean_of(both, "top1"))
+            draws = looked(looks[name], cut)
+            point = (100 * mean_of(draws, "reduction"), 100 * mean_of(draws, "top1"))
             lines[name].setdefault("look", []).append(point)
     rows = -(-len(lines) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(12, 3.6 * rows), squeeze=False)

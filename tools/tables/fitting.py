@@ -38,7 +38,7 @@ def pruned() -> str:
         told = [over(cells[k, STEPS[2]]) if (k, STEPS[2]) in cells else "" for k in GLANCES]
         look = ""
         if name in looks:
-            look = percent(mean_of(best(looks[name][0], asked), "top1"), 2)
+            look = over(each["top1"] for each in looked(looks[name], asked))
         rows.append((name, percent(dense, 2), told[0], look, *told[1:]))
     head = ("network", "dense", KINDS["greedy"], "second look", *(KINDS[k] for k in GLANCES[1:]))
     return table(head, rows) + _made(groups, "repair")
@@ -147,26 +147,21 @@ def second_look() -> str:
         return MISSING.format("second_look")
     rows = []
     for name, seeds in groups:
-        result = seeds[0]
-        alone = {_first(row): row["top1"] for row in result["fixed_masks"]}
-        for average in sorted({row["average_cut"] for row in result["rows"]}):
-            chosen = best(result, average)
+        for average in sorted({row["average_cut"] for row in seeds[0]["rows"]}):
+            looks = looked(seeds, average)
+            alone = [look["alone"] for look in looks if look["alone"] is not None]
+            firsts = dict.fromkeys(first for look in looks for first in look["firsts"])
             rows.append(
                 (
-                    f"{name} ({percent(result['dense_top1'], 2)})",
+                    f"{name} ({percent(seeds[0]['dense_top1'], 2)})",
                     percent(average, 0),
-                    percent(alone[average], 2) if average in alone else "",
-                    percent(mean_of(chosen, "top1"), 2),
-                    percent(mean_of(chosen, "reduction"), 2),
-                    " or ".join(
-                        dict.fromkeys(
-                            f"{percent(row['first_cut'], 0)} {row.get('first', '')}".strip()
-                            for row in chosen
-                        )
-                    ),
-                    percent(mean_of(chosen, "again")),
-                    percent(mean_of(chosen, "by_lot_top1"), 2),
-                    percent(sum(alone[_first(row)] for row in chosen) / len(chosen), 2),
+                    over(alone) if alone else "",
+                    over(look["top1"] for look in looks),
+                    over(look["reduction"] for look in looks),
+                    " or ".join(firsts),
+                    percent(mean_of(looks, "again")),
+                    percent(mean_of(looks, "by_lot_top1"), 2),
+                    percent(mean_of(looks, "first_top1"), 2),
                 )
             )
     head = (
@@ -176,15 +171,31 @@ def second_look() -> str:
     return table(head, rows) + _made(groups, "second-look")
 
 
-def best(result: dict[str, Any], average: float) -> list[dict[str, Any]]:
-    """At an average cut, of each half: the first pass that agrees most with the dense network.
+def looked(seeds: list[dict[str, Any]], average: float) -> list[dict[str, Any]]:
+    """Of each seed, a second look at an average cut, and the fixed mask alone.
 
-    On the half that sets the threshold; the other one is scored.
+    Of the first passes, each half takes the one that agrees most with the dense network: on the
+    half that sets the threshold; the other one is scored.
     """
-    halves: dict[int, list[dict[str, Any]]] = {}
-    for row in (row for row in result["rows"] if row["average_cut"] == average):
-        halves.setdefault(row["threshold_from_half"], []).append(row)
-    return [max(rows, key=lambda row: row["agreement"]) for rows in halves.values()]
+    found = []
+    for result in seeds:
+        alone = {_first(row): row["top1"] for row in result["fixed_masks"]}
+        halves: dict[int, list[dict[str, Any]]] = {}
+        for row in (row for row in result["rows"] if row["average_cut"] == average):
+            halves.setdefault(row["threshold_from_half"], []).append(row)
+        best = [max(rows, key=lambda row: row["agreement"]) for rows in halves.values()]
+        figures = ("top1", "reduction", "again", "by_lot_top1")
+        found.append(
+            {name: mean_of(best, name) for name in figures}
+            | {
+                "alone": alone.get(average),
+                "first_top1": sum(alone[_first(row)] for row in best) / len(best),
+                "firsts": [
+                    f"{percent(row['first_cut'], 0)} {row.get('first', '')}".strip() for row in best
+                ],
+            }
+        )
+    return found
 
 
 def _first(row: dict[str, Any]) -> str | float:
