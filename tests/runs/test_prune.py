@@ -32,9 +32,10 @@ from ftwt.fitting.repair import Repair
 from ftwt.fitting.second_look import SecondLookFit
 from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import SecondLook, opened, run_counted
-from ftwt.runs import candidates, choice, latency
+from ftwt.runs import candidates, latency
 from ftwt.runs.candidates import Candidate, Part, prunable
 from ftwt.runs.choice import choose, timed
+from ftwt.runtime import Engine
 
 
 def network() -> nn.Module:
@@ -205,10 +206,10 @@ def test_a_second_look_of_another_precision_is_timed(dtype):
 
 
 def test_why_says_that_times_were_not_measured(monkeypatch):
-    def missing(networks, images):
+    def missing(watch, networks):
         raise RuntimeError("the engine was not built")
 
-    monkeypatch.setattr(choice, "measure", missing)
+    monkeypatch.setattr(latency.Stopwatch, "times", missing)
     pruned = prune(network(), [IMAGES], reduction=0.2, gates="static")
     assert pruned.why.endswith("; times were not measured: the engine was not built")
     assert pruned.dense_ms is None
@@ -317,6 +318,7 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
     [
         ({}, "give one of them, say reduction=0.3"),
         ({"reduction": 0.3, "latency_ms": 1.0}, "give one of them"),
+        ({"reduction": 0.3, "precision": "int4"}, "precision='int4': use one of f32, int8"),
         ({"reduction": 1.0}, r"reduction=1.0 is outside \(0, 1\)"),
         ({"reduction": 0.99}, "out of reach; fixed masks of these units save from 0.000 to"),
         ({"reduction": 0.3, "gates": "best"}, "auto, static, dynamic, mixed, second-look"),
@@ -383,8 +385,8 @@ def test_times_are_those_of_more_images_than_a_batch_leaves(monkeypatch):
     """Batches of 81 leave the judges 2 images of one batch, and then 38 of the next."""
     seen = []
 
-    def timed(made, whole, images):
-        seen.append(images)
+    def timed(made, whole, watch):
+        seen.append(watch.images)
         return made, None, ""
 
     monkeypatch.setattr("ftwt.runs.prune.timed", timed)
@@ -418,59 +420,97 @@ def test_a_latency_is_met_or_its_range_is_named():
 def test_times_are_averages_over_images(monkeypatch):
     monkeypatch.setattr(latency, "compile", lambda network, check: network)
     times = np.array([1.0, 2.0, 9.0])
-    monkeypatch.setattr(latency, "race", lambda engines, _: dict.fromkeys(engines, times))
-    dynamic, images = prunable(network(), IMAGES), IMAGES[:3].numpy()
-    (one,), dense, untimed = timed([candidate("static", 1.0, 0.1, None)], dynamic, images)
+    monkeypatch.setattr(latency.Stopwatch, "race", lambda _, names: dict.fromkeys(names, times))
+    dynamic, watch = prunable(network(), IMAGES), latency.Stopwatch(IMAGES[:3].numpy())
+    (one,), dense, untimed = timed([candidate("static", 1.0, 0.1, None)], dynamic, watch)
     assert (one.latency_ms, dense, untimed) == (4.0, 4.0, "")
-    clock = latency.Clock.of(dynamic, rank_filters(dynamic, [IMAGES]), images)
+    clock = latency.Clock.of(dynamic, rank_filters(dynamic, [IMAGES]), watch)
     assert set(clock.times) == {4.0}
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_all_times_are_of_the_precision_asked_for(monkeypatch, precision):
+    pytest.importorskip("ftwt.runtime._native")
+    made: list[Engine] = []
+
+    def noted(network, **options):
+        made.append(compile(network, **options))
+        return made[-1]
+
+    monkeypatch.setattr(latency, "compile", noted)
+    monkeypatch.setattr(latency, "calibrate", lambda *a, **k: None)
+    monkeypatch.setattr(latency, "NEAR", 1e9)  # whatever gates take
+    watch = latency.Stopwatch(IMAGES[:8].numpy(), precision)
+    dynamic = prunable(network(), IMAGES)
+    ranking = rank_filters(dynamic, [IMAGES])
+    clock = latency.Clock.of(dynamic, ranking, watch)
+    latency.Budget(0.3, clock.times[0], clock, watch).settle(dynamic, [IMAGES])
+    pruned = prune(network(), [IMAGES], reduction=0.2, gates="second-look", precision=precision)
+    assert pruned.precision == pruned.to_json()["precision"] == precision
+    assert len(made) > 6
+    assert all(("int8" in repr(engine)) is (precision == "int8") for engine in made)
 
 
 def test_gates_are_timed_after_each_try_and_the_dense_network_compiled_once(monkeypatch):
     steps, ms = [], iter((10.0, 9.0, 8.0, 7.0))
 
-    def race(engines, images):
+    def race(watch, engines):
         steps.append("race")
         return {"gates": np.array([0.0, 0.0, 3 * next(ms)]), "dense": np.full(3, 20.0)}
 
-    monkeypatch.setattr(latency, "race", race)
+    monkeypatch.setattr(latency.Stopwatch, "race", race)
     monkeypatch.setattr(latency, "calibrate", lambda *a, **k: steps.append("calibrate"))
     monkeypatch.setattr(latency, "compile", lambda network, check: compiled.append(network))
     compiled: list[DynamicModel] = []
     dynamic = prunable(network(), IMAGES)
-    budget = latency.Budget(0.3, 5.0, latency.Clock((0.0, 0.5), (20.0, 10.0)), IMAGES.numpy())
+    clock, watch = latency.Clock((0.0, 0.5), (20.0, 10.0)), latency.Stopwatch(IMAGES.numpy())
+    budget = latency.Budget(0.3, 5.0, clock, watch)
     with pytest.raises(ValueError, match="an image takes 7.00 ms; 5.00 ms were asked for"):
         budget.settle(dynamic, [IMAGES])
     assert steps == ["race", *["calibrate", "race"] * 3]
     assert sum(one is not dynamic for one in compiled) == 1
 
 
+def test_gates_that_cannot_save_as_much_are_refused_by_their_time(monkeypatch):
+    def beyond(*_, **__):
+        raise ValueError("reduction=0.5500000000000001 is out of reach of these gates")
+
+    times = {"gates": np.full(3, 10.0), "dense": np.full(3, 20.0)}
+    monkeypatch.setattr(latency.Stopwatch, "race", lambda *_: times)
+    monkeypatch.setattr(latency, "compile", lambda network, check: None)
+    monkeypatch.setattr(latency, "calibrate", beyond)
+    clock, watch = latency.Clock((0.0, 0.5), (20.0, 10.0)), latency.Stopwatch(IMAGES.numpy())
+    with pytest.raises(ValueError, match="an image takes 10.00 ms; 5.00 ms were asked for"):
+        latency.Budget(0.3, 5.0, clock, watch).settle(prunable(network(), IMAGES), [IMAGES])
+
+
 def test_each_kind_meets_a_latency_for_itself(monkeypatch):
-    """With a clock that counts a millisecond for each share of the MACs, and two for gates."""
+    """With a clock that counts the MACs, and a millisecond more for gates or a second look."""
     dense = network()
 
-    def counted(networks, images):
+    def counted(watch, networks):
         found = {}
         for name, one in networks.items():
-            given = torch.from_numpy(images)
+            given = torch.from_numpy(watch.images)
             if isinstance(one, DynamicModel):
                 work, whole = run_counted(one, given)[1], one.channels.layers
                 found[name] = 1.0 * bool(one.predictors)
             else:
                 work, whole = one.look(given).executed, one.last.channels.layers
-                found[name] = 0.0
+                found[name] = 1.0
             found[name] += 10 * work.numpy() / sum(layer.macs for layer in whole)
         return found
 
     monkeypatch.setattr(latency, "compile", lambda network, check: network)
-    monkeypatch.setattr(latency, "race", counted)
+    monkeypatch.setattr(latency.Stopwatch, "race", counted)
     pruned = prune(dense, [IMAGES], latency_ms=7.0)
     assert pruned.dense_ms == pytest.approx(10.0) and pruned.asked == pytest.approx(0.3, abs=0.05)
     found = {one.kind: one for one in pruned.candidates}
     assert {"static", "dynamic", "second-look"} <= set(found)
     assert found["dynamic"].reduction > found["static"].reduction + 0.05
     for one in pruned.candidates:
-        assert one.latency_ms == pytest.approx(7.0, abs=0.7)
+        ms = one.latency_ms if one.look is None else 1 + 10 * (1 - one.look.reduction)
+        assert ms == pytest.approx(7.0, abs=0.3)
 
 
 def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
@@ -479,7 +519,8 @@ def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
     more = ["--output", "eight", "--precision", "int8", "--epochs", "1"]
     assert cli.main([*command, *more]) == 0
     eight = read_json("eight/prune.json")
-    assert eight["precision"] == "int8" and "int8, " in eight["latency"]["timings"][-1]["settings"]
+    assert eight["precision"] == eight["pruned"]["precision"] == "int8"
+    assert "int8, " in eight["latency"]["timings"][-1]["settings"]
     assert "int8" in repr(runtime.load("eight/net.ftwt"))
     chosen = eight["test"][eight["pruned"]["kind"]]["top1"]
     assert eight["engine_top1"] == pytest.approx(chosen, abs=0.03)

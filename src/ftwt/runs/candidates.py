@@ -339,8 +339,8 @@ class Workshop:
         for further in FURTHER:
             cut = self.budget.reduction + further
             try:
-                asked = self.budget.average(cut)
-                first = self.dynamic.fix(self.masks(cut))
+                first = self.dynamic.fix(self.masks(cut)).eval()
+                asked = self.budget.average(first, second, cut)
             except ValueError as error:
                 refused.append(error)
                 continue

@@ -11,21 +11,21 @@ import torch
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook, opened
 from .candidates import Candidate, nearest
-from .latency import measure
+from .latency import Stopwatch
 
 DENSE = "dense"
 FELT = 0.5  # of the time that the fastest candidate saves: less is not taken
 
 
 def timed(
-    candidates: Sequence[Candidate], dynamic: DynamicModel, images: np.ndarray
+    candidates: Sequence[Candidate], dynamic: DynamicModel, watch: Stopwatch
 ) -> tuple[list[Candidate], float | None, str]:
     """Measure the candidates' times, in turns with the dense network's.
 
     Args:
         candidates: Of one budget.
         dynamic: The network that all are made from.
-        images: To run one by one.
+        watch: That measures them.
 
     Returns:
         The candidates with their average times, the dense network's, and an empty string. Where
@@ -35,12 +35,13 @@ def timed(
     networks: dict[str, DynamicModel | SecondLook] = {DENSE: opened(dynamic).eval()}
     networks |= {one.kind: one.network for one in candidates}
     try:
-        ms = measure(networks, images)
+        ms = watch.times(networks)
     except (RuntimeError, ValueError) as error:  # not built, or it has no such operation
         return list(candidates), None, str(error)
     dense = float(ms[DENSE].mean())
     found = [
-        replace(one, latency_ms=_average(one, ms[one.kind], dense, images)) for one in candidates
+        replace(one, latency_ms=_average(one, ms[one.kind], dense, watch.images))
+        for one in candidates
     ]
     return found, dense, ""
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..budget.calibration import calibrate
 from ..fitting.masks import Ranking, fixed_masks
-from ..lowering.compile import compile
+from ..lowering.compile import Precision, compile
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook, opened
 from ..runtime.engine import Engine
@@ -22,38 +23,53 @@ NEAR, TRIES = 1.02, 4  # of a latency that gates are settled to: how near, how o
 FEW = 256  # images that gates are settled with
 
 
-def measure(
-    networks: Mapping[str, DynamicModel | SecondLook], images: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Time networks in turns, image by image, with one thread.
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times networks on the native engine, with one thread.
 
     Args:
-        networks: By name.
-        images: (N, C, H, W) float32.
-
-    Returns:
-        Name -> (N,) milliseconds of each image: the least of some rounds, for what other processes
-        take only adds to it.
-
-    Raises:
-        RuntimeError: The native engine was not built.
-        ValueError: The engine cannot run one of the networks.
+        images: (N, C, H, W) float32, timed one by one; also what ranges of `int8` are taken from.
+        precision: Of the engines.
     """
-    return race({name: compile(one, check=False) for name, one in networks.items()}, images)
 
+    images: np.ndarray
+    precision: Precision = "f32"
 
-def race(engines: Mapping[str, Engine], images: np.ndarray) -> dict[str, np.ndarray]:
-    """As `measure`, of networks that are compiled already."""
-    taken = {name: np.zeros((ROUNDS, len(images))) for name in engines}
-    for engine in engines.values():
-        engine(images[:1])  # warms up
-    for number in range(ROUNDS):
-        for at in range(len(images)):
-            for name, engine in engines.items():
-                start = time.perf_counter()
-                engine(images[at : at + 1])
-                taken[name][number, at] = 1e3 * (time.perf_counter() - start)
-    return {name: ms.min(0) for name, ms in taken.items()}
+    def times(self, networks: Mapping[str, DynamicModel | SecondLook]) -> dict[str, np.ndarray]:
+        """Time networks in turns.
+
+        Args:
+            networks: By name.
+
+        Returns:
+            Name -> (N,) milliseconds of each image: the least of some rounds, for what other
+            processes take only adds to it.
+
+        Raises:
+            RuntimeError: The native engine was not built.
+            ValueError: The engine cannot run one of the networks.
+        """
+        return self.race({name: self.engine(one) for name, one in networks.items()})
+
+    def engine(self, network: DynamicModel | SecondLook) -> Engine:
+        """Compile a network to be timed."""
+        given: dict[str, Any] = {"check": False}
+        if self.precision == "int8":
+            given |= {"precision": "int8", "calibrate": [torch.from_numpy(self.images)]}
+        return compile(network, **given)
+
+    def race(self, engines: Mapping[str, Engine]) -> dict[str, np.ndarray]:
+        """As `times`, of networks that are compiled already."""
+        taken = {name: np.zeros((ROUNDS, len(self.images))) for name in engines}
+        for engine in engines.values():
+            engine(self.images[:1])  # warms up
+        for number in range(ROUNDS):
+            for at in range(len(self.images)):
+                for name, engine in engines.items():
+                    start = time.perf_counter()
+                    engine(self.images[at : at + 1])
+                    taken[name][number, at] = 1e3 * (time.perf_counter() - start)
+        return {name: ms.min(0) for name, ms in taken.items()}
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class Clock:
     times: tuple[float, ...]
 
     @classmethod
-    def of(cls, dynamic: DynamicModel, ranking: Ranking, images: np.ndarray) -> Clock:
+    def of(cls, dynamic: DynamicModel, ranking: Ranking, watch: Stopwatch) -> Clock:
         """Measure fixed masks of a network that save more and more, as far as there are any."""
         networks: dict[str, DynamicModel | SecondLook] = {}
         for asked in TIMED_AT:
@@ -78,7 +94,7 @@ class Clock:
             except ValueError:  # no mask saves as much
                 break
             networks[str(asked)] = dynamic.fix(masks)
-        times = measure(networks, images)
+        times = watch.times(networks)
         falling = np.minimum.accumulate([float(ms.mean()) for ms in times.values()])
         return cls(tuple(map(float, times)), tuple(map(float, falling)))
 
@@ -104,24 +120,6 @@ class Clock:
             )
         return float(np.interp(-latency_ms, -np.array(self.times), self.reductions))
 
-    def average_for(self, latency_ms: float, cut: float) -> float:
-        """The average reduction of a second look that takes that long on average.
-
-        Args:
-            latency_ms: On average.
-            cut: Reduction of its first pass, a fixed mask; the dense network looks again.
-
-        Raises:
-            ValueError: The first pass alone takes longer.
-        """
-        first = float(np.interp(cut, self.reductions, self.times))
-        if first > latency_ms:
-            raise ValueError(
-                f"its first pass ({cut:.0%} fewer MACs) takes {first:.2f} ms by itself; the budget "
-                f"is {latency_ms:.2f} ms"
-            )
-        return cut - (latency_ms - first) / self.times[0]
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -132,19 +130,36 @@ class Budget:
             that takes as long.
         latency_ms: Average time of an image on the native engine; None for a budget of MACs.
         clock: Of a budget in milliseconds: what fixed masks take.
-        images: (N, C, H, W) to measure times with.
+        watch: That measures times.
     """
 
     reduction: float
     latency_ms: float | None
     clock: Clock | None
-    images: np.ndarray
+    watch: Stopwatch
 
-    def average(self, cut: float) -> float:
-        """What a second look may save on average, both passes counted, if its first saves `cut`."""
+    def average(self, first: DynamicModel, second: DynamicModel, cut: float) -> float:
+        """What a second look may save on average, both passes counted.
+
+        Args:
+            first: Looks at all images: a fixed mask.
+            second: The dense network, which looks again.
+            cut: What the first pass saves.
+
+        Raises:
+            ValueError: The first pass alone takes longer than `latency_ms`.
+        """
         if self.latency_ms is None or self.clock is None:
             return self.reduction
-        return self.clock.average_for(self.latency_ms, cut)
+        whole = self.clock.times[0]
+        ms = self.watch.times({"once": SecondLook([first, second], [0.0]), "dense": second})
+        once = float(ms["once"].mean() / ms["dense"].mean()) * whole
+        if once > self.latency_ms:
+            raise ValueError(
+                f"its first pass ({cut:.0%} fewer MACs) takes {once:.2f} ms by itself; the budget "
+                f"is {self.latency_ms:.2f} ms"
+            )
+        return cut - (self.latency_ms - once) / whole
 
     def settle(self, network: DynamicModel, fitted: Iterable[Any]) -> float:
         """Raise the gates' reduction, in place, until an image takes no more than `latency_ms`.
@@ -161,11 +176,14 @@ class Budget:
         if self.latency_ms is None or self.clock is None:
             return asked
         taken, whole = 0.0, self.clock.times[0]
-        dense = compile(opened(network).eval(), check=False)
+        dense = self.watch.engine(opened(network).eval())
         for number in range(TRIES):
             if number:
-                calibrate(network, fitted, reduction=asked, images=FEW)
-            ms = race({"gates": compile(network, check=False), "dense": dense}, self.images)
+                try:
+                    calibrate(network, fitted, reduction=asked, images=FEW)
+                except ValueError:  # these gates cannot save as much
+                    break
+            ms = self.watch.race({"gates": self.watch.engine(network), "dense": dense})
             taken = float(ms["gates"].mean() / ms["dense"].mean()) * whole
             if taken <= NEAR * self.latency_ms:
                 return asked

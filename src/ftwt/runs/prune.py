@@ -17,6 +17,7 @@ from ..files.tables import Shown
 from ..fitting.columns import rank_filters
 from ..fitting.passes import check_steady, repeatable
 from ..graph.wrappers import refuse_no_module
+from ..lowering.compile import Precision
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
@@ -33,7 +34,7 @@ from .candidates import (
     prunable,
 )
 from .choice import choose, timed
-from .latency import Budget, Clock
+from .latency import Budget, Clock, Stopwatch
 
 Gates = Literal["auto", "static", "dynamic", "mixed", "second-look"]
 KINDS = (STATIC, DYNAMIC, MIXED, LOOK)
@@ -58,6 +59,7 @@ class Pruned(Shown):
         dense_macs: MACs of the dense network for one image.
         dense_ms: Its time on the native engine with one thread, measured in turns with those of the
             candidates; None where they were not measured.
+        precision: Of the engines that were timed.
         images: Images fitted to.
         judged: Other images, that judged the candidates.
         provenance: Where the figures come from.
@@ -70,6 +72,7 @@ class Pruned(Shown):
     candidates: tuple[Candidate, ...]
     dense_macs: int
     dense_ms: float | None
+    precision: Precision
     images: int
     judged: int
     provenance: dict[str, Any] = field(repr=False)
@@ -84,7 +87,12 @@ class Pruned(Shown):
         table = Table(
             "", title=f"pruned with {self.images:,} images, judged by {self.judged:,} others"
         )
-        for column in ("fewer MACs", "an image", "agrees with the dense network", "error"):
+        for column in (
+            "fewer MACs",
+            f"an image, {self.precision}",
+            "agrees with the dense network",
+            "error",
+        ):
             table.add_column(column, justify="right")
         for one in self.candidates:
             agreement = "" if one.agreement is None else f"{one.agreement:.2%}"
@@ -111,6 +119,7 @@ def prune(
     images: int = 2048,
     held_out: Iterable[tuple[Tensor, Any] | Tensor] | None = None,
     teach: Callable[[DynamicModel], Any] | None = None,
+    precision: Precision = "f32",
     scores: bool = True,
     config: Any = None,
 ) -> Pruned:
@@ -146,6 +155,8 @@ def prune(
         teach: Called with each candidate once it is repaired, to train it in place: say with
             `ftwt.train` and the dense network as teacher. So all get as much. What it raises, you
             get.
+        precision: Of the engines that are timed: `int8` for a network that you will compile so. It
+            changes times alone; candidates are judged in float32.
         scores: Whether outputs (B, K) of K > 1 columns are class scores. If not, as of a network
             that regresses K values, candidates are compared by squared error, and there is no
             second look.
@@ -169,6 +180,8 @@ def prune(
         )
     if gates not in get_args(Gates):
         raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Gates))}")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision!r}: use one of {', '.join(get_args(Precision))}")
     if reduction is not None and not 0 < reduction < 1:
         raise ValueError(f"reduction={reduction} is outside (0, 1); 0.3 saves 30% of the MACs")
     fitted, judges = _divide(batches, images, held_out, device=device_of(model))
@@ -176,13 +189,13 @@ def prune(
     judge = Judge(model, judges, dynamic, scores=scores)
     ranking = rank_filters(dynamic, fitted)
     some = torch.cat([part for _, part in first(judges, TIMED)])
-    timed_images = some.detach().float().cpu().contiguous().numpy()
+    watch = Stopwatch(some.detach().float().cpu().contiguous().numpy(), precision)
     clock = None
     if latency_ms is not None:
-        clock = Clock.of(dynamic, ranking, timed_images)
+        clock = Clock.of(dynamic, ranking, watch)
         reduction = clock.reduction_for(latency_ms)
     assert reduction is not None
-    budget = Budget(reduction, latency_ms, clock, timed_images)
+    budget = Budget(reduction, latency_ms, clock, watch)
     workshop = Workshop(dynamic, ranking, fitted, model, judge, budget, teach)
     candidates, left_out = [], {}
     for kind in KINDS if gates == "auto" else (gates,):
@@ -194,7 +207,7 @@ def prune(
             left_out[kind] = str(error)
             continue
         candidates.append(made)
-    candidates, dense_ms, untimed = timed(candidates, dynamic, timed_images)
+    candidates, dense_ms, untimed = timed(candidates, dynamic, watch)
     best, why = choose(candidates, dense_ms)
     why += "".join(f"; no {kind} one: {reason}" for kind, reason in left_out.items())
     if untimed:
@@ -207,6 +220,7 @@ def prune(
         candidates=tuple(candidates),
         dense_macs=sum(layer.macs for layer in dynamic.channels.layers),
         dense_ms=dense_ms,
+        precision=precision,
         images=len(fitted),
         judged=len(judges),
         provenance=provenance(config=config, since=began),

@@ -141,7 +141,7 @@ def prune_named(
         output: Folder for `model/`, `net.ftwt`, `prune.json`, `recording.safetensors` and the page
             `index.html`.
         reduction: Share of the dense MACs to save; see `ftwt.prune`.
-        latency_ms: Instead: time of one image on this machine.
+        latency_ms: Instead: time of one image on this machine, in this precision.
         gates: `static`, `dynamic`, `mixed`, `second-look` or `auto`.
         images: How many to fit to, at most.
         epochs: Then train each candidate so long, with labels and the dense network as teacher.
@@ -186,6 +186,7 @@ def prune_named(
             images=images,
             held_out=splits.validation if len(splits.validation.images) >= FEWEST else None,
             teach=teach if epochs else None,
+            precision=precision,
         )
         options: dict[str, Any] = {}
         if precision == "int8":

@@ -61,5 +61,7 @@ def margin(outputs: np.ndarray) -> np.ndarray:
     """
     with np.errstate(invalid="ignore"):
         shares = np.exp(outputs - outputs.max(1, keepdims=True))
-        best = np.partition(shares, -2, axis=1)[:, -2:] / shares.sum(1, keepdims=True)
-        return np.nan_to_num(best[:, 1] - best[:, 0], nan=0.0)
+        shares.partition(-2, axis=1)  # the two largest come last
+        found = (shares[:, -1] - shares[:, -2]) / shares.sum(1)
+    found[np.isnan(found)] = 0.0
+    return found
