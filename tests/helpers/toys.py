@@ -38,6 +38,16 @@ class Toy(nn.Module):
         return self.classifier(self.dropout(self.features(images).mean((2, 3))))
 
 
+def classifier() -> nn.Sequential:
+    """Two convolutions and 4 classes, the same each time: what `prune` takes."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+
+
 def images(count: int = 128, *, seed: int = 0) -> Images:
     """Noise of 8x8 pixels that a class brightens in one channel, or in none."""
     generator = torch.Generator().manual_seed(seed)

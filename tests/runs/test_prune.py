@@ -4,7 +4,6 @@ import copy
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,31 +27,18 @@ from ftwt import (
 from ftwt.files.json import read_json
 from ftwt.fitting.columns import rank_filters
 from ftwt.fitting.masks import mean_saliency
-from ftwt.fitting.repair import Repair
-from ftwt.fitting.second_look import SecondLookFit
 from ftwt.pruning.dynamic import DynamicModel
-from ftwt.pruning.second_look import SecondLook, opened, run_counted
-from ftwt.runs import candidates, latency
+from ftwt.pruning.second_look import opened
+from ftwt.runs import candidates
 from ftwt.runs.candidates import Candidate, Part, prunable
-from ftwt.runs.choice import choose, timed
-from ftwt.runtime import Engine
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
-    ).eval()  # fmt: skip
-
+from ftwt.runs.choice import choose
 
 IMAGES = toys.pixels(200)
 
 
 @pytest.mark.parametrize("gates", ["auto", "static", "dynamic", "second-look"])
 def test_the_budget_is_met_and_the_nearest_candidate_taken(gates):
-    dense = network()
+    dense = toys.classifier()
     before = copy.deepcopy(dense.state_dict())
     pruned = prune(dense, IMAGES.split(50), reduction=0.3, gates=gates)
     kinds = [one.kind for one in pruned.candidates]
@@ -109,7 +95,7 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_labels_are_never_read(use):
-    dense = network()
+    dense = toys.classifier()
     assert USES[use](dense, prunable(dense, IMAGES), [(IMAGES, Untouchable())]) is not None
 
 
@@ -121,7 +107,7 @@ def test_each_candidate_is_taught_once_it_is_repaired():
             made.network.get_submodule("8").weight.zero_()
         taught.append(made)
 
-    pruned = prune(network(), [IMAGES], reduction=0.2, teach=teach)
+    pruned = prune(toys.classifier(), [IMAGES], reduction=0.2, teach=teach)
     for one in pruned.candidates:
         made = one.network if isinstance(one.network, DynamicModel) else one.network.first
         assert any(made is each for each in taught)
@@ -129,12 +115,12 @@ def test_each_candidate_is_taught_once_it_is_repaired():
 
 
 def test_batches_that_can_be_read_only_once_will_do():
-    pruned = prune(network(), iter(IMAGES.split(40)), reduction=0.2, gates="static")
+    pruned = prune(toys.classifier(), iter(IMAGES.split(40)), reduction=0.2, gates="static")
     assert (pruned.images, pruned.judged) == (160, 40)
 
 
 def test_held_out_images_judge_and_the_others_are_all_fitted_to():
-    dense, others = network(), toys.pixels(60).flip(0)
+    dense, others = toys.classifier(), toys.pixels(60).flip(0)
     pruned = prune(dense, [IMAGES], reduction=0.2, gates="second-look", held_out=iter([others]))
     assert (pruned.images, pruned.judged) == (200, 60)
     (one,) = pruned.candidates
@@ -197,24 +183,6 @@ def test_gates_may_save_less_than_any_targets_would():
     assert one.reduction == pytest.approx(0.05, abs=0.02)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_a_second_look_of_another_precision_is_timed(dtype):
-    pytest.importorskip("ftwt.runtime._native")
-    dense, images = network().to(dtype), IMAGES[:40].to(dtype)
-    (one,) = prune(dense, [images], reduction=0.2, gates="second-look").candidates
-    assert one.latency_ms is not None and one.latency_ms > 0
-
-
-def test_why_says_that_times_were_not_measured(monkeypatch):
-    def missing(watch, networks):
-        raise RuntimeError("the engine was not built")
-
-    monkeypatch.setattr(latency.Stopwatch, "times", missing)
-    pruned = prune(network(), [IMAGES], reduction=0.2, gates="static")
-    assert pruned.why.endswith("; times were not measured: the engine was not built")
-    assert pruned.dense_ms is None
-
-
 @pytest.mark.parametrize("last", [2, 3])
 def test_errors_of_teaching_reach_the_caller(last):
     taught = []
@@ -225,69 +193,7 @@ def test_errors_of_teaching_reach_the_caller(last):
             raise ValueError("lr=-1 is below 0")
 
     with pytest.raises(ValueError, match="lr=-1 is below 0"):
-        prune(network(), [IMAGES], reduction=0.2, teach=teach)
-
-
-def candidate(kind: str, agreement: float, error: float, latency_ms: float | None) -> Candidate:
-    told, look = Repair((), {}, 1), None
-    if kind == "second-look":
-        look = SecondLookFit(
-            SecondLook([prunable(network(), IMAGES)] * 2, [0.1]),
-            (0.1,),
-            (0.1,),
-            0.3,
-            0.97,
-            0.95,
-            50,
-        )
-    return Candidate(kind, 0.3, error, agreement, network(), told, look, latency_ms=latency_ms)
-
-
-@pytest.mark.parametrize(
-    ("agreements", "errors", "times", "chosen", "why"),
-    [
-        (
-            (0.94, 0.88, 0.97),
-            (0.1, 0.2, 0.3),
-            (0.8, 0.9, 0.98),
-            "static",
-            "but saving less than half .* second-look",
-        ),
-        (
-            (0.94, 0.88, 0.97),
-            (0.1, 0.2, 0.3),
-            (0.8, 0.9, 0.88),
-            "second-look",
-            "static is the fastest",
-        ),
-        (
-            (0.97, 0.96, 0.9),
-            (0.2, 0.1, 0.0),
-            (0.8, 0.85, 1.2),
-            "dynamic",
-            "error of 0.1000 .* on 96.0% .* and is 1.18 times as fast; static is the fastest",
-        ),
-        (
-            (0.97, 0.94, 0.96),
-            (0.2, 0.1, 0.3),
-            (None, None, None),
-            "second-look",
-            "second-look is taken: it .* on 96.0%",
-        ),
-        (
-            (0.94, 0.88, 0.97),
-            (0.1, 0.2, 0.3),
-            (1.1, 1.2, 1.3),
-            "second-look",
-            "0.77 times as fast",
-        ),
-    ],
-)
-def test_the_nearest_is_taken_of_what_saves_time(agreements, errors, times, chosen, why):
-    kinds = ("static", "dynamic", "second-look")
-    made = [candidate(*one) for one in zip(kinds, agreements, errors, times, strict=True)]
-    best, told = choose(made, None if times[0] is None else 1.0)
-    assert best.kind == chosen and re.search(why, told)
+        prune(toys.classifier(), [IMAGES], reduction=0.2, teach=teach)
 
 
 def test_images_go_where_the_network_is():
@@ -303,7 +209,7 @@ def squared(dense: nn.Module, one: Candidate) -> float:
 
 
 def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
-    dense = network()[:6]
+    dense = toys.classifier()[:6]
     pruned = prune(dense, [IMAGES], reduction=0.2, gates="static")
     (one,) = pruned.candidates
     assert one.agreement is None and one.error == pytest.approx(squared(dense, one), rel=1e-3)
@@ -328,11 +234,11 @@ def test_outputs_that_are_no_class_scores_are_judged_by_their_squared_error():
 )
 def test_what_cannot_be_asked_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        prune(network(), [IMAGES], **options)
+        prune(toys.classifier(), [IMAGES], **options)
 
 
 def test_a_regression_is_judged_by_its_squared_error():
-    dense = network()
+    dense = toys.classifier()
     pruned = prune(dense, [IMAGES], reduction=0.3, scores=False)
     assert "no second-look one: a second look needs class scores" in pruned.why
     for one in pruned.candidates:
@@ -349,168 +255,50 @@ def test_images_held_out_are_checked_before_anything_is_made():
         (IMAGES[:30], "batches is one tensor"),
     ):
         with pytest.raises(ValueError, match=message):
-            prune(network(), [IMAGES], reduction=0.3, gates="static", held_out=held_out)
+            prune(toys.classifier(), [IMAGES], reduction=0.3, gates="static", held_out=held_out)
 
 
 def test_what_is_no_network_is_refused():
     with pytest.raises(ValueError, match="a OrderedDict is no network: give an nn.Module"):
-        prune(network().state_dict(), [IMAGES], reduction=0.3)
+        prune(toys.classifier().state_dict(), [IMAGES], reduction=0.3)
     with (
         torch.inference_mode(),
         pytest.raises(ValueError, match=r"inside torch.inference_mode\(\); call this outside"),
     ):
-        prune(network(), [IMAGES], reduction=0.3)
+        prune(toys.classifier(), [IMAGES], reduction=0.3)
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float64])
 def test_images_of_another_type_are_refused_by_it(kind):
     with pytest.raises(ValueError, match=f"the input is {kind}: convert it to the type of the"):
-        prune(network(), [IMAGES.to(kind)], reduction=0.3)
+        prune(toys.classifier(), [IMAGES.to(kind)], reduction=0.3)
 
 
 def test_images_that_want_gradients_are_taken():
     images = IMAGES.clone().requires_grad_()
-    assert prune(network(), [images], reduction=0.3, gates="static").images == 160
+    assert prune(toys.classifier(), [images], reduction=0.3, gates="static").images == 160
 
 
 def test_images_that_change_from_pass_to_pass_are_refused():
     shuffled = DataLoader(TensorDataset(IMAGES, torch.zeros(len(IMAGES))), 64, shuffle=True)
     with pytest.raises(ValueError, match=r"other images each time .* \(shuffle=False\)"):
-        prune(network(), shuffled, reduction=0.3)
+        prune(toys.classifier(), shuffled, reduction=0.3)
     with pytest.raises(ValueError, match="other images each time"):
-        prune(network(), [IMAGES], reduction=0.3, held_out=shuffled)
-
-
-def test_times_are_those_of_more_images_than_a_batch_leaves(monkeypatch):
-    """Batches of 81 leave the judges 2 images of one batch, and then 38 of the next."""
-    seen = []
-
-    def timed(made, whole, watch):
-        seen.append(watch.images)
-        return made, None, ""
-
-    monkeypatch.setattr("ftwt.runs.prune.timed", timed)
-    prune(network(), IMAGES.split(81), reduction=0.3, gates="static")
-    assert len(seen[0]) == 32
+        prune(toys.classifier(), [IMAGES], reduction=0.3, held_out=shuffled)
 
 
 def test_too_few_images_and_no_unit_are_refused():
     with pytest.raises(ValueError, match="held_out has 1 images; give 4 or more, or none"):
-        prune(network(), [IMAGES], reduction=0.3, held_out=[IMAGES[:1]])
+        prune(toys.classifier(), [IMAGES], reduction=0.3, held_out=[IMAGES[:1]])
     with pytest.raises(ValueError, match="10 images to prune with; give 20 or more"):
-        prune(network(), [IMAGES[:10]], reduction=0.3)
+        prune(toys.classifier(), [IMAGES[:10]], reduction=0.3)
     with pytest.raises(ValueError, match="0 images to prune with; give 20 or more"):
-        prune(network(), [], reduction=0.3, held_out=[IMAGES[:20]])
+        prune(toys.classifier(), [], reduction=0.3, held_out=[IMAGES[:20]])
     with (
         pytest.warns(UserWarning, match="no unit found"),
         pytest.raises(ValueError, match="Sequential has no unit to prune"),
     ):
         prune(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), [IMAGES], reduction=0.3)
-
-
-def test_a_latency_is_met_or_its_range_is_named():
-    pytest.importorskip("ftwt.runtime._native")
-    dense = network()
-    with pytest.raises(ValueError, match=r"latency_ms=1e-06 is out of reach; an image takes from"):
-        prune(dense, [IMAGES], latency_ms=1e-6)
-    with pytest.raises(ValueError, match="the dense network takes .* ms on this engine already"):
-        prune(dense, [IMAGES], latency_ms=1e4)
-
-
-def test_times_are_averages_over_images(monkeypatch):
-    monkeypatch.setattr(latency, "compile", lambda network, check: network)
-    times = np.array([1.0, 2.0, 9.0])
-    monkeypatch.setattr(latency.Stopwatch, "race", lambda _, names: dict.fromkeys(names, times))
-    dynamic, watch = prunable(network(), IMAGES), latency.Stopwatch(IMAGES[:3].numpy())
-    (one,), dense, untimed = timed([candidate("static", 1.0, 0.1, None)], dynamic, watch)
-    assert (one.latency_ms, dense, untimed) == (4.0, 4.0, "")
-    clock = latency.Clock.of(dynamic, rank_filters(dynamic, [IMAGES]), watch)
-    assert set(clock.times) == {4.0}
-
-
-@pytest.mark.parametrize("precision", ["f32", "int8"])
-def test_all_times_are_of_the_precision_asked_for(monkeypatch, precision):
-    pytest.importorskip("ftwt.runtime._native")
-    made: list[Engine] = []
-
-    def noted(network, **options):
-        made.append(compile(network, **options))
-        return made[-1]
-
-    monkeypatch.setattr(latency, "compile", noted)
-    monkeypatch.setattr(latency, "calibrate", lambda *a, **k: None)
-    monkeypatch.setattr(latency, "NEAR", 1e9)  # whatever gates take
-    watch = latency.Stopwatch(IMAGES[:8].numpy(), precision)
-    dynamic = prunable(network(), IMAGES)
-    ranking = rank_filters(dynamic, [IMAGES])
-    clock = latency.Clock.of(dynamic, ranking, watch)
-    latency.Budget(0.3, clock.times[0], clock, watch).settle(dynamic, [IMAGES])
-    pruned = prune(network(), [IMAGES], reduction=0.2, gates="second-look", precision=precision)
-    assert pruned.precision == pruned.to_json()["precision"] == precision
-    assert len(made) > 6
-    assert all(("int8" in repr(engine)) is (precision == "int8") for engine in made)
-
-
-def test_gates_are_timed_after_each_try_and_the_dense_network_compiled_once(monkeypatch):
-    steps, ms = [], iter((10.0, 9.0, 8.0, 7.0))
-
-    def race(watch, engines):
-        steps.append("race")
-        return {"gates": np.array([0.0, 0.0, 3 * next(ms)]), "dense": np.full(3, 20.0)}
-
-    monkeypatch.setattr(latency.Stopwatch, "race", race)
-    monkeypatch.setattr(latency, "calibrate", lambda *a, **k: steps.append("calibrate"))
-    monkeypatch.setattr(latency, "compile", lambda network, check: compiled.append(network))
-    compiled: list[DynamicModel] = []
-    dynamic = prunable(network(), IMAGES)
-    clock, watch = latency.Clock((0.0, 0.5), (20.0, 10.0)), latency.Stopwatch(IMAGES.numpy())
-    budget = latency.Budget(0.3, 5.0, clock, watch)
-    with pytest.raises(ValueError, match="an image takes 7.00 ms; 5.00 ms were asked for"):
-        budget.settle(dynamic, [IMAGES])
-    assert steps == ["race", *["calibrate", "race"] * 3]
-    assert sum(one is not dynamic for one in compiled) == 1
-
-
-def test_gates_that_cannot_save_as_much_are_refused_by_their_time(monkeypatch):
-    def beyond(*_, **__):
-        raise ValueError("reduction=0.5500000000000001 is out of reach of these gates")
-
-    times = {"gates": np.full(3, 10.0), "dense": np.full(3, 20.0)}
-    monkeypatch.setattr(latency.Stopwatch, "race", lambda *_: times)
-    monkeypatch.setattr(latency, "compile", lambda network, check: None)
-    monkeypatch.setattr(latency, "calibrate", beyond)
-    clock, watch = latency.Clock((0.0, 0.5), (20.0, 10.0)), latency.Stopwatch(IMAGES.numpy())
-    with pytest.raises(ValueError, match="an image takes 10.00 ms; 5.00 ms were asked for"):
-        latency.Budget(0.3, 5.0, clock, watch).settle(prunable(network(), IMAGES), [IMAGES])
-
-
-def test_each_kind_meets_a_latency_for_itself(monkeypatch):
-    """With a clock that counts the MACs, and a millisecond more for gates or a second look."""
-    dense = network()
-
-    def counted(watch, networks):
-        found = {}
-        for name, one in networks.items():
-            given = torch.from_numpy(watch.images)
-            if isinstance(one, DynamicModel):
-                work, whole = run_counted(one, given)[1], one.channels.layers
-                found[name] = 1.0 * bool(one.predictors)
-            else:
-                work, whole = one.look(given).executed, one.last.channels.layers
-                found[name] = 1.0
-            found[name] += 10 * work.numpy() / sum(layer.macs for layer in whole)
-        return found
-
-    monkeypatch.setattr(latency, "compile", lambda network, check: network)
-    monkeypatch.setattr(latency.Stopwatch, "race", counted)
-    pruned = prune(dense, [IMAGES], latency_ms=7.0)
-    assert pruned.dense_ms == pytest.approx(10.0) and pruned.asked == pytest.approx(0.3, abs=0.05)
-    found = {one.kind: one for one in pruned.candidates}
-    assert {"static", "dynamic", "second-look"} <= set(found)
-    assert found["dynamic"].reduction > found["static"].reduction + 0.05
-    for one in pruned.candidates:
-        ms = one.latency_ms if one.look is None else 1 + 10 * (1 - one.look.reduction)
-        assert ms == pytest.approx(7.0, abs=0.3)
 
 
 def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
