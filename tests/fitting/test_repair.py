@@ -369,6 +369,30 @@ def test_weights_that_are_shared_are_left_alone_and_named():
     assert torch.equal(dynamic.network.get_submodule("b.0").weight, dense.b[0].weight)
 
 
+def test_a_function_is_named_and_what_it_shares_weights_with_left_alone():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).relu()
+            x = self.b(x) + F.conv2d(x, self.b.weight, padding=1)
+            return self.last(x.mean((2, 3)))
+
+    dense = settle(Functional())
+    dynamic = freeze(convert(dense, pictures(2), min_gain=-1.0))
+    before = copy.deepcopy(dynamic.state_dict())
+    result = repair(dynamic, [pictures(20)], dense=dense)
+    assert result.left == {
+        "b": "its weights are used more than once",
+        "conv2d": "a function, not a torch.nn module",
+    }
+    assert not result.layers
+    assert all(torch.equal(value, before[n]) for n, value in dynamic.state_dict().items())
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("padding", ["same", "valid", (1, 0)])
 def test_samples_are_padded_as_torch_pads(padding):

@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import fx, nn
@@ -15,6 +16,9 @@ from ..graph.operations import BatchNorm, ancestors
 
 ADDS = (operator.add, operator.iadd, torch.add)
 ADD_METHODS = ("add", "add_")
+FUNCTIONS = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -59,12 +63,18 @@ def find_sites(network: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str
         network: The graph of a `DynamicModel`.
 
     Returns:
-        The sites in execution order, and layer -> reason for those that are left alone.
+        The sites in execution order, and layer (of a functional one, its node) -> reason for those
+        that are left alone.
     """
     modules: Mapping[str, nn.Module] = dict(network.named_modules())
     calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
     weights = Counter(
         id(p) for m in modules.values() for p in m._parameters.values() if p is not None
+    )
+    weights.update(
+        id(attrgetter(str(node.target))(network))
+        for node in network.graph.nodes
+        if node.op == "get_attr" and node.users
     )
     masked: set[fx.Node] = set()
     sites, left = [], {}
@@ -85,6 +95,9 @@ def find_sites(network: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str
                     sites.append(_site(node, modules, calls))
                 else:
                     left[str(node.target)] = reason
+        elif getattr(node.target, "__name__", "") in FUNCTIONS:
+            if not masked.isdisjoint(node.all_input_nodes):
+                left[node.name] = "a function, not a torch.nn module"
         elif is_add(node):
             terms = node.all_input_nodes
             if terms and masked.issuperset(terms):
