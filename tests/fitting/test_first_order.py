@@ -114,6 +114,10 @@ def test_what_has_no_guess_is_refused():
     dynamic = convert(no_scores, torch.randn(2, 3, 6, 6), min_gain=-1.0)
     with pytest.raises(ValueError, match="no class scores"):
         first_order(dynamic, [torch.randn(2, 3, 6, 6)])
+    spoilt = chain()
+    spoilt.network.head.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="gradients at a are not finite"):
+        first_order(spoilt, [torch.randn(2, 3, 6, 6)])
 
 
 @pytest.mark.parametrize("reduction", [0.1, 0.3])

@@ -84,6 +84,9 @@ def test_what_cannot_be_fitted_is_refused():
     other = Ranking({"x": torch.arange(8)}, {"x": torch.arange(8).double()})
     with pytest.raises(ValueError, match="the ranking lacks features.0, .*; rank this"):
         fit_predictors(dynamic, toys.batches(train=False), ranking=other, reduction=0.1)
+    next(iter(dynamic.network.features.parameters())).data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"the predictor of .* reads values that are not finite"):
+        fit_predictors(dynamic, toys.batches(train=False))
 
 
 def test_what_fixed_units_save_counts_towards_the_budget():

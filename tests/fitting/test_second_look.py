@@ -125,6 +125,15 @@ def test_a_promise_holds_where_margins_are_equal():
     assert plan.missed == 0 and plan.shares == (1.0,)
 
 
+def test_one_pair_of_thresholds_of_many_promises_less():
+    last = torch.eye(10).repeat(10, 1)
+    costs = torch.ones(100, dtype=torch.float64)
+    two = [(last, costs), (last, 2 * costs)]
+    assert Seen(two, 4).best(agreement=0.97).missed == 0
+    with pytest.raises(ValueError, match=r"without one miss they promise 0\.9"):
+        Seen([(last, costs), *two], 4).best(agreement=0.97)
+
+
 def test_only_those_as_unsure_look_again_and_a_budget_is_kept():
     right = torch.arange(1000) % 10
     last = torch.zeros(1000, 10).scatter_(1, right[:, None], 1.0)
@@ -155,6 +164,7 @@ def test_the_largest_rate_is_that_of_the_binomial_distribution():
         )
         assert tail == pytest.approx(0.05, rel=1e-6)
     assert largest_rate(5, 5) == 1.0
+    assert largest_rate(0, 100, tries=41) == pytest.approx(1 - (0.05 / 41) ** (1 / 100))
 
 
 def three():
@@ -279,10 +289,12 @@ def test_it_is_loaded_as_it_was_saved(tmp_path: Path):
 def test_an_output_that_is_not_finite_is_looked_at_again(spoilt):
     first, second, _ = both()
     first.network.classifier.bias.data[0] = spoilt
-    looked = SecondLook([first, second], [0.01]).eval().look(IMAGES[:3])
+    looked = SecondLook([first, second], [0.0]).eval().look(IMAGES[:3])
     assert looked.passes.tolist() == [2, 2, 2]
     torch.testing.assert_close(looked.outputs, second(IMAGES[:3]))
-    assert passes.margin(np.array([[spoilt, 1.0, 2.0]], np.float32)).tolist() == [0.0]
+    assert passes.margin(np.array([[spoilt, 1.0, 2.0]], np.float32)).tolist() == [-1.0]
+    with pytest.raises(ValueError, match="a pass gives outputs that are not finite"):
+        second_look([first, second], [IMAGES], reduction=0.2)
 
 
 def test_no_images_give_no_outputs():

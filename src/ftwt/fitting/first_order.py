@@ -21,7 +21,7 @@ from ..pruning.dynamic import DynamicModel
 from ..pruning.method import GateOutput
 from ..pruning.second_look import are_scores
 from .masks import settle_gates
-from .passes import shown
+from .passes import finite, shown
 
 BY_RANK = 1e-4  # part of a filter's place that its rank decides, not its mass
 
@@ -44,7 +44,8 @@ def first_order(
         filters for `fixed_masks`.
 
     Raises:
-        ValueError: There are no gates, no images, or the outputs are no class scores.
+        ValueError: There are no gates, no images, the outputs are no class scores, or gradients
+            are not finite.
     """
     if not dynamic.gates:
         raise ValueError("the network has no gates, so there are no filters to rank")
@@ -83,7 +84,14 @@ def first_order(
             handle.remove()
     if not all(saliencies.values()):
         raise ValueError("no images to rank filters on; give batches of images")
-    return {name: torch.cat(parts) for name, parts in saliencies.items()}
+    found = {name: torch.cat(parts) for name, parts in saliencies.items()}
+    for name, each in found.items():
+        if not finite(each):
+            raise ValueError(
+                f"gradients at {name} are not finite; look for NaN or infinity in the images and "
+                "the weights"
+            )
+    return found
 
 
 def across_units(

@@ -19,6 +19,7 @@ from ..pruning.dynamic import DynamicModel, refuse_dense
 from ..pruning.method import MaskPredictor
 from ..pruning.own import OwnPredictor
 from .masks import Ranking
+from .passes import finite
 from .samples import HELD_OUT, held_out
 from .worth import worthwhile
 
@@ -83,7 +84,7 @@ def fit_predictors(
     Raises:
         ValueError: There are fewer than 5 images, no predictors, or one that is held; one of
             `ranking` and `reduction` is given alone, or the reduction is out of reach; the ranking
-            or the targets are not those of these units and images.
+            or the targets are not those of these units and images; or features are not finite.
     """
     refuse_dense(dynamic)
     if (ranking is None) != (reduction is None):
@@ -180,7 +181,14 @@ def _look(
             for name, parts in found.items()
         }
 
-    return joined(features), joined(seen)
+    features_of, seen_of = joined(features), joined(seen)
+    for name, each in features_of.items():
+        if not finite(each):
+            raise ValueError(
+                f"the predictor of {name} reads values that are not finite; look for NaN or "
+                "infinity in the images and the weights"
+            )
+    return features_of, seen_of
 
 
 def _entrance(predictor: MaskPredictor) -> nn.Module:

@@ -90,7 +90,8 @@ def second_look(
     Returns:
         The network with its thresholds, and its figures on these images. With three passes, many
         pairs of thresholds meet a budget: it is the pair of best agreement. Of those that promise
-        an agreement, it is the cheapest.
+        an agreement, it is the cheapest. Since one pair of many is picked, three passes promise
+        less than two.
 
     Raises:
         ValueError: Neither or both are given, or what is asked is out of reach (the message names
@@ -130,7 +131,7 @@ def fitted_to(
         shares=plan.shares,
         reduction=plan.reduction,
         agreement=1 - plan.missed / seen.count,
-        promised=1 - largest_rate(plan.missed, seen.count),
+        promised=1 - largest_rate(plan.missed, seen.count, tries=len(seen.earlier())),
         images=seen.count,
     )
 
@@ -148,6 +149,11 @@ def see(
         for place, part in shown(network, batches, images, accelerator=accelerator):
             outputs, cost = run_counted(network, part)
             check_scores(outputs)
+            if (margin(outputs) < 0).any():
+                raise ValueError(
+                    "a pass gives outputs that are not finite; look for NaN or infinity in the "
+                    "images and its weights"
+                )
             found.append((place, outputs.cpu(), cost.cpu()))
     if not alone(accelerator):
         found = gather_object(found)
@@ -279,7 +285,7 @@ class Seen:
             looks = int(enough[-1])
         else:
             assert agreement is not None
-            looks = _looks_for(agreement, wrong.tolist(), self.count)
+            looks = _looks_for(agreement, wrong.tolist(), self.count, len(self.earlier()))
         threshold = _between(sure, looks)
         if agreement is not None and 0 < looks < len(sure) and sure[looks - 1] == sure[looks]:
             surer = sure[sure > sure[looks]]  # all that are as unsure look again: the more agree
@@ -294,25 +300,25 @@ class Seen:
         )
 
 
-def _looks_for(agreement: float, wrong: list[int], count: int) -> int:
+def _looks_for(agreement: float, wrong: list[int], count: int, tries: int) -> int:
     """The fewest second looks that promise an agreement."""
     if not 0 < agreement < 1:
         raise ValueError(f"agreement={agreement} is outside (0, 1); 0.995 is usual")
-    best = 1 - largest_rate(0, count)
+    best = 1 - largest_rate(0, count, tries=tries)
     if agreement > best:
         raise ValueError(
             f"agreement={agreement} cannot be promised from {count:,} images: without one miss "
             f"they promise {best:.4f}; give more images"
         )
     low, high = 0, len(wrong) - 1  # wrong falls with the number of looks
-    if 1 - largest_rate(wrong[high], count) < agreement:
+    if 1 - largest_rate(wrong[high], count, tries=tries) < agreement:
         raise ValueError(
             f"agreement={agreement} is out of reach: {wrong[high]} of {count:,} images go with "
             "another guess than the last network's"
         )
     while low < high:
         middle = (low + high) // 2
-        if 1 - largest_rate(wrong[middle], count) >= agreement:
+        if 1 - largest_rate(wrong[middle], count, tries=tries) >= agreement:
             high = middle
         else:
             low = middle + 1
@@ -328,17 +334,18 @@ def _between(margins: Tensor, looks: int) -> float:
     return float((margins[looks - 1] + margins[looks]) / 2)
 
 
-def largest_rate(misses: int, count: int) -> float:
+def largest_rate(misses: int, count: int, *, tries: int = 1) -> float:
     """The largest rate at which so few misses are not too unlikely (5%).
 
     Args:
         misses: Of them in `count` independent trials.
         count: Trials.
+        tries: Among how many such counts this one was picked: it holds for all of them at once.
 
     Returns:
         The rate, in [0, 1].
 
-    Source: Clopper and Pearson 1934, the one-sided upper limit.
+    Source: Clopper and Pearson 1934, the one-sided upper limit; of several, Bonferroni's bound.
     """
     if misses >= count:
         return 1.0
@@ -355,7 +362,7 @@ def largest_rate(misses: int, count: int) -> float:
     low, high = misses / count, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if middle in (0.0, 1.0) or chance(middle) > 1 - CONFIDENCE:
+        if middle in (0.0, 1.0) or chance(middle) > (1 - CONFIDENCE) / tries:
             low = middle
         else:
             high = middle

@@ -27,10 +27,10 @@ def margin(outputs: Tensor) -> Tensor:
         outputs: (B, classes) logits.
 
     Returns:
-        (B,) in [0, 1]; 0 where an output is not finite.
+        (B,) in [0, 1]; -1, below every threshold, where an output is not finite.
     """
     best = outputs.float().softmax(1).topk(2, 1).values
-    return (best[:, 0] - best[:, 1]).nan_to_num(nan=0.0)
+    return (best[:, 0] - best[:, 1]).nan_to_num(nan=-1.0)
 
 
 class SecondLook(nn.Module):

@@ -57,11 +57,11 @@ def check_passes(programs: tuple[Program, ...], thresholds: Any) -> None:
 def margin(outputs: np.ndarray) -> np.ndarray:
     """The distance between the two largest class probabilities, (B,), of (B, classes) logits.
 
-    It is 0 where an output is not finite.
+    It is -1, below every threshold, where an output is not finite.
     """
     with np.errstate(invalid="ignore"):
         shares = np.exp(outputs - outputs.max(1, keepdims=True))
         shares.partition(-2, axis=1)  # the two largest come last
         found = (shares[:, -1] - shares[:, -2]) / shares.sum(1)
-    found[np.isnan(found)] = 0.0
+    found[np.isnan(found)] = -1.0
     return found
