@@ -25,6 +25,7 @@ LINES = {
     "dynamic": ("gates", "#0072b2", "o"),
     "mixed": ("gates where they win", "#009e73", "o"),
     "torch-pruning, magnitude": ("Torch-Pruning, magnitude", "#999999", "o"),
+    "torch-pruning, Taylor": ("Torch-Pruning, Taylor", "#999999", "^"),
     "look": ("second look", "#d55e00", "s"),
 }
 CUTS = 3  # at least, of networks that are drawn

@@ -46,8 +46,9 @@ def test_the_budget_is_met_and_the_nearest_candidate_taken(gates):
         assert [kind for kind in kinds if kind != "mixed"] == ["static", "dynamic", "second-look"]
         assert ("mixed" in kinds) == ("no mixed one" not in pruned.why)
     else:
-        assert kinds == [gates]
-    best, why = choose(pruned.candidates, pruned.dense_ms)
+        assert kinds == list(dict.fromkeys(["static", gates]))  # its twin beside it
+    asked = [one for one in pruned.candidates if gates in ("auto", one.kind)]
+    best, why = choose(asked, pruned.dense_ms)
     assert pruned.network is best.network and pruned.kind == best.kind
     assert pruned.why.startswith(why)
     assert (pruned.images, pruned.judged) == (160, 40)
@@ -123,7 +124,7 @@ def test_held_out_images_judge_and_the_others_are_all_fitted_to():
     dense, others = toys.classifier(), toys.pixels(60).flip(0)
     pruned = prune(dense, [IMAGES], reduction=0.2, gates="second-look", held_out=iter([others]))
     assert (pruned.images, pruned.judged) == (200, 60)
-    (one,) = pruned.candidates
+    _, one = pruned.candidates
     assert one.look is not None and one.look.images == 60 and one.look.reduction >= 0.2
     with torch.inference_mode():
         saved = 1 - one.network.look(others).executed.mean() / pruned.dense_macs
@@ -179,7 +180,7 @@ def test_gates_that_jump_past_the_budget_are_refused_and_fitted_once(monkeypatch
 
 def test_gates_may_save_less_than_any_targets_would():
     """Targets leave out what is silent for every image: here they save 13% or more."""
-    (one,) = prune(partly_silent(1), [SOME], reduction=0.05, gates="dynamic").candidates
+    *_, one = prune(partly_silent(1), [SOME], reduction=0.05, gates="dynamic").candidates
     assert one.reduction == pytest.approx(0.05, abs=0.02)
 
 
@@ -314,7 +315,7 @@ def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
     assert eight["engine_top1"] == pytest.approx(chosen, abs=0.03)
     told = capsys.readouterr()
     assert f"top-1 accuracy {eight['engine_top1']:.1%}" in told.out
-    assert told.err.count("epoch 1") == 2  # both first passes are trained
+    assert told.err.count("epoch 1") == 3  # the static twin and both first passes are trained
     command += ["--output", "out"]
     assert cli.main(command) == 0
     told = capsys.readouterr()
@@ -322,9 +323,9 @@ def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
     assert "epoch" not in told.err
     assert "99th percentile" in told.out and "the slowest" in told.out
     values = read_json("out/prune.json")
-    assert set(values["test"]) == {"dense", "second-look"}
+    assert set(values["test"]) == {"dense", "static", "second-look"}
     assert values["pruned"]["judged"] == 400  # what is held out
-    look = values["pruned"]["candidates"][0]["look"]
+    look = values["pruned"]["candidates"][1]["look"]
     timed = next(t for t in values["latency"]["timings"] if t["name"] == "ftwt gated")
     assert timed["median_ms"] <= timed["p99_ms"] <= timed["worst_ms"] and len(look["shares"]) == 1
     network = from_pretrained("out/model").eval()

@@ -25,7 +25,7 @@ Cells = dict[tuple[str, str], list[float]]
 
 
 GLANCE = 0.3  # the cut that the README shows
-GLANCES = ("greedy", "dynamic", "mixed", "torch-pruning, magnitude")
+GLANCES = ("greedy", "dynamic", "mixed", "torch-pruning, magnitude", "torch-pruning, Taylor")
 
 
 def pruned() -> str:

@@ -78,7 +78,7 @@ def choose(candidates: Sequence[Candidate], dense_ms: float | None) -> tuple[Can
     felt = [one for one in candidates if saved[one.kind] >= least]
     best = nearest(felt)
     if len(candidates) == 1:
-        return best, f"{best.kind}: the only candidate"
+        return best, f"{best.kind}: the only one to choose from"
     why = f"{best.kind} is taken: it {_told(best, dense_ms)}"
     slow = [one.kind for one in candidates if one not in felt and nearest([best, one]) is one]
     if slow:

@@ -146,7 +146,7 @@ def prune(
         latency_ms: Instead: average time of one image on the native engine with one thread, on this
             machine. Each candidate gets the reduction at which it takes as long.
         gates: `static`, `dynamic`, `mixed`, `second-look`, or `auto`: all of them, and the best is
-            taken.
+            taken. One that is named is taken; `static` is made beside it, to compare with.
         images: How many images to fit to, at most; 20 or more.
         held_out: Images that judge the candidates and set the threshold of a second look, as many
             at most. Best are some that the network was not trained on: on its training images it is
@@ -198,17 +198,17 @@ def prune(
     budget = Budget(reduction, latency_ms, clock, watch)
     workshop = Workshop(dynamic, ranking, fitted, model, judge, budget, teach)
     candidates, left_out = [], {}
-    for kind in KINDS if gates == "auto" else (gates,):
+    for kind in (one for one in KINDS if gates in ("auto", one) or one == STATIC):
         try:
             made = workshop.make(kind)
         except Refused as error:  # say, predictors cost too much for gates to reach the budget
-            if gates != "auto" or kind == STATIC:
+            if kind == (STATIC if gates == "auto" else gates):
                 raise
             left_out[kind] = str(error)
             continue
         candidates.append(made)
     candidates, dense_ms, untimed = timed(candidates, dynamic, watch)
-    best, why = choose(candidates, dense_ms)
+    best, why = choose([one for one in candidates if gates in ("auto", one.kind)], dense_ms)
     why += "".join(f"; no {kind} one: {reason}" for kind, reason in left_out.items())
     if untimed:
         why += f"; times were not measured: {untimed}"

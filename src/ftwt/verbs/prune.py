@@ -33,7 +33,7 @@ class PruneCommand:
     gates: Gates = "auto"
     """static: the same filters for every image; dynamic: chosen for each; mixed: a gate or a
     fixed mask for each unit; second-look: few filters first, all of them for images that these
-    are unsure of; auto: the best one."""
+    are unsure of; auto: the best one. static is always made, to compare with."""
     images: int = 2048
     """Training images to fit to; their labels are not read."""
     epochs: int = 0
