@@ -127,6 +127,21 @@ def test_a_twin_is_smaller_unless_it_is_to_stay() -> None:
     assert small.program.notes["economies"]["removed"]
 
 
+@pytest.mark.parametrize("engine", ["reference", pytest.param("native", marks=native)])
+def test_of_gates_beside_fixed_masks_the_fixed_filters_are_removed(engine: str) -> None:
+    model, x = dynamic(), images()
+    first, *others = model.gates
+    width = next(unit.out_channels for unit in model.units if unit.name == first)
+    mixed = model.fix({first: torch.arange(width) % 2 == 0}, partly=True).eval()
+    built = compiled(mixed, engine=engine)
+    with torch.inference_mode():
+        close(built(x), mixed(x))
+    assert built.program.notes["economies"]["removed"] == {first: width // 2}
+    channels = {gate.unit: (gate.channels, gate.prior) for gate in built.program.gates}
+    assert channels.get(first, (width // 2, width)) == (width // 2, width)
+    assert all(channels[name][0] == channels[name][1] for name in others)
+
+
 def test_economies_look_at_images() -> None:
     model, seen = dynamic(), batches()
     x = torch.cat([x for x, _ in seen])
