@@ -198,7 +198,9 @@ def worth(result: Mapping[str, Any]) -> str:
     verdict = verdict if ahead else "as accurate as"
     return table(("", "top-1, test", "reduction, `executed`"), rows) + (
         "\nThe static twin is the same network with each layer's mask frozen to its most frequent "
-        f"filters, trained as long. The dynamic network is {verdict} it: one seed each."
+        f"filters, trained as long. The dynamic network is {verdict} it: one seed each. Both began "
+        "without a repair. Where layers are repaired first, the fixed mask is level with gates or "
+        "ahead of them in this network, with training and without: docs/results.md."
     )
 
 
