@@ -102,12 +102,9 @@ def test_the_demo_gives_the_same_figures_again(told: str) -> None:
 def test_the_budget_is_kept_on_the_shipped_network(tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["demo", "--output", str(tmp_path / "demo"), "--json"]) == 0
     test = json.loads(capsys.readouterr().out)["test"]
-    assert test["dense"]["top1"] > 0.91
-    for kind, least in (
-        ("static", 0.885),
-        ("dynamic", 0.82),
-        ("mixed", 0.885),
-        ("second-look", 0.885),
-    ):
+    dense = test["dense"]["top1"]
+    lost = {kind: dense - found["top1"] for kind, found in test.items() if kind != "dense"}
+    assert dense > 0.91 and lost.keys() == {"static", "dynamic", "mixed", "second-look"}
+    for kind in lost:
         assert test[kind]["reduction"] == pytest.approx(0.3, abs=0.02)
-        assert test[kind]["top1"] > least
+    assert min(lost.values()) < 0.016 and lost["dynamic"] < 0.026 and max(lost.values()) < 0.03
