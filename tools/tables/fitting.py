@@ -126,7 +126,7 @@ def repair_cost() -> str:
             str(one["threads"]),
             f"{one['ranking_s'] + one['repair_s']:.0f} s",
             f"{one['processor_s']:.0f} s",
-            f"{one['peak_mb'] / 1024:.1f} GB",
+            f"{one['peak_mb'] / 1024:.1f} GiB",
         )
         for one in found
     ]
