@@ -27,6 +27,10 @@ MOST_TIMED = 4  # figures of latency
 MOST_COMMANDS = 8  # below a figure
 ENDS = 6  # pictures in a strip
 ROOM = 2_500_000  # bytes of explorers in the page, before they are packed
+ABOUT = (
+    "ftwt computes only those filters of a trained network that an image needs, or that any image "
+    "needs."
+)
 EXPLORER_TEXT = (
     "Each row is a layer, each cell one of its filters. Choose an image and see which filters its "
     "own predictors let compute; choose a second one to compare the two routes. Only the images "
@@ -41,7 +45,7 @@ def compose(found: Found) -> Page:
     networks = tuple(dict.fromkeys(answer.network for answer in settings)) or found.networks
     recorded, left = _explorers(found)
     one = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
-    heading = f"{one}: only the filters that an image needs" if networks else "Results of ftwt"
+    heading = f"{one}, made faster by ftwt" if settings else "Results of ftwt"
     return Page(
         title=f"{', '.join(networks[:3]) or 'results'} - ftwt report",
         heading=heading,
@@ -124,12 +128,12 @@ def _no_room(found: Found) -> list[Gap]:
 
 def _subheading(told: tuple[Answer, ...], found: Found) -> str:
     if not told:
-        return "No network with gates is among the files."
+        return f"{ABOUT} No network with gates is among the files."
     first = told[0]
     runs = "1 run" if first.seeds == 1 else f"mean of {first.seeds} runs"
     more = f"; {len(told) - 1} more below" if len(told) > 1 else ""
     of = "" if len({answer.network for answer in told}) == 1 else f"{first.network}, "
-    return f"{of}{first.name}: {runs}, {first.images:,} test images{more}"
+    return f"{ABOUT} {of}{first.name}: {runs}, {first.images:,} test images{more}."
 
 
 def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], list[Gap]]:
