@@ -142,6 +142,27 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
 
 
+NUMPY_ALONE = """
+import sys
+
+
+class NumpyAlone:
+    known = sys.stdlib_module_names | {"numpy", "ftwt"}
+
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] not in NumpyAlone.known:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+
+sys.meta_path.insert(0, NumpyAlone)
+"""
+
+
+def run_numpy_alone(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that finds ftwt and numpy, and no other package."""
+    return run_python("-c", NUMPY_ALONE + program)
+
+
 def run_python(
     *arguments: str, timeout: float = 60, **variables: str
 ) -> subprocess.CompletedProcess[str]:

@@ -126,17 +126,21 @@ def test_models_and_recipes_are_listed(ftwt: Any) -> None:
     }
 
 
-def commands() -> list[str]:
-    """Every command line in the documentation."""
+def documentation() -> str:
+    """The README and all pages."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages)
+
+
+def commands(text: str) -> list[str]:
+    """Every command line in a text."""
     text = re.sub(r" \\\n +", " ", text)  # lines that go on
     blocks = re.findall(r"^(?:torchrun .* -m (?:-- )?)?(ftwt [a-z]+(?: .*)?)$", text, re.MULTILINE)
     verbs = "prune|train|estimate|evaluate|demo|compile|export|run|bench|report"
     return [*blocks, *re.findall(rf"`(ftwt (?:{verbs}) [a-z][^`]*)`", text)]
 
 
-@pytest.mark.parametrize("command", dict.fromkeys(commands()))
+@pytest.mark.parametrize("command", dict.fromkeys(commands(documentation())))
 def test_documented_commands_exist(command: str) -> None:
     _, verb, *rest = shlex.split(command, comments=True)
     if "--help" not in rest:
@@ -144,7 +148,7 @@ def test_documented_commands_exist(command: str) -> None:
 
 
 def test_every_verb_is_documented() -> None:
-    found = {command.split()[1] for command in commands()}
+    found = {command.split()[1] for command in commands(documentation())}
     assert found == set(cli.VERBS)
 
 

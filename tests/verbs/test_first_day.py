@@ -22,7 +22,7 @@ from ftwt import models
 from ftwt.contest import turns
 from ftwt.files.json import read_json
 from ftwt.files.pictures import Preprocessing, read_picture
-from toys import run_python
+from toys import run_numpy_alone
 
 CODE = """
 from torch import nn
@@ -149,14 +149,12 @@ def test_a_network_saved_without_a_name_is_named_on_the_command_line(home: Path,
 
 
 SERVE = """
-import sys
 import numpy as np
 from ftwt import runtime
 
 engine = runtime.load("net.ftwt", engine="reference")
 images = np.load("images.npy")
 np.save("answers.npy", engine(images))
-assert not {"torch", "PIL", "rich", "safetensors", "torchvision"} & set(sys.modules)
 print(*engine.program.classes, engine.program.notes["preprocessing"]["mean"])
 """
 
@@ -194,7 +192,7 @@ def test_a_run_on_a_folder_of_images_to_a_process_with_numpy_alone(
     assert (how["crop"], tuple(how["mean"]), tuple(how["std"])) == (32, HOW.mean, HOW.std)
     images = np.stack([read_picture(path, Preprocessing.from_json(how)) for path in paths])
     np.save("images.npy", images)
-    done = run_python("-c", SERVE)
+    done = run_numpy_alone(SERVE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:3] == sorted(part.name for part in Path("shapes/val").iterdir())
     labels = [sorted({path.parent.name for path in paths}).index(p.parent.name) for p in paths]

@@ -1,0 +1,110 @@
+"""A network and images of one's own, through `ftwt prune` to numpy alone: a page's steps."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_cli import ROOT, Told, commands
+from test_image_folder import make_image_folder
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import ftwt
+from ftwt.data import ImageFiles, image_folders
+from ftwt.files.json import read_json
+from ftwt.files.pictures import Preprocessing, read_picture
+from toys import run_numpy_alone
+
+HEAD = "## From your own images to numpy alone\n"
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+STEPS = PAGE.partition(HEAD)[2].partition("\n## ")[0]
+HOW = Preprocessing(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as the page says
+CHANCE = 1 / 5
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with images of five classes in `photos`."""
+    pytest.importorskip("ftwt.runtime._native")
+    monkeypatch.chdir(tmp_path)
+    make_image_folder("photos", classes=5, train=80, val=20, side=48)
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def pixels(files: ImageFiles) -> Tensor:
+    """All images as (N, 3, 32, 32)."""
+    return torch.from_numpy(np.stack([read_picture(path, HOW) for path in files.paths]))
+
+
+def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int = 15) -> None:
+    """Train a network as one does without ftwt."""
+    optimizer = torch.optim.Adam(network.parameters())
+    steps = epochs * -(-len(images) // 25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
+    network.train()
+    for _ in range(epochs):
+        for drawn in torch.randperm(len(images)).split(25):
+            optimizer.zero_grad()
+            cross_entropy(network(images[drawn]), labels[drawn]).backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+
+
+@torch.inference_mode()
+def guesses(network: nn.Module, images: Tensor) -> Tensor:
+    return network(images).argmax(1)
+
+
+def test_a_network_and_images_of_ones_own_to_numpy_alone_as_the_page_says(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nets, save, serve = re.findall(r"```python\n(.*?)```", STEPS, re.DOTALL)
+    prune, run = (shlex.split(command)[1:] for command in commands(STEPS))
+
+    Path("nets.py").write_text(nets)
+    own: Any = {"torch": torch}
+    exec(nets, own)
+    own["network"] = network = own["small"]()
+    seen, test = image_folders("photos", HOW)
+    images = pixels(test)
+    train(network, pixels(seen), seen.labels)
+    top1 = float((guesses(network, images) == test.labels).float().mean())
+    assert top1 > 3.5 * CHANCE
+    exec(save, own)
+
+    told = Told(capsys, *prune, "--workers", "0")
+    assert told.status == 0, told.err
+    assert "net.ftwt, f32: top-1 accuracy" in told.out
+    values = read_json("runs/photos/prune.json")
+    assert values["test"]["dense"]["top1"] == pytest.approx(top1)
+    found = values["test"][values["pruned"]["kind"]]
+    assert found["top1"] > top1 - 0.06
+    assert found["reduction"] == pytest.approx(0.3, abs=0.03)
+
+    pruned = ftwt.from_pretrained("runs/photos/model", model="nets:small")
+    expected = [test.classes[k] for k in guesses(pruned, images)]
+    np.save("images.npy", images.numpy())
+    assert "torch is not installed" in run_numpy_alone("import torch").stderr
+    served = run_numpy_alone(serve)
+    assert served.returncode == 0, served.stderr
+    assert served.stdout.split() == expected
+    folders = [Path(path).parent.name for path in test.paths]
+    right = [name == folder for name, folder in zip(expected, folders, strict=True)]
+    assert np.mean(right) == pytest.approx(found["top1"])
+
+    first = right.index(True)
+    shutil.copy(test.paths[first], "photo.jpg")
+    told = Told(capsys, *run, "--json")
+    assert told.status == 0, told.err
+    [answer] = json.loads(told.out)["answers"]
+    assert answer["guesses"][0]["name"] == folders[first]
