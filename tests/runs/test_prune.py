@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from ftwt.pruning.second_look import opened
 from ftwt.runs import candidates
 from ftwt.runs.candidates import Candidate, Part, prunable
 from ftwt.runs.choice import choose
+from ftwt.runs.pruned import prune_named
 
 IMAGES = toys.pixels(200)
 
@@ -300,6 +302,15 @@ def test_too_few_images_and_no_unit_are_refused():
         pytest.raises(ValueError, match="Sequential has no unit to prune"),
     ):
         prune(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), [IMAGES], reduction=0.3)
+
+
+def test_what_saves_less_on_test_images_is_named(tiny_home):
+    options = {"data": tiny.CONFIG.data, "output": "out", "engine": "reference"}
+    result = prune_named(tiny.NAME, reduction=0.2, gates="static", images=64, **options)
+    assert "on those held out" not in toys.printed(result)
+    less = replace(result.test["static"], reduction=0.1)
+    told = toys.printed(replace(result, test=result.test | {"static": less}))
+    assert re.search(r"static saves 10\.0% on test images, and (19|20|21)\.\d% on those held", told)
 
 
 def test_the_verb_leaves_a_network_an_engine_and_its_figures(tiny_home, capsys):
