@@ -18,6 +18,7 @@ from ftwt import DynamicModel, Recording, record
 from ftwt.cli import main
 from ftwt.data import Batches
 from ftwt.evaluation.record import choose
+from ftwt.pruning.second_look import margin
 from ftwt.records.recording import RECORDING
 
 COUNT = 96
@@ -361,3 +362,23 @@ def test_the_command_line_records_a_run_into_its_folder(tiny_home, capsys):
 def test_the_command_line_says_at_once_what_it_cannot_record(tiny_home, capsys, flags, said):
     assert main(["evaluate", tiny.NAME, *tiny.DATA, *flags]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_of_a_second_look_it_is_recorded_which_images_look_again(dynamic, batches, tmp_path):
+    dear = toys.dynamic(dropout=0.0, r=1.0).eval()
+    with torch.inference_mode():
+        sure = torch.cat([margin(dynamic(images)) for images, _ in batches])
+        network = ftwt.SecondLook([dynamic, dear], [float(sure.median())]).eval()
+        passes = torch.cat([network.look(images).passes for images, _ in batches])
+    assert 0 < int((passes > 1).sum()) < COUNT
+    found = record(network, batches, images=8)
+    assert found.passes is not None and found.passes.tolist() == passes.tolist()
+    found.save(tmp_path / "look.safetensors")
+    again = Recording.load(tmp_path / "look.safetensors")
+    assert again.passes is not None and again.passes.tolist() == passes.tolist()
+    right = float(found.correct[found.passes > 1].mean())
+    assert f"{(passes > 1).double().mean():.1%} of 96 images are looked at again" in found.looks
+    assert f"top-1 {right:.1%}; of the others" in toys.printed(again)
+    with pytest.raises(ValueError, match="`passes` are 0 for an image"):
+        replace(found, passes=found.passes * 0).save(tmp_path / "none.safetensors")
+        Recording.load(tmp_path / "none.safetensors")

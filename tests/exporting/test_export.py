@@ -382,6 +382,17 @@ def test_what_cannot_be_exported_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_second_look_is_exported_pass_by_pass(tmp_path: Path) -> None:
+    need_onnx()
+    first, second = (toys.dynamic(dropout=0.0, r=r).eval() for r in (0.5, 1.0))
+    network = library.SecondLook([first, second], [0.5])
+    with pytest.raises(ValueError, match="a second look is 2 networks; export each of network.net"):
+        export(network, tmp_path / "both.onnx")
+    for number, one in enumerate(network.networks):
+        written = export(one, tmp_path / f"{number}.onnx")
+        assert written.agreement is not None
+
+
 def test_a_network_for_one_number_of_images_is_exported_for_it(tmp_path: Path) -> None:
     found = export(Fixed(), tmp_path / "n.pt2", example=torch.ones(2, 3), batch_size=2)
     assert found.inputs == {"input": (2, 3)} and found.agreement is not None

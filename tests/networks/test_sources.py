@@ -230,6 +230,11 @@ def test_a_second_look_is_two_networks(home: Path) -> None:
     with pytest.raises(ValueError, match="both holds a second look, .* such as both/first"):
         source.load()
     assert same(resolve("both/first").load(), first)
+    Path("pruned").mkdir()
+    Path("both").rename("pruned/model")  # as `ftwt prune` leaves it
+    with pytest.raises(ValueError, match="pruned holds a second look, .* such as (.*)") as told:
+        resolve("pruned").load()
+    assert same(resolve(str(told.value).rpartition(" ")[2]).load(), first)
 
 
 def test_a_run_knows_its_own_images(home: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -555,3 +556,17 @@ def test_a_hundred_runs_and_ten_thousand_images_of_a_large_network(tmp_path: Pat
     assert seconds < 60 and peak_bytes < 2e9 and size < MOST_BYTES
     data = Parsed(output.read_text("utf-8")).data()
     assert all(len(held["shown"]) == 64 for held in data["explorer"])
+
+
+def test_of_a_second_look_the_page_says_which_images_look_again(tmp_path: Path) -> None:
+    recording = synthetic.recording(network="two looks")
+    passes = np.where(recording.executed_macs > np.median(recording.executed_macs), 2, 1)
+    look = replace(recording, units=(), packed_masks={}, dense_heatmaps={}, dynamic_heatmaps={})
+    replace(look, passes=passes.astype(np.uint8)).save(tmp_path / "look.safetensors")
+    write_report([tmp_path / "look.safetensors"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    share = f"{(passes > 1).mean():.1%} of {len(look):,} images are looked at again: top-1 "
+    assert share in page
+    strips = page[page.index(share) :]
+    cheap, dear = strips.index("Cheapest"), strips.index("Dearest")
+    assert ", looked at again" not in strips[cheap:dear] and ", looked at again" in strips[dear:]

@@ -49,7 +49,7 @@ def record(
 
     Args:
         model: Images (B, C, H, W) to logits (B, classes), plain, dynamic or a second look (of which
-            work is recorded, and no masks); it is not changed.
+            work and passes are recorded, and no masks); it is not changed.
         batches: (images, labels), the same in the same order each time they are gone through, such
             as a list or `ftwt.data.Batches` that are not for training.
         images: How many to keep as pictures: the cheapest, the dearest (12 each of 64) and others,
@@ -111,6 +111,7 @@ def record(
         dense_heatmaps=maps[0],
         dynamic_heatmaps=maps[1],
         provenance=provenance or {},
+        passes=pass_.passes,
     )
 
 
@@ -147,6 +148,7 @@ class _Pass:
                 looked = model.look(batch)
                 outputs, self.dense = looked.outputs, model.dense_macs
                 columns["executed"].add(looked.executed.numpy().astype(np.float32))
+                columns["passes"].add(looked.passes.cpu().numpy().astype(np.uint8))
             elif dynamic is None:
                 refuse_spoilt(batch)
                 outputs = outputs_of(model, batch)
@@ -174,6 +176,7 @@ class _Pass:
         self.labels, self.predictions = columns["labels"].array(), columns["predictions"].array()
         self.confidence = columns["confidence"].array()
         self.masks = {name: column.array() for name, column in masks.items()}
+        self.passes = columns["passes"].array() if "passes" in columns else None
 
 
 def _sums(batch: Tensor) -> np.ndarray:

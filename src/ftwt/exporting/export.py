@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..files.atomic import replacing
 from ..files.tables import Shown
 from ..pruning.dynamic import DynamicModel
+from ..pruning.second_look import SecondLook
 from .agreement import Agreement, compare
 from .formats import (
     OLDEST_OPSET,
@@ -115,6 +116,11 @@ def export(
         OSError: The file cannot be written; an older one survives.
     """
     format = _format(path, opset)
+    if isinstance(model, SecondLook):
+        raise ValueError(
+            f"a second look is {len(model.networks)} networks; export each of network.networks for "
+            "itself: an image whose margin is below network.thresholds goes on to the next"
+        )
     if masks and not (isinstance(model, DynamicModel) and model.gates):
         raise ValueError(f"masks=True: {type(model).__name__} has no gates; export it without")
     if batch_size is not None and batch_size < 1:

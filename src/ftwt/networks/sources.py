@@ -68,7 +68,7 @@ class Source:
         if isinstance(network, SecondLook) and not passes:
             raise ValueError(
                 f"{self.given} holds a second look, which is {len(network.passes)} networks; name "
-                f"one of them, such as {Path(self.given, 'first')}"
+                f"one of them, such as {Path(self.folder or self.given, 'first')}"
             )
         return network.to(processes().device)
 

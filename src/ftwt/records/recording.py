@@ -61,6 +61,7 @@ class Recording(Shown):
         dense_heatmaps: Unit -> (K, h, w) float16, mean over its filters of |output|, gates open.
         dynamic_heatmaps: The same with predicted masks.
         provenance: Where it comes from.
+        passes: (N,) uint8, of a second look: how many passes each image went through; else None.
     """
 
     network: str
@@ -77,6 +78,7 @@ class Recording(Shown):
     dense_heatmaps: Mapping[str, np.ndarray]
     dynamic_heatmaps: Mapping[str, np.ndarray]
     provenance: dict[str, Any] = field(default_factory=dict)
+    passes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +106,20 @@ class Recording(Shown):
             f"top-1 {accuracy:.2%}; {self.dense_macs / 1e6:,.2f} M MACs dense, reduction "
             f"{saved.mean():.2%} ± {saved.std():.2%} over images"
         )
+        if self.passes is not None:
+            yield self.looks
+
+    @property
+    def looks(self) -> str:
+        """Of a second look, in words: how many images looked again, and who was right."""
+        if self.passes is None:
+            return ""
+        again = self.passes > 1
+        told = f"{again.mean():.1%} of {len(self):,} images are looked at again"
+        if 0 < again.sum() < len(self):
+            right, surely = self.correct[again].mean(), self.correct[~again].mean()
+            told += f": top-1 {right:.1%}; of the others {surely:.1%}"
+        return told
 
     @property
     def name(self) -> str:
@@ -163,6 +179,8 @@ class Recording(Shown):
             "shown.indices": self.shown,
             "shown.images": self.pictures,
         }
+        if self.passes is not None:
+            tensors["passes"] = self.passes
         tensors |= {f"masks.{name}": packed for name, packed in self.packed_masks.items()}
         tensors |= {f"heatmaps.{name}.dense": maps for name, maps in self.dense_heatmaps.items()}
         tensors |= {
@@ -247,6 +265,9 @@ class _Reader:
             raise self.fault("shown.indices", f"must lie in [0, {n - 1}], images of the recording")
         if len(np.unique(shown)) < len(shown):
             raise self.fault("shown.indices", "names an image twice")
+        passes = self.tensor("passes", np.uint8, (n,)) if "passes" in self.tensors else None
+        if passes is not None and not passes.min():
+            raise self.fault("passes", "are 0 for an image; expected 1 or more")
         k = len(shown)
         maps: dict[str, dict[str, np.ndarray]] = {"dense": {}, "dynamic": {}}
         for name in self.tensors:
@@ -278,6 +299,7 @@ class _Reader:
             dense_heatmaps=_ordered(maps["dense"], units),
             dynamic_heatmaps=_ordered(maps["dynamic"], units),
             provenance=self.value("provenance", dict),
+            passes=passes,
         )
 
     def value(self, name: str, kind: type) -> Any:

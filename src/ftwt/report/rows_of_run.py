@@ -200,7 +200,7 @@ def extreme_rows(recording: Recording, count: int = 8) -> list[Row]:
 
     Returns:
         Rows of `end` `cheapest`, cheapest first, then `dearest`, dearest first; `picture` is the
-        place in `recording.pictures`.
+        place in `recording.pictures`. Of a second look, `passes` says how many the image took.
     """
     order = np.argsort(recording.executed_macs[recording.shown], kind="stable")
     count = min(count, len(order) // 2)
@@ -218,6 +218,7 @@ def extreme_rows(recording: Recording, count: int = 8) -> list[Row]:
                     "executed_macs": float(recording.executed_macs[image]),
                     "reduction": float(reduction[image]),
                 }
+                | ({} if recording.passes is None else {"passes": int(recording.passes[image])})
             )
     return rows
 

@@ -58,7 +58,7 @@ def compose(found: Found) -> Page:
         explorer_made_by=tuple(
             dict.fromkeys(str(r.provenance.get("command", "")) for _, r in recorded)
         ),
-        ends=_ends(recorded[0][1], recorded[0][0]["name"]) if recorded else None,
+        ends=_ends(recorded[0][1], recorded[0][0]["name"]) if recorded else _looks(found),
         tables=tables(found),
         missing=(*_gaps(found), *_no_room(found), *left),
         files=_files(found),
@@ -151,6 +151,8 @@ def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], li
             )
             continue
         recording = source.recording()
+        if recording is not None and recording.passes is not None:
+            continue  # its passes have routes, it has none
         if recording is None or not recording.units or not len(recording.shown):
             left.append(Gap(f"routes of {name}: the recording holds no gates or no pictures"))
             continue
@@ -185,16 +187,27 @@ def _ends(recording: Recording, name: str) -> Ends | None:
         items = []
         for row in (row for row in rows if row["end"] == end):
             right = "" if row["label"] == row["prediction"] else f", taken for {row['prediction']}"
-            told = f"{macs(row['executed_macs'])}, {percent(row['reduction'])} saved{right}"
+            again = ", looked at again" if row.get("passes", 1) > 1 else ""
+            told = f"{macs(row['executed_macs'])}, {percent(row['reduction'])} saved{right}{again}"
             picture = data_address(recording.pictures[row["picture"]])
             items.append(StripItem(picture, row["label"], told))
         strips.append(Strip(end.capitalize(), tuple(items), sharp))
     made = (str(recording.provenance.get("command", "")),)
     columns = tuple(rows[0])
     data = tuple(tuple(row[column] for column in columns) for row in rows)
-    return Ends(
-        f"The cheapest and the dearest images of {name}", tuple(strips), columns, data, made
-    )
+    caption = f"The cheapest and the dearest images of {name}"
+    if recording.passes is not None:
+        caption += f". {recording.looks}"
+    return Ends(caption, tuple(strips), columns, data, made)
+
+
+def _looks(found: Found) -> Ends | None:
+    """The images at both ends of the first second look that was recorded."""
+    for name, _, source in _recordings(found):
+        recording = source.recording()
+        if recording is not None and recording.passes is not None:
+            return _ends(recording, name)
+    return None
 
 
 def _gaps(found: Found) -> list[Gap]:
