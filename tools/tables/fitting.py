@@ -158,7 +158,7 @@ def second_look() -> str:
                     over(alone) if alone else "",
                     over(look["top1"] for look in looks),
                     over(look["reduction"] for look in looks),
-                    " or ".join(firsts),
+                    " or ".join(sorted(firsts)),
                     percent(mean_of(looks, "again")),
                     percent(mean_of(looks, "by_lot_top1"), 2),
                     percent(mean_of(looks, "first_top1"), 2),
