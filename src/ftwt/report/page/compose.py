@@ -133,7 +133,7 @@ def _subheading(told: tuple[Answer, ...], found: Found) -> str:
     runs = "1 run" if first.seeds == 1 else f"mean of {first.seeds} runs"
     more = f"; {len(told) - 1} more below" if len(told) > 1 else ""
     of = "" if len({answer.network for answer in told}) == 1 else f"{first.network}, "
-    return f"{ABOUT} {of}{first.name}: {runs}, {first.images:,} test images{more}."
+    return f"{ABOUT} Here: {of}{first.name}; {runs}, {first.images:,} test images{more}."
 
 
 def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], list[Gap]]:
