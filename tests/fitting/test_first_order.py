@@ -102,6 +102,8 @@ def test_what_fixed_units_save_counts_towards_the_budget():
 
 
 def test_what_has_no_guess_is_refused():
+    with pytest.raises(ValueError, match="Chain is no DynamicModel; ftwt.convert"):
+        first_order(Chain(), [])
     with pytest.raises(ValueError, match="no images"):
         first_order(chain(), [])
     with pytest.warns(UserWarning, match="no unit found"):

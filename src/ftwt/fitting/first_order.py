@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..graph.trace import evaluating
-from ..pruning.dynamic import DynamicModel
+from ..pruning.dynamic import DynamicModel, refuse_dense, refuse_static
 from ..pruning.method import GateOutput
 from ..pruning.second_look import are_scores
 from .masks import settle_gates
@@ -47,6 +47,7 @@ def first_order(
         ValueError: There are no gates, no images, the outputs are no class scores, or gradients
             are not finite.
     """
+    refuse_dense(dynamic)
     if not dynamic.gates:
         raise ValueError("the network has no gates, so there are no filters to rank")
     saliencies: dict[str, list[Tensor]] = {name: [] for name in dynamic.gates}
@@ -117,8 +118,7 @@ def across_units(
         ValueError: There are no predictors, a gate's saliency is missing, or predictors cost so
             much that the reduction is out of reach.
     """
-    if not dynamic.predictors:
-        raise ValueError("the network has no predictors to fit: it is static, or has no unit")
+    refuse_static(dynamic)
     if missing := dynamic.predictors.keys() - saliency.keys():
         raise ValueError(f"no saliency of {', '.join(sorted(missing))}; give that of all gates")
     saliency = {name: saliency[name].cpu() for name in dynamic.predictors}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..files.tables import Shown
 from ..graph.trace import evaluating
 from ..processes import alone, first, gathered
-from ..pruning.dynamic import DynamicModel, refuse_dense
+from ..pruning.dynamic import DynamicModel, refuse_static
 from ..pruning.method import MaskPredictor
 from ..pruning.own import OwnPredictor
 from .masks import Ranking
@@ -86,7 +86,7 @@ def fit_predictors(
             `ranking` and `reduction` is given alone, or the reduction is out of reach; the ranking
             or the targets are not those of these units and images; or features are not finite.
     """
-    refuse_dense(dynamic)
+    refuse_static(dynamic)
     if (ranking is None) != (reduction is None):
         raise ValueError(
             f"reduction={reduction} and {'no' if ranking is None else 'a'} ranking: give both, or "
@@ -96,8 +96,6 @@ def fit_predictors(
         raise ValueError(f"reduction={reduction} is outside (0, 1); 0.3 saves 30% of the MACs")
     if ranking is not None and targets is not None:
         raise ValueError("a ranking and targets are two rules; give one of them")
-    if not dynamic.predictors:
-        raise ValueError("the network has no predictors to fit: it is static, or has no unit")
     for name, predictor in dynamic.predictors.items():
         if not any(parameter.requires_grad for parameter in predictor.parameters()):
             raise ValueError(

@@ -371,6 +371,13 @@ def refuse_dense(network: Any) -> None:
         )
 
 
+def refuse_static(dynamic: DynamicModel) -> None:
+    """Refuse a network without predictors to fit."""
+    refuse_dense(dynamic)
+    if not dynamic.predictors:
+        raise ValueError("the network has no predictors to fit: it is static, or has no unit")
+
+
 def check_r(r: float | Mapping[str, float], units: Iterable[str]) -> dict[str, float]:
     """Return r for each unit that it names, all of them if it is one number.
 
