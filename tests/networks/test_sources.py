@@ -22,7 +22,10 @@ from ftwt.networks.splits import load_splits
 from toys import same
 
 CODE = """
+import torch
 from torch import nn
+
+import ftwt
 
 open("was-run", "a").close()
 
@@ -44,6 +47,11 @@ def wide(width):
 
 def nothing():
     return None
+
+
+def looks():
+    gated = ftwt.convert(small(), torch.zeros(2, 3, 16, 16))
+    return ftwt.SecondLook([gated, gated], [0.5])
 """
 SIZED = DataConfig(size=16)
 HOW = ftwt.Preprocessing(20, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -224,17 +232,19 @@ def test_a_second_look_is_two_networks(home: Path) -> None:
     first, second = (
         ftwt.convert(models.create(tiny.NAME), torch.zeros(1, 3, 32, 32), r=r) for r in (0.5, 0.9)
     )
-    save_pretrained(ftwt.SecondLook([first, second], [0.5]), "both", name=tiny.NAME)
+    looks = ftwt.SecondLook([first, second], [0.5])
+    save_pretrained(looks, "both", name=tiny.NAME)
+    save_pretrained(looks, "run/model", name=tiny.NAME)
     source = resolve("both")
     assert source.shape() == (3, 32, 32) and isinstance(source.load(passes=True), ftwt.SecondLook)
-    with pytest.raises(ValueError, match="both holds a second look, .* such as both/first"):
-        source.load()
-    assert same(resolve("both/first").load(), first)
-    Path("pruned").mkdir()
-    Path("both").rename("pruned/model")  # as `ftwt prune` leaves it
-    with pytest.raises(ValueError, match="pruned holds a second look, .* such as (.*)") as told:
-        resolve("pruned").load()
-    assert same(resolve(str(told.value).rpartition(" ")[2]).load(), first)
+    for given, folder in (("both", "both"), ("run", "run/model"), ("run/model", "run/model")):
+        said = f"^{given} holds a second look, .* them: {folder}/first, {folder}/second$"
+        with pytest.raises(ValueError, match=said):
+            resolve(given).load()
+        assert same(resolve(f"{folder}/first").load(), first)
+        assert same(resolve(f"{folder}/second").load(), second)
+    with pytest.raises(ValueError, match="looks holds a second look, .* let it return one of them"):
+        resolve("ownnets:looks", None).load()
 
 
 def test_a_run_knows_its_own_images(home: Path) -> None:

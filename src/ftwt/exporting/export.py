@@ -95,7 +95,8 @@ def export(
     dense network's time. `ftwt.compile` makes what skips filters.
 
     Args:
-        model: Dense, dynamic or static twin. It is read in eval mode, never changed.
+        model: Dense, dynamic or static twin. It is read in eval mode, never changed. Of a second
+            look, each of its `networks` is exported for itself.
         path: `NAME.onnx`, or `NAME.pt2` for `torch.export.load`.
         example: Input (B, C, *spatial) of the network, or a tuple of its inputs; the file is also
             checked with it. A dynamic network of one input does without: noise is taken.
@@ -111,15 +112,16 @@ def export(
 
     Raises:
         ValueError: An option is out of its range, the example does not fit, the network cannot be
-            exported, or the file's answers are not PyTorch's.
+            exported or is a second look, or the file's answers are not PyTorch's.
         ImportError: A package of ONNX is not installed; the message says how to get it.
         OSError: The file cannot be written; an older one survives.
     """
     format = _format(path, opset)
     if isinstance(model, SecondLook):
         raise ValueError(
-            f"a second look is {len(model.networks)} networks; export each of network.networks for "
-            "itself: an image whose margin is below network.thresholds goes on to the next"
+            f"a second look is {len(model.networks)} networks, and which images the next one is "
+            "shown depends on the answers of the one before, which an exported file cannot say; "
+            "export each of its `networks` for itself, and compare margins with its `thresholds`"
         )
     if masks and not (isinstance(model, DynamicModel) and model.gates):
         raise ValueError(f"masks=True: {type(model).__name__} has no gates; export it without")

@@ -25,7 +25,7 @@ from ..pruning.second_look import SecondLook
 from ..records.folder import METRICS, MODEL, PRUNED, RESULT
 from .allowed import check_values
 from .inputs import known
-from .pretrained import find_saved, from_pretrained
+from .pretrained import PLACES, find_saved, from_pretrained
 
 PLAIN = DataConfig()
 
@@ -66,10 +66,11 @@ class Source:
             network = models.create(self.model, weights=str(self.weights)).eval()
             check_values(network, str(self.weights))
         if isinstance(network, SecondLook) and not passes:
-            raise ValueError(
-                f"{self.given} holds a second look, which is {len(network.passes)} networks; name "
-                f"one of them, such as {Path(self.folder or self.given, 'first')}"
-            )
+            count, cure = len(network.passes), "let it return one of them"
+            if self.folder is not None:
+                places = (str(self.folder / place) for place in PLACES[:count])
+                cure = f"name one of them: {', '.join(places)}"
+            raise ValueError(f"{self.given} holds a second look, which is {count} networks; {cure}")
         return network.to(processes().device)
 
     def load_dense(self, **options: Any) -> nn.Module:
