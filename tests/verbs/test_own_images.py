@@ -36,6 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     pytest.importorskip("ftwt.runtime._native")
     monkeypatch.chdir(tmp_path)
     make_image_folder("photos", classes=5, train=80, val=20, side=48)
+    sys.modules.pop("nets", None)  # of another test
     yield tmp_path
     sys.modules.pop("nets", None)
 
