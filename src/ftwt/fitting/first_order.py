@@ -21,7 +21,7 @@ from ..pruning.dynamic import DynamicModel, refuse_dense, refuse_static
 from ..pruning.method import GateOutput
 from ..pruning.second_look import are_scores
 from .masks import settle_gates
-from .passes import finite, shown
+from .passes import refuse_infinite, shown
 
 BY_RANK = 1e-4  # part of a filter's place that its rank decides, not its mass
 
@@ -87,11 +87,7 @@ def first_order(
         raise ValueError("no images to rank filters on; give batches of images")
     found = {name: torch.cat(parts) for name, parts in saliencies.items()}
     for name, each in found.items():
-        if not finite(each):
-            raise ValueError(
-                f"gradients at {name} are not finite; look for NaN or infinity in the images and "
-                "the weights"
-            )
+        refuse_infinite(f"gradients at {name} are", each)
     return found
 
 

@@ -168,6 +168,19 @@ def finite(values: Tensor) -> bool:
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
+def refuse_infinite(what: str, *values: Tensor) -> None:
+    """Refuse values that are not finite.
+
+    Args:
+        what: They are, in words, with the verb.
+        values: Any shapes.
+    """
+    if not all(map(finite, values)):
+        raise ValueError(
+            f"{what} not finite; look for NaN or infinity in the images and the weights"
+        )
+
+
 @dataclass(frozen=True)
 class Reading:
     """Of one batch, what a layer reads and should give.
@@ -250,11 +263,7 @@ class Passes:
             found, target = self._advance(batch, site, needs, goals)
             inputs = found[site.needs[0]]
             own = target if site.other is None else target - found[site.other.name]
-            if not (finite(inputs) and finite(own)):
-                raise ValueError(
-                    f"{site.name} reads or should give values that are not finite; look for NaN or "
-                    "infinity in the images and the weights"
-                )
+            refuse_infinite(f"{site.name} reads or should give values that are", inputs, own)
             yield Reading(batch.place, batch.count, found, inputs, own, target)
             count += 1
             more = batch.bytes()

@@ -19,7 +19,7 @@ from ..pruning.dynamic import DynamicModel, refuse_static
 from ..pruning.method import MaskPredictor
 from ..pruning.own import OwnPredictor
 from .masks import Ranking
-from .passes import finite
+from .passes import refuse_infinite
 from .samples import HELD_OUT, held_out
 from .worth import worthwhile
 
@@ -181,11 +181,7 @@ def _look(
 
     features_of, seen_of = joined(features), joined(seen)
     for name, each in features_of.items():
-        if not finite(each):
-            raise ValueError(
-                f"the predictor of {name} reads values that are not finite; look for NaN or "
-                "infinity in the images and the weights"
-            )
+        refuse_infinite(f"the predictor of {name} reads values that are", each)
     return features_of, seen_of
 
 

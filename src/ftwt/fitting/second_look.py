@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def fitted_to(
         shares=plan.shares,
         reduction=plan.reduction,
         agreement=1 - plan.missed / seen.count,
-        promised=1 - largest_rate(plan.missed, seen.count, tries=len(seen.earlier())),
+        promised=1 - largest_rate(plan.missed, seen.count, tries=len(seen.earlier)),
         images=seen.count,
     )
 
@@ -241,7 +242,7 @@ class Seen:
         """Set thresholds for an average budget, or for an agreement; as `second_look`."""
         best: Plan | None = None
         refused: list[ValueError] = []
-        for earlier in self.earlier():
+        for earlier in self.earlier:
             try:
                 plan = self.plan(earlier, reduction, agreement)
             except ValueError as error:
@@ -253,6 +254,7 @@ class Seen:
             raise refused[0]
         return best
 
+    @cached_property
     def earlier(self) -> list[float | None]:
         """Thresholds of the first of three passes to try; of two there is nothing to try."""
         if len(self.margins) == 2:
@@ -285,7 +287,7 @@ class Seen:
             looks = int(enough[-1])
         else:
             assert agreement is not None
-            looks = _looks_for(agreement, wrong.tolist(), self.count, len(self.earlier()))
+            looks = _looks_for(agreement, wrong.tolist(), self.count, len(self.earlier))
         threshold = _between(sure, looks)
         if agreement is not None and 0 < looks < len(sure) and sure[looks - 1] == sure[looks]:
             surer = sure[sure > sure[looks]]  # all that are as unsure look again: the more agree

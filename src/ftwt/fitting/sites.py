@@ -6,7 +6,6 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 from torch import fx, nn
@@ -72,7 +71,7 @@ def find_sites(network: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str
         id(p) for m in modules.values() for p in m._parameters.values() if p is not None
     )
     weights.update(
-        id(attrgetter(str(node.target))(network))
+        id(operator.attrgetter(str(node.target))(network))
         for node in network.graph.nodes
         if node.op == "get_attr" and node.users
     )

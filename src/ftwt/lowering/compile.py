@@ -113,8 +113,7 @@ def compile(
         model = convert(model, example, min_gain=-math.inf)
     if _on(tune) and engine != "native":
         raise ValueError(f"tune with engine={engine!r}: it times the native engine alone")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision={precision!r}: use one of {', '.join(get_args(Precision))}")
+    check_precision(precision)
     if precision == "int8" and calibrate is None and keep is None:
         raise ValueError(
             "calibrate=None: int8 takes ranges of maps from images; give batches of some hundred"
@@ -152,6 +151,12 @@ def compile(
     if keep is None:
         return Engine(program, engine=engine, threads=threads)
     return ForcedEngine(program, engine=engine, threads=threads, keep=keep, seed=seed)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that no engine has."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision!r}: use one of {', '.join(get_args(Precision))}")
 
 
 def _held(given: Any) -> Any:

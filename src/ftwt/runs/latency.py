@@ -120,6 +120,15 @@ class Clock:
             )
         return float(np.interp(-latency_ms, -np.array(self.times), self.reductions))
 
+    def beside_dense(self, ms: Mapping[str, np.ndarray], name: str) -> float:
+        """A network's average time at the speed that the machine had when this was measured.
+
+        Args:
+            ms: Name -> milliseconds of each image, `dense` among them, from one race.
+            name: Of the network.
+        """
+        return float(ms[name].mean() / ms["dense"].mean()) * self.times[0]
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -151,15 +160,14 @@ class Budget:
         """
         if self.latency_ms is None or self.clock is None:
             return self.reduction
-        whole = self.clock.times[0]
         ms = self.watch.times({"once": SecondLook([first, second], [0.0]), "dense": second})
-        once = float(ms["once"].mean() / ms["dense"].mean()) * whole
+        once = self.clock.beside_dense(ms, "once")
         if once > self.latency_ms:
             raise ValueError(
                 f"its first pass ({cut:.0%} fewer MACs) takes {once:.2f} ms by itself; the budget "
                 f"is {self.latency_ms:.2f} ms"
             )
-        return cut - (self.latency_ms - once) / whole
+        return cut - (self.latency_ms - once) / self.clock.times[0]
 
     def settle(self, network: DynamicModel, fitted: Iterable[Any]) -> float:
         """Raise the gates' reduction, in place, until an image takes no more than `latency_ms`.
@@ -175,7 +183,7 @@ class Budget:
         asked = self.reduction
         if self.latency_ms is None or self.clock is None:
             return asked
-        taken, whole = 0.0, self.clock.times[0]
+        taken = 0.0
         dense = self.watch.engine(opened(network).eval())
         for number in range(TRIES):
             if number:
@@ -184,10 +192,10 @@ class Budget:
                 except ValueError:  # these gates cannot save as much
                     break
             ms = self.watch.race({"gates": self.watch.engine(network), "dense": dense})
-            taken = float(ms["gates"].mean() / ms["dense"].mean()) * whole
+            taken = self.clock.beside_dense(ms, "gates")
             if taken <= NEAR * self.latency_ms:
                 return asked
-            asked += (taken - self.latency_ms) / whole
+            asked += (taken - self.latency_ms) / self.clock.times[0]
             if asked >= 1:
                 break
         raise ValueError(

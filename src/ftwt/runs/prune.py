@@ -17,7 +17,7 @@ from ..files.tables import Shown
 from ..fitting.columns import rank_filters
 from ..fitting.passes import check_steady, repeatable
 from ..graph.wrappers import refuse_no_module
-from ..lowering.compile import Precision
+from ..lowering.compile import Precision, check_precision
 from ..processes import first
 from ..pruning.dynamic import DynamicModel
 from ..pruning.second_look import SecondLook
@@ -180,8 +180,7 @@ def prune(
         )
     if gates not in get_args(Gates):
         raise ValueError(f"gates={gates!r}: use one of {', '.join(get_args(Gates))}")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision={precision!r}: use one of {', '.join(get_args(Precision))}")
+    check_precision(precision)
     if reduction is not None and not 0 < reduction < 1:
         raise ValueError(f"reduction={reduction} is outside (0, 1); 0.3 saves 30% of the MACs")
     fitted, judges = _divide(batches, images, held_out, device=device_of(model))

@@ -43,7 +43,8 @@ def compose(found: Found) -> Page:
     """Everything that the page shows, from what was found."""
     settings = answers(found)
     networks = tuple(dict.fromkeys(answer.network for answer in settings)) or found.networks
-    recorded, left = _explorers(found)
+    recorded, looks, left = _explorers(found)
+    shown = [*((values["name"], recording) for values, recording in recorded), *looks]
     one = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
     heading = f"{one}, made faster by ftwt" if settings else "Results of ftwt"
     return Page(
@@ -58,7 +59,7 @@ def compose(found: Found) -> Page:
         explorer_made_by=tuple(
             dict.fromkeys(str(r.provenance.get("command", "")) for _, r in recorded)
         ),
-        ends=_ends(recorded[0][1], recorded[0][0]["name"]) if recorded else _looks(found),
+        ends=_ends(*shown[0]) if shown else None,
         tables=tables(found),
         missing=(*_gaps(found), *_no_room(found), *left),
         files=_files(found),
@@ -136,9 +137,15 @@ def _subheading(told: tuple[Answer, ...], found: Found) -> str:
     return f"{ABOUT} Here: {of}{first.name}; {runs}, {first.images:,} test images{more}."
 
 
-def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], list[Gap]]:
-    """The recordings that the page has room for, the first answer's first; and those left out."""
+def _explorers(
+    found: Found,
+) -> tuple[list[tuple[dict[str, Any], Recording]], list[tuple[str, Recording]], list[Gap]]:
+    """The recordings that the page has room for, the first answer's first; and those left out.
+
+    Between them the first second look, which has no routes of its own: its passes have.
+    """
     kept: list[tuple[dict[str, Any], Recording]] = []
+    looks: list[tuple[str, Recording]] = []
     left: list[Gap] = []
     room = ROOM
     for name, path, source in _recordings(found):
@@ -152,14 +159,15 @@ def _explorers(found: Found) -> tuple[list[tuple[dict[str, Any], Recording]], li
             continue
         recording = source.recording()
         if recording is not None and recording.passes is not None:
-            continue  # its passes have routes, it has none
+            looks = looks or [(name, recording)]
+            continue
         if recording is None or not recording.units or not len(recording.shown):
             left.append(Gap(f"routes of {name}: the recording holds no gates or no pictures"))
             continue
         values = explorer(recording, name)
         room -= sum(map(len, (*values["pictures"], values["masks"], values["heatmaps"]["values"])))
         kept.append((values, recording))
-    return kept, left
+    return kept, looks, left
 
 
 def _recordings(found: Found) -> list[tuple[str, str, Any]]:
@@ -176,7 +184,7 @@ def _recordings(found: Found) -> list[tuple[str, str, Any]]:
     return [*listed, *((lone.name, str(lone.path), lone) for lone in found.recordings)]
 
 
-def _ends(recording: Recording, name: str) -> Ends | None:
+def _ends(name: str, recording: Recording) -> Ends | None:
     """The cheapest and the dearest of the images that are kept as pictures."""
     rows = extreme_rows(recording, ENDS)
     if not rows:
@@ -199,15 +207,6 @@ def _ends(recording: Recording, name: str) -> Ends | None:
     if recording.passes is not None:
         caption += f". {recording.looks}"
     return Ends(caption, tuple(strips), columns, data, made)
-
-
-def _looks(found: Found) -> Ends | None:
-    """The images at both ends of the first second look that was recorded."""
-    for name, _, source in _recordings(found):
-        recording = source.recording()
-        if recording is not None and recording.passes is not None:
-            return _ends(recording, name)
-    return None
 
 
 def _gaps(found: Found) -> list[Gap]:
