@@ -16,6 +16,7 @@ from ftwt.data import registry
 # Quick on shared machines, and sums come out the same on all of them. So do processes of tests.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+gc.set_threshold(20_000)  # traced networks are many small objects: a fifth of the time went there
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 

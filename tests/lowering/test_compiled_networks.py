@@ -32,16 +32,19 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 LARGE = (  # of kinds that smaller ones stand for in a default run
     "cifar10-resnet56",
+    "cifar10-vgg16-bn",
     *(
         f"torchvision:{name}"
         for name in (
             "alexnet",
             "densenet121",
+            "efficientnet_b0",
             "googlenet",
             "mnasnet1_0",
             "mobilenet_v2",
             "mobilenet_v3_large",
             "regnet_x_400mf",
+            "regnet_y_400mf",
             "resnet18",
             "resnet50",
             "resnext50_32x4d",
