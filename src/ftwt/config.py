@@ -237,7 +237,8 @@ class DataConfig(_Config):
     """Which images, and which of them are held out for validation."""
 
     dataset: Literal["cifar10", "cifar100", "cifar10-embedded", "folder"] = "cifar10"
-    """The dataset; folder: images in folders by class, as ImageNet's (docs/imagenet.md)."""
+    """The dataset; folder: images in folders by class, as ImageNet's (docs/imagenet.md). To prune
+    with, training images may lie together, without labels."""
     data_root: str | None = None
     """Folder that holds (or will hold) the dataset's files; None: ./data."""
     validation: int | None = None

@@ -105,16 +105,46 @@ def test_held_out_images_are_of_all_classes(files: ImageFiles) -> None:
         hold_out(files, count=24, seed=0)
 
 
+def test_training_images_may_lie_together_without_labels(copied: Path) -> None:
+    mix(copied / "train")
+    (copied / "train" / "notes.txt").touch()
+    with pytest.warns(UserWarning, match=r"no pictures are left out: \.txt \(1\)$"):
+        train, test = image_folders(copied, HOW)
+    assert len(train) == 24 and set(train.labels.tolist()) == {-1}
+    assert train.classes == test.classes == CLASSES and test.labels.min() == 0
+    fit, held = hold_out(train, seed=0)
+    assert (len(fit), len(held)) == (22, 2)
+    assert sorted(fit.paths + held.paths) == sorted(train.paths)
+    with pytest.raises(ValueError, match="takes 24 of all 24, and .*; take at most 23"):
+        hold_out(train, count=24, seed=0)
+
+
+def test_pictures_beside_the_classes_are_named(copied: Path) -> None:
+    (first, *_) = (copied / "train" / CLASSES[0]).iterdir()
+    first.rename(copied / "train" / first.name)
+    with pytest.warns(UserWarning, match=r"train: 1 pictures lie in no class's folder"):
+        assert len(image_folders(copied, HOW)[0]) == 23
+
+
 def empty(root: Path) -> None:
     for path in (root / "train" / CLASSES[1]).iterdir():
         path.rename(path.with_suffix(".txt"))
 
 
-def flat(root: Path) -> None:
-    for folder in (root / "val").iterdir():
+def mix(part: Path) -> None:
+    for folder in list(part.iterdir()):
         for path in folder.iterdir():
-            path.rename(root / "val" / path.name)
+            path.rename(part / f"{folder.name}-{path.name}")
         folder.rmdir()
+
+
+def flat(root: Path) -> None:
+    mix(root / "val")
+
+
+def nothing(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    (root / "train").mkdir()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +152,7 @@ def flat(root: Path) -> None:
     [
         (shutil.rmtree, FileNotFoundError, "no folder .*train; images lie in ROOT.*--data-root"),
         (lambda root: shutil.rmtree(root / "val"), FileNotFoundError, "there is no folder .*val;"),
+        (nothing, ValueError, "train has no folders, one for each class; images lie in"),
         (flat, ValueError, "val has no folders, one for each class; images lie in"),
         (empty, ValueError, "no images in .*green-rings .*jpg.*put some there"),
         (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_cli import ROOT, Told, commands
-from test_image_folder import make_image_folder
+from test_image_folder import make_image_folder, mix
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -83,6 +83,7 @@ def test_a_network_and_images_of_ones_own_to_numpy_alone_as_the_page_says(
     assert top1 > 3.5 * CHANCE
     exec(save, own)
 
+    mix(Path("photos", "train"))  # from here on their labels are not known
     told = Told(capsys, *prune, "--workers", "0")
     assert told.status == 0, told.err
     assert "net.ftwt, f32: top-1 accuracy" in told.out
@@ -109,3 +110,38 @@ def test_a_network_and_images_of_ones_own_to_numpy_alone_as_the_page_says(
     assert told.status == 0, told.err
     [answer] = json.loads(told.out)["answers"]
     assert answer["guesses"][0]["name"] == folders[first]
+
+
+@pytest.fixture
+def unlabelled(home: Path) -> tuple[str, ...]:
+    """Options for images of `home` whose training labels nobody knows; `model` is for them."""
+    network = ftwt.models.create("cifar10-resnet20", num_classes=5)
+    kept: dict[str, Any] = {"name": "cifar10-resnet20", "arguments": {"num_classes": 5}}
+    ftwt.save_pretrained(network, "model", preprocessing=HOW, **kept)
+    mix(Path("photos", "train"))
+    return ("--dataset", "folder", "--data-root", "photos", "--workers", "0")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prune model --reduction 0.3 --epochs 1",
+        "train cifar10-resnet20 --weights model",
+        "evaluate model --split validation",
+    ],
+)
+def test_images_without_labels_are_refused_where_labels_are_needed(
+    command: str, unlabelled: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = Told(capsys, *command.split(), *unlabelled)
+    assert told.status == 1
+    assert "images in photos/train have no labels, which only folders by class tell" in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_images_without_labels_do_where_none_are_read(
+    unlabelled: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("estimate", "evaluate"):  # this one on `val`
+        told = Told(capsys, verb, "model", *unlabelled)
+        assert told.status == 0, told.err

@@ -17,15 +17,17 @@ from .archive import data_folder
 
 TRAIN, TEST = "train", "val"  # as ImageNet calls them
 LAYOUT = "images lie in ROOT/train/CLASS/ and ROOT/val/CLASS/"
+UNKNOWN = -1  # label of an image that lies in no class's folder
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageFiles:
-    """Labelled image files, and how they become a network's input.
+    """Image files, and how they become a network's input.
 
     Args:
         paths: the files.
-        labels: int64 (N,), each in [0, len(classes)), on the CPU.
+        labels: int64 (N,), each in [0, len(classes)), on the CPU; or all of them -1, if none is
+            known.
         classes: the name of each label.
         name: where they come from.
         how: size, mean and std that the network expects.
@@ -70,15 +72,18 @@ def image_folders(
 ) -> tuple[ImageFiles, ImageFiles]:
     """List the images of a folder in ImageNet's layout: `train/CLASS/FILE` and `val/CLASS/FILE`.
 
+    Training images whose classes are not known may lie in `train` itself, `train/FILE`: pruning
+    reads no labels.
+
     Args:
         root: the folder that holds `train` and `val`; by default $FTWT_DATA_ROOT, or else `data`.
         how: what becomes of them, as the network expects it.
         names: what to call ImageNet's classes instead of n01440764 and so on, if they are these.
 
     Returns:
-        The training files, and those of `val`, the test split; labels number the folders by name.
-        Both are in a mixed order, always the same, so that the first ones, by which estimates and
-        benchmarks judge, are of all classes.
+        The training files, and those of `val`, the test split; labels number the folders by name,
+        and are -1 where `train` has none. Both are in a mixed order, always the same, so that the
+        first ones, by which estimates and benchmarks judge, are of all classes.
 
     Raises:
         FileNotFoundError: there is no such folder, or no `train` or `val` in it.
@@ -89,18 +94,10 @@ def image_folders(
     both = []
     for part in (TRAIN, TEST):
         folder = data_folder(root) / part
-        listed = import_vision("torchvision.datasets").ImageFolder(
-            folder, allow_empty=True, is_valid_file=_is_picture
-        )
-        labels = torch.tensor(listed.targets, dtype=torch.int64)
-        counts = labels.bincount(minlength=len(classes))
-        if not counts.all():
-            empty = classes[int(counts.argmin())]
-            known = ", ".join(SUFFIXES)
-            raise ValueError(f"no images in {folder / empty} (of {known}); put some there")
+        listed = _by_class(folder, classes) if _folders(folder) else _loose(folder)
         files = ImageFiles(
-            paths=tuple(path for path, _ in listed.samples),
-            labels=labels,
+            paths=tuple(path for path, _ in listed),
+            labels=torch.tensor([label for _, label in listed], dtype=torch.int64),
             classes=_readable(classes, names),
             name=folder.name,
             how=how,
@@ -115,8 +112,34 @@ def _is_picture(path: str) -> bool:
     return path.lower().endswith(SUFFIXES)
 
 
+def _by_class(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """The pictures in the folders of a folder, and which folder each is in."""
+    listed = import_vision("torchvision.datasets").ImageFolder(
+        folder, allow_empty=True, is_valid_file=_is_picture
+    )
+    counts = Counter(listed.targets)
+    for label, name in enumerate(classes):
+        if not counts[label]:
+            known = ", ".join(SUFFIXES)
+            raise ValueError(f"no images in {folder / name} (of {known}); put some there")
+    samples: list[tuple[str, int]] = listed.samples
+    return samples
+
+
+def _folders(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_dir()}
+
+
+def _loose(folder: Path) -> list[tuple[str, int]]:
+    """The pictures in the folder itself, of classes that are not known."""
+    with os.scandir(folder) as entries:
+        paths = [entry.path for entry in entries if entry.is_file() and _is_picture(entry.name)]
+    return [(path, UNKNOWN) for path in sorted(paths)]
+
+
 def _warn_of_others(folder: Path, listed: int) -> None:
-    """Name the kinds of files that are left out, where there are any."""
+    """Name the files that are left out, where there are any."""
     files = [
         file for _, _, names in os.walk(folder, followlinks=True) for file in names
         if not file.startswith(".")
@@ -127,6 +150,10 @@ def _warn_of_others(folder: Path, listed: int) -> None:
     if others:
         told = ", ".join(f"{kind} ({count:,})" for kind, count in others.most_common(5))
         warnings.warn(f"{folder}: files that are no pictures are left out: {told}", stacklevel=3)
+    if loose := len(files) - others.total() - listed:
+        warnings.warn(
+            f"{folder}: {loose:,} pictures lie in no class's folder and are left out", stacklevel=3
+        )
 
 
 def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:
@@ -141,12 +168,11 @@ def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:
         folder = data_folder(root) / part
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}; {LAYOUT} (--data-root ROOT)")
-        with os.scandir(folder) as entries:
-            found[part] = {entry.name for entry in entries if entry.is_dir()}
-        if not found[part]:
+        found[part] = _folders(folder)
+        if not found[part] and (part == TEST or not _loose(folder)):
             raise ValueError(f"{folder} has no folders, one for each class; {LAYOUT}")
     train, test = found[TRAIN], found[TEST]
-    if train != test:
+    if train and train != test:
         told = []
         for part, more in ((TRAIN, train - test), (TEST, test - train)):
             if more:
@@ -156,7 +182,7 @@ def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:
             f"{data_folder(root)}: {TRAIN} has {len(train)} classes, {TEST} {len(test)}, and they "
             f"must be the same: {'; '.join(told)}"
         )
-    return tuple(sorted(train))
+    return tuple(sorted(test))
 
 
 def _readable(classes: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:

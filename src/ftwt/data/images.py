@@ -5,6 +5,7 @@ from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.pictures import Preprocessing
@@ -13,11 +14,11 @@ USUAL = 5000  # images that are held out of large training splits
 
 
 class Labelled(Protocol):
-    """A split of labelled images, wherever they are: `Images`, or `ImageFiles`."""
+    """A split of images, wherever they are: `Images`, or `ImageFiles`."""
 
     @property
     def labels(self) -> Tensor:
-        """int64 (N,), each in [0, len(classes))."""
+        """int64 (N,), each in [0, len(classes)); all -1 where none is known."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -136,9 +137,8 @@ def hold_out(images: Split, *, count: int | None = None, seed: int) -> tuple[Spl
         ValueError: `count` is not positive, or would leave a class without training images.
     """
     if count is None:
-        classes = len(images.classes)
-        smallest = int(images.labels.bincount(minlength=classes).min())
-        most = min(max(USUAL, 10 * classes), classes * (smallest // 2))
+        sizes = [len(members) for members in _by_class(images)]
+        most = min(max(USUAL, 10 * len(sizes)), len(sizes) * (min(sizes) // 2))
         count = max(1, min(len(images) // 10, most))
     held = torch.zeros(len(images), dtype=torch.bool)
     held[balanced(images, count=count, seed=seed)] = True
@@ -149,7 +149,7 @@ def balanced(images: Labelled, *, count: int, seed: int) -> Tensor:
     """Draw images without replacement, as many of one class as of another.
 
     Args:
-        images: what to draw from.
+        images: what to draw from; without labels, classes make no difference.
         count: how many to draw. What is left over of an uneven division goes to classes drawn
             by the seed, one each.
         seed: >= 0.
@@ -163,18 +163,32 @@ def balanced(images: Labelled, *, count: int, seed: int) -> Tensor:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     rng = np.random.default_rng(seed)
-    classes = len(images.classes)
-    shares = count // classes + (rng.permutation(classes) < count % classes)
-    labels = images.labels.cpu().numpy()
+    kinds = _by_class(images)
+    shares = count // len(kinds) + (rng.permutation(len(kinds)) < count % len(kinds))
     drawn = []
-    for label, share in enumerate(shares):
-        members = np.flatnonzero(labels == label)
+    for label, (members, share) in enumerate(zip(kinds, shares, strict=True)):
         if share >= len(members):
-            most = classes * (int(np.bincount(labels, minlength=classes).min()) - 1)
+            most = len(kinds) * (min(map(len, kinds)) - 1)
             fix = f"take at most {most} (--validation), or add images" if most > 0 else "add images"
+            of = f"class {images.classes[label]!r}, which has {len(members)}"
+            if not has_labels(images):
+                of = f"all {len(members)}"
             raise ValueError(
-                f"to hold out {count} images takes {share} of class {images.classes[label]!r}, "
-                f"which has {len(members)}, and one of each must remain; {fix}"
+                f"to hold out {count} images takes {share} of {of}, and one of each must remain; "
+                f"{fix}"
             )
         drawn.append(rng.permutation(members)[:share])
     return torch.from_numpy(np.sort(np.concatenate(drawn)))
+
+
+def has_labels(images: Labelled) -> bool:
+    """Whether the classes of the images are known."""
+    return bool((images.labels >= 0).all())
+
+
+def _by_class(images: Labelled) -> list[NDArray[np.int64]]:
+    """Indices of the images of each class; of all together where the classes are not known."""
+    labels = images.labels.cpu().numpy()
+    if not has_labels(images):
+        return [np.arange(len(labels))]
+    return [np.flatnonzero(labels == label) for label in range(len(images.classes))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,8 @@ from torch import nn
 from .. import data
 from ..config import DataConfig
 from ..data import Epochs
+from ..data.folder import LAYOUT
+from ..data.images import has_labels
 from ..processes import cores, processes
 from .sources import Source, count_outputs
 
@@ -43,6 +46,7 @@ def load_splits(
     seed: int = 0,
     channels_last: bool = False,
     source: Source | None = None,
+    labels: bool = False,
 ) -> Splits:
     """Load a dataset onto this process's device, and split it; a folder's images stay in files.
 
@@ -54,9 +58,11 @@ def load_splits(
         seed: Decides order and augmentation.
         channels_last: Memory layout of the images.
         source: The network they are for, as far as that says how they are prepared.
+        labels: Whether those of the training images are needed.
 
     Raises:
-        ValueError: The images are not what they should be, or too few are left for training.
+        ValueError: The images are not what they should be, have no labels where these are needed,
+            or too few are left for training.
         FileNotFoundError: They are not there.
     """
     state = processes()
@@ -71,6 +77,11 @@ def load_splits(
         if (how := source.prepare(config)) is None:
             raise ValueError(source.unprepared)
         both = data.image_folders(config.data_root, how, names=source.classes)
+        if labels and not has_labels(both[0]):
+            raise ValueError(
+                f"images in {Path(both[0].paths[0]).parent} have no labels, which only folders by "
+                f"class tell: {LAYOUT}; pruning and estimates do without"
+            )
         fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
         test = both[1]
         batches = partial(data.FileBatches, workers=min(config.workers, cores()))

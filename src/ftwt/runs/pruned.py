@@ -177,7 +177,7 @@ def prune_named(
         network, name = source.load(), source.model
         if isinstance(network, DynamicModel):
             raise ValueError(f"{model} is pruned already; name a dense network")
-        splits = load_splits(data, source=source)
+        splits = load_splits(data, source=source, labels=epochs > 0)
         check_classes(network, splits)
         training = TrainConfig(epochs=max(1, epochs), lr=LR, distillation=1.0)
 

@@ -114,6 +114,7 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> RunResult:
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         channels_last=config.train.channels_last,
+        labels=True,
     )
     held_out = len(splits.validation.images)  # of all processes
     config = replace(config, data=replace(config.data, validation=held_out))

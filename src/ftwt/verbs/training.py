@@ -111,7 +111,7 @@ class EvaluateCommand:
         recording = self._recording()
         source = named(self.model, self.weights)
         network = source.load(passes=True)
-        splits = load_splits(self.data, source=source)
+        splits = load_splits(self.data, source=source, labels=self.split == "validation")
         check_classes(network, splits)
         result = evaluate(
             network,
