@@ -6,12 +6,13 @@
     python benchmarks/second_look.py cifar10-resnet20 --name cifar10-resnet20-trained \
         --trained cifar10-resnet20-static-40 cifar10-resnet20-dynamic-40
 
-For each first pass (a repaired fixed mask, or each network of `--trained` as it is) and each
-average cut, the threshold is set on one half of the test images, without labels, and accuracy is
-counted on the other half; then the halves change places. So every test image is scored once, by a
-threshold that did not see it. Rows hold the agreement with the dense network on the half that sets
-the threshold: by it, `tools/tables/fitting.py` takes a first pass. RUN and IMAGES are as in
-`subjects.py`.
+For each first pass (repaired: a fixed mask, or gates on the units where they leave less of an
+error, `mixed`; or each network of `--trained` as it is) and each average cut, the threshold is set
+on one half of the test images, without labels, and accuracy is counted on the other half; then the
+halves change places. So every test image is scored once, by a threshold that did not see it. Rows
+hold the agreement with the dense network on the half that sets the threshold: by it,
+`tools/tables/fitting.py` takes a first pass of each kind. RUN and IMAGES are as in `subjects.py`,
+`--outputs FOLDER` is as in `repair.py`, whose outputs it takes.
 Writes `results/second-look/NETWORK-seedS.json`.
 """
 
@@ -24,19 +25,20 @@ from typing import Any
 
 import subjects
 import torch
+from outputs import Kept, score
+from repair import WAYS, candidate, change
 from subjects import Subject
 from torch import Tensor
 
-import ftwt
 from ftwt.files.json import write_json
 from ftwt.files.provenance import Start, provenance
-from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.second_look import Seen, see
 from ftwt.networks.sources import resolve
-from ftwt.pruning.dynamic import DynamicModel
 from ftwt.pruning.second_look import opened
 
 OUTPUT = Path("results/second-look")
+FIXED, REPAIRED = "greedy", WAYS[2]
+Pass = tuple[Tensor, Tensor]  # outputs (N, classes) and executed MACs (N,)
 
 
 def main() -> None:
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--firsts", type=float, nargs="+", default=[0.3, 0.4, 0.5])
     parser.add_argument("--trained", nargs="+", help="pruned networks that look first, instead")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--outputs", type=Path, help="folder that keeps outputs, to go on from")
     given = subjects.parse(parser)
     began, subject = Start(), subjects.load(given, given.seed)
     labels = torch.cat([right for _, right, _ in subject.test])
@@ -53,8 +56,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     alone: list[dict[str, Any]] = []
     print(f"{subject.name}: dense {subject.top1:.2%}", flush=True)
-    for told, first in firsts(given, subject):
-        seen = Seen([see(first.eval(), subject.test, len(labels)), second], whole)
+    for told, first in firsts(given, subject, began.commit, whole):
+        seen = Seen([first, second], whole)
         saved = 1 - float(seen.costs[0].mean()) / whole
         told |= {} if "cut" in told else {"cut": round(saved, 3)}
         alone.append(told | {"top1": accuracy(seen.outputs[0], labels), "reduction": saved})
@@ -70,7 +73,7 @@ def main() -> None:
                 "images": subject.images,
                 "test_images": len(labels),
                 "dense_top1": subject.top1,
-                "fixed_masks": alone,
+                "firsts": alone,
                 "rows": rows,
                 "provenance": provenance(
                     config=subjects.settings(given), seed=given.seed, since=began
@@ -80,16 +83,31 @@ def main() -> None:
 
 
 def firsts(
-    given: argparse.Namespace, subject: Subject
-) -> Iterator[tuple[dict[str, Any], DynamicModel]]:
+    given: argparse.Namespace, subject: Subject, commit: Any, whole: int
+) -> Iterator[tuple[dict[str, Any], Pass]]:
     """Networks that look first, and fixed masks to stand beside; what each is called."""
     if given.trained:
-        yield from (({"first": name}, resolve(name).load()) for name in given.trained)
+        count = sum(len(images) for images, _, _ in subject.test)
+        for name in given.trained:
+            yield {"first": name}, see(resolve(name).load().eval(), subject.test, count)
         return
+    kept = Kept(given.outputs, f"{subject.name}-{subject.images}-seed{given.seed}", commit)
     for cut in sorted({*given.firsts, *given.averages}):
-        first = subject.inner.fix(fixed_masks(subject.inner, subject.ranking, reduction=cut))
-        ftwt.repair(first, subject.fitted, dense=subject.dense, images=subject.images)
-        yield {"cut": cut}, first
+        for kind in (FIXED, "mixed") if cut in given.firsts else (FIXED,):
+            name, told = f"{cut}-{kind}-{REPAIRED}", {"kind": kind, "cut": cut}
+            found = kept.read(name, subject.test)
+            if found is None:
+                try:
+                    made = candidate(kind, subject, cut)
+                except ValueError as wrong:  # no gate wins
+                    print(f"{told}: {wrong}", flush=True)
+                    continue
+                scored = score(change(REPAIRED, made, subject, cut), subject.test)
+                kept.write(name, scored, {})
+            else:
+                scored, more = found
+                told["fitted_at"] = more["fitted_at"]
+            yield told, (scored.outputs, (1 - scored.saved) * whole)
 
 
 def look(seen: Seen, labels: Tensor, told: dict[str, Any], average: float) -> list[dict[str, Any]]:
@@ -101,7 +119,7 @@ def look(seen: Seen, labels: Tensor, told: dict[str, Any], average: float) -> li
         found = other.looked(plan.thresholds)
         rows.append(
             {
-                **({"first": told["first"]} if "first" in told else {}),
+                **{name: told[name] for name in ("first", "kind") if name in told},
                 "first_cut": told["cut"],
                 "average_cut": average,
                 "threshold_from_half": half,

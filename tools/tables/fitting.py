@@ -148,7 +148,7 @@ def second_look() -> str:
     rows = []
     for name, seeds in groups:
         for average in sorted({row["average_cut"] for row in seeds[0]["rows"]}):
-            looks = looked(seeds, average)
+            looks, gated = looked(seeds, average), looked(seeds, average, kind="mixed")
             alone = [look["alone"] for look in looks if look["alone"] is not None]
             firsts = dict.fromkeys(first for look in looks for first in look["firsts"])
             rows.append(
@@ -157,6 +157,7 @@ def second_look() -> str:
                     percent(average, 0),
                     over(alone) if alone else "",
                     over(look["top1"] for look in looks),
+                    over(look["top1"] for look in gated) if gated else "",
                     over(look["reduction"] for look in looks),
                     " or ".join(sorted(firsts)),
                     percent(mean_of(looks, "again")),
@@ -165,30 +166,36 @@ def second_look() -> str:
                 )
             )
     head = (
-        "network (dense)", "fewer MACs on average", "fixed mask alone", "second look", "achieved",
-        "cut of its first pass", "looked at again", "as many at random", "first pass alone",
+        "network (dense)", "fewer MACs on average", "fixed mask alone", "second look",
+        "after gates where they win", "achieved", "cut of its first pass", "looked at again",
+        "as many at random", "first pass alone",
     )  # fmt: skip
     return table(head, rows) + _made(groups, "second-look")
 
 
-def looked(seeds: list[dict[str, Any]], average: float) -> list[dict[str, Any]]:
+def looked(
+    seeds: list[dict[str, Any]], average: float, *, kind: str = "greedy"
+) -> list[dict[str, Any]]:
     """Of each seed, a second look at an average cut, and the fixed mask alone.
 
-    Of the first passes, each half takes the one that agrees most with the dense network: on the
-    half that sets the threshold; the other one is scored.
+    Of the first passes of a kind, or those that were trained, each half takes the one that agrees
+    most with the dense network: on the half that sets the threshold; the other one is scored.
     """
     found = []
     for result in seeds:
-        alone = {_first(row): row["top1"] for row in result["fixed_masks"]}
+        alone = {_first(row): row["top1"] for row in result["firsts"]}
         halves: dict[int, list[dict[str, Any]]] = {}
-        for row in (row for row in result["rows"] if row["average_cut"] == average):
-            halves.setdefault(row["threshold_from_half"], []).append(row)
+        for row in result["rows"]:
+            if row["average_cut"] == average and row.get("kind", "greedy") == kind:
+                halves.setdefault(row["threshold_from_half"], []).append(row)
+        if not halves:
+            continue
         best = [max(rows, key=lambda row: row["agreement"]) for rows in halves.values()]
         figures = ("top1", "reduction", "again", "by_lot_top1")
         found.append(
             {name: mean_of(best, name) for name in figures}
             | {
-                "alone": alone.get(average),
+                "alone": alone.get(("greedy", average)),
                 "first_top1": sum(alone[_first(row)] for row in best) / len(best),
                 "firsts": [
                     f"{percent(row['first_cut'], 0)} {row.get('first', '')}".strip() for row in best
@@ -198,9 +205,9 @@ def looked(seeds: list[dict[str, Any]], average: float) -> list[dict[str, Any]]:
     return found
 
 
-def _first(row: dict[str, Any]) -> str | float:
-    """The trained network that looks first, or the cut of a repaired fixed mask."""
-    return row.get("first") or row.get("first_cut") or row["cut"]
+def _first(row: dict[str, Any]) -> tuple[str, float]:
+    """The trained network that looks first, or the kind of a repaired one; and its cut."""
+    return row.get("first") or row["kind"], row["first_cut" if "first_cut" in row else "cut"]
 
 
 def mean_of(rows: list[dict[str, Any]], name: str) -> float:
