@@ -38,6 +38,7 @@ from ftwt.pruning.second_look import opened
 
 OUTPUT = Path("results/second-look")
 FIXED, REPAIRED = "greedy", WAYS[2]
+LEAST = 0.01  # of the MACs, that a first pass must save beyond the average: else nothing looks again
 Pass = tuple[Tensor, Tensor]  # outputs (N, classes) and executed MACs (N,)
 
 
@@ -63,7 +64,7 @@ def main() -> None:
         alone.append(told | {"top1": accuracy(seen.outputs[0], labels), "reduction": saved})
         print(alone[-1], flush=True)
         if given.trained or told["cut"] in given.firsts:
-            for average in (a for a in given.averages if a < saved):
+            for average in (a for a in given.averages if a + LEAST < saved):
                 rows += look(seen, labels, told, average)
                 print(rows[-2:], flush=True)
         write_json(
