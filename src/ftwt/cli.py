@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from functools import partial
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_usage())
         return 0
     verb, rest = given[0], given[1:]
+    warnings.formatwarning = _in_a_line
     try:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; {nearest(verb, VERBS)}")
@@ -62,6 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(one_line(f"ftwt {verb}: {str(stop) or 'interrupted'}"), file=sys.stderr)
         return 130
     return 0
+
+
+def _in_a_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """How a warning is shown: without the place in our code that found it out."""
+    return f"{one_line(f'warning: {message}')}\n"
 
 
 def parse(verb: str, rest: list[str]) -> Callable[[], Any]:

@@ -119,10 +119,31 @@ def test_training_images_may_lie_together_without_labels(copied: Path) -> None:
         hold_out(train, count=24, seed=0)
 
 
+def test_labels_are_those_of_the_network_where_it_has_the_names(copied: Path) -> None:
+    names = ("red-stripes", "blue-checks", "green-rings")
+    for files in image_folders(copied, HOW, names=names):
+        assert files.classes == names
+        folders = [Path(path).parent.name for path in files.paths]
+        assert [names[label] for label in files.labels.tolist()] == folders
+    assert image_folders(copied, HOW, names=("a", "b", "c"))[0].classes == CLASSES
+    mix(copied / "train")
+    assert image_folders(copied, HOW, names=names)[1].classes == names
+
+
+def test_what_is_hidden_is_no_image(copied: Path) -> None:
+    for place in (copied / "train", copied / "train" / CLASSES[0], copied / "val" / ".thumbs"):
+        place.mkdir(exist_ok=True)
+        (place / "._a.jpg").write_bytes(b"no picture")
+        (place / ".DS_Store").touch()
+    assert [len(files) for files in image_folders(copied, HOW)] == [24, 15]
+    (copied / "train" / ".cache").mkdir()
+    assert [len(files) for files in image_folders(copied, HOW)] == [24, 15]
+
+
 def test_pictures_beside_the_classes_are_named(copied: Path) -> None:
     (first, *_) = (copied / "train" / CLASSES[0]).iterdir()
     first.rename(copied / "train" / first.name)
-    with pytest.warns(UserWarning, match=r"train: 1 pictures lie in no class's folder"):
+    with pytest.warns(UserWarning, match=r"train: pictures in no class's folder .* out: 1$"):
         assert len(image_folders(copied, HOW)[0]) == 23
 
 
@@ -145,6 +166,12 @@ def flat(root: Path) -> None:
 def nothing(root: Path) -> None:
     shutil.rmtree(root / "train")
     (root / "train").mkdir()
+    (root / "train" / "a.heic").touch()
+
+
+def beside(root: Path) -> None:
+    mix(root / "train")
+    (root / "train" / "album").mkdir()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +179,16 @@ def nothing(root: Path) -> None:
     [
         (shutil.rmtree, FileNotFoundError, "no folder .*train; images lie in ROOT.*--data-root"),
         (lambda root: shutil.rmtree(root / "val"), FileNotFoundError, "there is no folder .*val;"),
-        (nothing, ValueError, "train has no folders, one for each class; images lie in"),
+        (
+            nothing,
+            ValueError,
+            r"train has neither folders.*\.jpg.*; it has \.heic \(1\); images lie in",
+        ),
+        (
+            beside,
+            ValueError,
+            r"only train has album; .*; or are the 24 pictures in .*train without",
+        ),
         (flat, ValueError, "val has no folders, one for each class; images lie in"),
         (empty, ValueError, "no images in .*green-rings .*jpg.*put some there"),
         (

@@ -225,7 +225,7 @@ def test_a_run_is_shown_its_own_images(
     assert read_json("own/gated.json")["corrupted"] != same["corrupted"]
     of(dataset="folder", data_root="photos")
     assert cli.main(["robustness", gated]) == 1
-    assert "lie in a folder" in capsys.readouterr().err
+    assert "of images that lie in a folder" in capsys.readouterr().err
     of(dataset="cifar100")
     assert cli.main(["robustness", gated, "cifar10-resnet20"]) == 1
     assert "of different images" in capsys.readouterr().err

@@ -37,6 +37,7 @@ def small(num_classes=3):
 """
 SLOW = ("--engine", "reference")
 FOLDER = ("--dataset", "folder", "--data-root", "shapes", "--validation", "6", "--workers", "0")
+FOLDERS = ("blue-checks", "green-rings", "red-stripes")
 HOW = Preprocessing(40, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 SHOWN = ("--size", "32", "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.3", "0.4")
 QUICK = {  # of each verb, what follows the network
@@ -98,9 +99,7 @@ def with_network(verb: str, network: str) -> list[str]:
 def test_every_verb_takes_a_network_that_was_saved_with_its_name(
     verb: str, home: Path, ftwt: Any
 ) -> None:
-    library.save_pretrained(
-        own(), "net", name="mynets:small", classes=("a", "b", "c"), preprocessing=HOW
-    )
+    library.save_pretrained(own(), "net", name="mynets:small", classes=FOLDERS, preprocessing=HOW)
     refused = ftwt(*with_network(verb, "net"))
     assert refused.status == 1 and not refused.out
     found = re.search(r"write `([^`]+)`", refused.err)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import ftwt
+import ftwt.runtime
 from ftwt.data import ImageFiles, image_folders
 from ftwt.files.json import read_json
 from ftwt.files.pictures import Preprocessing, read_picture
+from ftwt.networks import splits
 from toys import run_numpy_alone
 
 HEAD = "## From your own images to numpy alone\n"
@@ -145,3 +147,59 @@ def test_images_without_labels_do_where_none_are_read(
     for verb in ("estimate", "evaluate"):  # this one on `val`
         told = Told(capsys, verb, "model", *unlabelled)
         assert told.status == 0, told.err
+    told = Told(capsys, "compile", "model", "-o", "net.ftwt", *unlabelled)
+    assert told.status == 0, told.err
+    assert ftwt.runtime.load("net.ftwt").classes == image_folders("photos", HOW)[1].classes
+
+
+def test_labels_are_those_of_the_networks_own_names(
+    unlabelled: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, (_, test) = ftwt.from_pretrained("model"), image_folders("photos", HOW)
+    kept: dict[str, Any] = {"name": "cifar10-resnet20", "arguments": {"num_classes": 5}}
+    names = tuple(reversed(test.classes))
+    ftwt.save_pretrained(network, "named", classes=names, preprocessing=HOW, **kept)
+    right = [names[k] == test.classes[y] for k, y in zip(
+        guesses(network, pixels(test)), test.labels.tolist(), strict=True)]  # fmt: skip
+    told = Told(capsys, "evaluate", "named", *unlabelled, "--json")
+    assert json.loads(told.out)["top1"] == pytest.approx(np.mean(right))
+    ftwt.save_pretrained(network, "others", classes=tuple("abcde"), preprocessing=HOW, **kept)
+    with pytest.warns(UserWarning, match="saved for a, b, c, d, e, the images are of blue-checks,"):
+        Told(capsys, "evaluate", "others", *unlabelled)
+
+
+def test_of_few_images_all_are_fitted_to_or_judge(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    Path("nets.py").write_text(
+        "from torch import nn\ndef few():\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), "
+        "nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))\n"
+    )
+    torch.save(network.state_dict(), "few.pth")
+    mix(Path("photos", "train"))
+    for path in list(Path("photos", "train").iterdir())[25:]:
+        path.unlink()
+    told = Told(
+        capsys, "prune", "nets:few", "--weights", "few.pth", "--size", "32", "--mean", *3 * ["0.5"],
+        "--std", *3 * ["0.2"], "--dataset", "folder", "--data-root", "photos", "--workers", "0",
+        "--reduction", "0.2", "--gates", "static", "--output", "runs/few",
+    )  # fmt: skip
+    assert told.status == 0, told.err
+    values = read_json("runs/few/prune.json")["pruned"]
+    assert (values["images"], values["judged"]) == (20, 5)
+
+
+def test_a_folder_by_class_that_is_not_said_to_be_one_is_told(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("could not download it")
+
+    monkeypatch.setattr(splits.data, "load", unreachable)
+    given = ("estimate", "cifar10-resnet20", "--data-root")
+    assert Told(capsys, *given, "photos").err.endswith("in photos? Then --dataset folder\n")
+    assert Told(capsys, *given, "runs").err.endswith("could not download it\n")

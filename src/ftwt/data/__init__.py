@@ -7,6 +7,7 @@ from .decoding import FileBatches as FileBatches
 from .epochs import Epochs as Epochs
 from .folder import ImageFiles as ImageFiles
 from .folder import folder_classes as folder_classes
+from .folder import has_layout as has_layout
 from .folder import image_folders as image_folders
 from .images import Images as Images
 from .images import hold_out as hold_out

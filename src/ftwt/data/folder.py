@@ -78,12 +78,14 @@ def image_folders(
     Args:
         root: the folder that holds `train` and `val`; by default $FTWT_DATA_ROOT, or else `data`.
         how: what becomes of them, as the network expects it.
-        names: what to call ImageNet's classes instead of n01440764 and so on, if they are these.
+        names: of the network's outputs, in their order. If the folders have these names, labels
+            number them so; ImageNet's folders, n01440764 and so on, are called by them.
 
     Returns:
         The training files, and those of `val`, the test split; labels number the folders by name,
-        and are -1 where `train` has none. Both are in a mixed order, always the same, so that the
-        first ones, by which estimates and benchmarks judge, are of all classes.
+        and are -1 where `train` has none. Hidden files and folders are left out. Both splits are in
+        a mixed order, always the same, so that the first ones, by which estimates and benchmarks
+        judge, are of all classes.
 
     Raises:
         FileNotFoundError: there is no such folder, or no `train` or `val` in it.
@@ -91,6 +93,8 @@ def image_folders(
         ImportError: torchvision is not installed.
     """
     classes = folder_classes(root)
+    if sorted(names) == list(classes):
+        classes = tuple(names)
     both = []
     for part in (TRAIN, TEST):
         folder = data_folder(root) / part
@@ -102,33 +106,41 @@ def image_folders(
             name=folder.name,
             how=how,
         )
-        _warn_of_others(folder, len(files))
+        _warn_of_others(folder)
         order = np.random.default_rng(0).permutation(len(files))
         both.append(files.select(torch.from_numpy(order)))
     return both[0], both[1]
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
 def _is_picture(path: str) -> bool:
-    return path.lower().endswith(SUFFIXES)
+    return path.lower().endswith(SUFFIXES) and not _is_hidden(os.path.basename(path))
 
 
 def _by_class(folder: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """The pictures in the folders of a folder, and which folder each is in."""
-    listed = import_vision("torchvision.datasets").ImageFolder(
-        folder, allow_empty=True, is_valid_file=_is_picture
+    """The pictures in the folders of a folder, and the label of each."""
+    listed: list[tuple[str, int]] = import_vision("torchvision.datasets").ImageFolder.make_dataset(
+        str(folder),
+        {name: label for label, name in enumerate(classes)},
+        is_valid_file=_is_picture,
+        allow_empty=True,
     )
-    counts = Counter(listed.targets)
+    counts = Counter(label for _, label in listed)
     for label, name in enumerate(classes):
         if not counts[label]:
             known = ", ".join(SUFFIXES)
-            raise ValueError(f"no images in {folder / name} (of {known}); put some there")
-    samples: list[tuple[str, int]] = listed.samples
-    return samples
+            raise ValueError(
+                f"no images in {folder / name} (of {known}); put some there{_or_loose(folder)}"
+            )
+    return listed
 
 
 def _folders(folder: Path) -> set[str]:
     with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_dir()}
+        return {entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)}
 
 
 def _loose(folder: Path) -> list[tuple[str, int]]:
@@ -138,22 +150,36 @@ def _loose(folder: Path) -> list[tuple[str, int]]:
     return [(path, UNKNOWN) for path in sorted(paths)]
 
 
-def _warn_of_others(folder: Path, listed: int) -> None:
+def _or_loose(folder: Path) -> str:
+    """What else may be meant where pictures lie beside folders."""
+    if folder.name != TRAIN or not (loose := len(_loose(folder))):
+        return ""
+    return f"; or are the {loose:,} pictures in {folder} without labels? Then take its folders away"
+
+
+def _others(folder: Path) -> str:
+    """How many files are no pictures, by their suffix."""
+    found: Counter[str] = Counter()
+    for _, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        others = (name for name in names if not _is_hidden(name) and not _is_picture(name))
+        found.update(Path(name).suffix.lower() or name for name in others)
+    return ", ".join(f"{kind} ({count:,})" for kind, count in found.most_common(5))
+
+
+def _warn_of_others(folder: Path) -> None:
     """Name the files that are left out, where there are any."""
-    files = [
-        file for _, _, names in os.walk(folder, followlinks=True) for file in names
-        if not file.startswith(".")
-    ]  # fmt: skip
-    if len(files) == listed:
-        return
-    others = Counter(Path(file).suffix.lower() or file for file in files if not _is_picture(file))
-    if others:
-        told = ", ".join(f"{kind} ({count:,})" for kind, count in others.most_common(5))
-        warnings.warn(f"{folder}: files that are no pictures are left out: {told}", stacklevel=3)
-    if loose := len(files) - others.total() - listed:
+    if others := _others(folder):
+        warnings.warn(f"{folder}: files that are no pictures are left out: {others}", stacklevel=3)
+    if _folders(folder) and (loose := len(_loose(folder))):
         warnings.warn(
-            f"{folder}: {loose:,} pictures lie in no class's folder and are left out", stacklevel=3
+            f"{folder}: pictures in no class's folder are left out: {loose:,}", stacklevel=3
         )
+
+
+def has_layout(root: str | os.PathLike[str] | None) -> bool:
+    """Whether a folder looks like one of images: it holds `train` and `val`."""
+    return all((data_folder(root) / part).is_dir() for part in (TRAIN, TEST))
 
 
 def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:
@@ -169,7 +195,13 @@ def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}; {LAYOUT} (--data-root ROOT)")
         found[part] = _folders(folder)
-        if not found[part] and (part == TEST or not _loose(folder)):
+        if part == TRAIN and not found[part] and not _loose(folder):
+            others = _others(folder)
+            raise ValueError(
+                f"{folder} has neither folders, one for each class, nor pictures "
+                f"({', '.join(SUFFIXES)}); {f'it has {others}; ' if others else ''}{LAYOUT}"
+            )
+        if part == TEST and not found[part]:
             raise ValueError(f"{folder} has no folders, one for each class; {LAYOUT}")
     train, test = found[TRAIN], found[TEST]
     if train and train != test:
@@ -180,7 +212,7 @@ def folder_classes(root: str | os.PathLike[str] | None) -> tuple[str, ...]:
                 told.append(f"only {part} has {shown}")
         raise ValueError(
             f"{data_folder(root)}: {TRAIN} has {len(train)} classes, {TEST} {len(test)}, and they "
-            f"must be the same: {'; '.join(told)}"
+            f"must be the same: {'; '.join(told)}{_or_loose(data_folder(root) / TRAIN)}"
         )
     return tuple(sorted(test))
 

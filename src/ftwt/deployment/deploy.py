@@ -14,6 +14,7 @@ import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from ..config import DataConfig
+from ..data import folder_classes
 from ..exporting.export import IMAGES, Exported, export
 from ..files.pictures import SUFFIX
 from ..lowering.compile import Precision, compile
@@ -166,15 +167,18 @@ def deploy(
         held = calibration(data, source=source, images=calibrate)
         options |= {"precision": precision, "calibrate": held}
     made = compile(network, example, engine=engine, threads=threads, **options)
-    notes = _notes(source, data)
-    made.save(path, classes=source.classes, notes=notes)
-    program = made.program.described(source.classes, notes)
+    notes, classes = _notes(source, data), source.classes
+    outputs = made.program.maps[made.program.output][0]
+    if len(classes) != outputs and data.dataset == "folder":  # whose folders may name them
+        classes = folder_classes(data.data_root)
+    made.save(path, classes=classes, notes=notes)
+    program = made.program.described(classes, notes)
     return Deployed(
         path=os.fspath(path),
         network=source.given,
         size_bytes=os.path.getsize(path),
         input_shape=program.maps[0],
-        outputs=program.maps[program.output][0],
+        outputs=outputs,
         classes=bool(program.classes),
         prepared=PREPROCESSING in program.notes,
         gates=len(program.gates),

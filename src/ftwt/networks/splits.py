@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -80,18 +81,26 @@ def load_splits(
         if labels and not has_labels(both[0]):
             raise ValueError(
                 f"images in {Path(both[0].paths[0]).parent} have no labels, which only folders by "
-                f"class tell: {LAYOUT}; pruning and estimates do without"
+                f"class tell: {LAYOUT}; training, and evaluation on them, need labels, `ftwt "
+                "prune` without --epochs does not"
             )
         fit, held = data.hold_out(both[0], count=config.validation, seed=config.split_seed)
         test = both[1]
         batches = partial(data.FileBatches, workers=min(config.workers, cores()))
         size = FOLDER_BATCH
     else:
-        with state.local_main_process_first():  # which downloads, if need be
-            whole = [
-                data.load(config.dataset, config.data_root, train=train, download=True)
-                for train in (True, False)
-            ]
+        try:
+            with state.local_main_process_first():  # which downloads, if need be
+                whole = [
+                    data.load(config.dataset, config.data_root, train=train, download=True)
+                    for train in (True, False)
+                ]
+        except ConnectionError as error:
+            if not data.has_layout(config.data_root):
+                raise
+            raise ConnectionError(
+                f"{error}; or are the images those in {config.data_root}? Then --dataset folder"
+            ) from error
         if config.mean is not None and config.std is not None:
             whole = [replace(images, mean=config.mean, std=config.std) for images in whole]
         elif source is not None and (how := source.stated) is not None:
@@ -118,8 +127,10 @@ def load_splits(
     )
 
 
-def check_classes(network: nn.Module, splits: Splits) -> None:
+def check_classes(network: nn.Module, splits: Splits, source: Source) -> None:
     """Refuse to tell how well a network knows classes that are not its own.
+
+    Warns where it was saved with other names for as many classes.
 
     Raises:
         ValueError: The images are of another number of classes than the network tells apart.
@@ -132,6 +143,16 @@ def check_classes(network: nn.Module, splits: Splits) -> None:
             f"the network tells {outputs} classes apart, the images are of {classes}; give images "
             "of its own classes, or train it on these"
         )
+    if source.saved.get("classes") and set(source.classes) != set(images.classes):
+        warnings.warn(
+            f"the network was saved for {_some(source.classes)}, the images are of "
+            f"{_some(images.classes)}: each is taken for the one at its place",
+            stacklevel=2,
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def described(source: Source, network: nn.Module, splits: Splits) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -178,21 +180,25 @@ def prune_named(
         if isinstance(network, DynamicModel):
             raise ValueError(f"{model} is pruned already; name a dense network")
         splits = load_splits(data, source=source, labels=epochs > 0)
-        check_classes(network, splits)
+        check_classes(network, splits, source)
         training = TrainConfig(epochs=max(1, epochs), lr=LR, distillation=1.0)
 
         def teach(made: DynamicModel) -> None:
             """Train a candidate, its weights and its gates; the budget is settled afterwards."""
             train(made, splits.train, splits.validation, training, teacher=network)
 
+        held_out: Epochs | None = splits.validation
+        fitted: Iterable[Any] = splits.plain
+        if len(splits.validation.images) < FEWEST:  # too few to judge: a fifth of all will
+            fitted, held_out = Joined(splits.plain, splits.validation), None
         pruned = prune(
             network,
-            splits.plain,
+            fitted,
             reduction=reduction,
             latency_ms=latency_ms,
             gates=gates,
             images=images,
-            held_out=splits.validation if len(splits.validation.images) >= FEWEST else None,
+            held_out=held_out,
             teach=teach if epochs else None,
             precision=precision,
         )
@@ -234,6 +240,16 @@ def prune_named(
         write_json(folder / PRUNED, result.to_json())
         write_report([folder], folder / PAGE)
     return result
+
+
+class Joined:
+    """Batches, and then others."""
+
+    def __init__(self, *parts: Epochs) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(*self.parts)
 
 
 def _accuracy(engine: Engine, batches: Epochs) -> float:

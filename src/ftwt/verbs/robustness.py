@@ -118,8 +118,8 @@ class RobustnessCommand:
         dataset, mean, std = kinds.pop() if kinds else (self.dataset or "cifar10", None, None)
         if dataset == "folder":
             raise ValueError(
-                "the run's own images lie in a folder, and are not of 32x32 pixels as CIFAR-10-C's "
-                "are; name --dataset cifar10 or cifar100"
+                "corruptions are of CIFAR's test images; for a network of images that lie in a "
+                "folder, name --dataset cifar10 or cifar100"
             )
         return DataConfig(dataset=dataset, data_root=self.data_root or root, mean=mean, std=std)  # type: ignore[arg-type]
 

@@ -112,7 +112,7 @@ class EvaluateCommand:
         source = named(self.model, self.weights)
         network = source.load(passes=True)
         splits = load_splits(self.data, source=source, labels=self.split == "validation")
-        check_classes(network, splits)
+        check_classes(network, splits, source)
         result = evaluate(
             network,
             getattr(splits, self.split),
