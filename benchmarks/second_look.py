@@ -38,7 +38,7 @@ from ftwt.pruning.second_look import opened
 
 OUTPUT = Path("results/second-look")
 FIXED, REPAIRED = "greedy", WAYS[2]
-LEAST = 0.01  # of the MACs, that a first pass must save beyond the average: else nothing looks again
+LEAST = 0.01  # of the MACs that a first pass must save beyond the average, for second looks
 Pass = tuple[Tensor, Tensor]  # outputs (N, classes) and executed MACs (N,)
 
 
