@@ -25,7 +25,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from ftwt.fitting.masks import fixed_masks
 from ftwt.fitting.mixed import mix
 from ftwt.graph.inputs import images_of
 from ftwt.pruning.dynamic import DynamicModel
-from ftwt.runs.candidates import gated, hold, nearness
+from ftwt.runs.candidates import Refused, gated, hold, nearness, refusals
 
 OUTPUT = Path("results/repair")
 OURS = ("static", "greedy", "dynamic", "mixed")
@@ -108,27 +108,44 @@ def compare(
         ways = [how for how in ways if how != WAYS[1]]
     ours: dict[str, Scored] = {}
     for kind in kinds:
-        network = None
+        make = cache(partial(candidate, kind, subject, reduction))  # once, for all ways
         for how in ways:
-            name = f"{reduction}-{kind}-{how}"
-            found = kept.read(name, subject.test)
-            if found is None:
-                try:
-                    network = network or candidate(kind, subject, reduction).eval()
-                except ValueError as wrong:  # no gate wins, or predictors cost more than the budget
-                    yield {"kind": RIVALS.get(kind, kind), "refused": str(wrong)}
-                    break
-                began = time.perf_counter()
-                scored = score(change(how, network, subject, reduction), subject.test)
-                told = {"seconds": round(time.perf_counter() - began, 1)}
-                kept.write(name, scored, told)
-            else:
-                scored, told = found
+            try:
+                scored, told = made_or_kept(kind, how, make, subject, reduction, kept)
+            except Refused as wrong:  # no gate wins, or predictors cost more than the budget
+                yield {"kind": RIVALS.get(kind, kind), "refused": str(wrong)}
+                break
             yield {"kind": RIVALS.get(kind, kind), "weights": how, **means(scored), **told}
             if how == WAYS[2] and kind in OURS:
                 ours[kind] = scored
     if ours:
         yield {"kind": "auto", "weights": WAYS[2], **chosen(subject, ours)}
+
+
+def made_or_kept(
+    kind: str,
+    how: str,
+    make: Callable[[], DynamicModel],
+    subject: Subject,
+    reduction: float,
+    kept: Kept,
+) -> tuple[Scored, dict[str, Any]]:
+    """The candidate that `make` gives in one of the ways, and how long that took; or as kept.
+
+    Raises:
+        Refused: There is no such candidate.
+    """
+    name = f"{reduction}-{kind}-{how}"
+    found = kept.read(name, subject.test)
+    if found is not None:
+        return found
+    with refusals():
+        network = make().eval()
+    began = time.perf_counter()
+    scored = score(change(how, network, subject, reduction), subject.test)
+    told = {"seconds": round(time.perf_counter() - began, 1)}
+    kept.write(name, scored, told)
+    return scored, told
 
 
 def chosen(subject: Subject, ours: Mapping[str, Scored]) -> dict[str, Any]:

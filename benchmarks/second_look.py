@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import subjects
 import torch
-from outputs import Kept, score
-from repair import WAYS, candidate, change
+from outputs import Kept
+from repair import WAYS, candidate, made_or_kept
 from subjects import Subject
 from torch import Tensor
 
@@ -35,9 +36,10 @@ from ftwt.files.provenance import Start, provenance
 from ftwt.fitting.second_look import Seen, see
 from ftwt.networks.sources import resolve
 from ftwt.pruning.second_look import opened
+from ftwt.runs.candidates import Refused
 
 OUTPUT = Path("results/second-look")
-FIXED, REPAIRED = "greedy", WAYS[2]
+FIXED = "greedy"
 LEAST = 0.01  # of the MACs that a first pass must save beyond the average, for second looks
 Pass = tuple[Tensor, Tensor]  # outputs (N, classes) and executed MACs (N,)
 
@@ -95,19 +97,14 @@ def firsts(
     kept = Kept(given.outputs, f"{subject.name}-{subject.images}-seed{given.seed}", commit)
     for cut in sorted({*given.firsts, *given.averages}):
         for kind in (FIXED, "mixed") if cut in given.firsts else (FIXED,):
-            name, told = f"{cut}-{kind}-{REPAIRED}", {"kind": kind, "cut": cut}
-            found = kept.read(name, subject.test)
-            if found is None:
-                try:
-                    made = candidate(kind, subject, cut)
-                except ValueError as wrong:  # no gate wins
-                    print(f"{told}: {wrong}", flush=True)
-                    continue
-                scored = score(change(REPAIRED, made, subject, cut), subject.test)
-                kept.write(name, scored, {})
-            else:
-                scored, more = found
-                told["fitted_at"] = more["fitted_at"]
+            try:
+                make = partial(candidate, kind, subject, cut)
+                scored, more = made_or_kept(kind, WAYS[2], make, subject, cut, kept)
+            except Refused as wrong:  # no gate wins
+                print(f"{kind}, {cut}: {wrong}", flush=True)
+                continue
+            told = {"kind": kind, "cut": cut}
+            told |= {"fitted_at": more["fitted_at"]} if "fitted_at" in more else {}
             yield told, (scored.outputs, (1 - scored.saved) * whole)
 
 
